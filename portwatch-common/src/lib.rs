@@ -1,0 +1,156 @@
+//! The wire between portwatch's kernel side and its agent: the record that goes through the ring
+//! buffer, the shape of the watched map, and the names of maps and globals.
+
+#![no_std]
+
+use bytemuck::{Pod, Zeroable};
+
+/// Ports from here up are never watched: 0-1023 are the system ports (RFC 6335 section 6).
+pub const SYSTEM_PORTS: u32 = 1024;
+
+/// `IPPROTO_TCP`.
+pub const PROTOCOL_TCP: u8 = 6;
+/// `IPPROTO_UDP`.
+pub const PROTOCOL_UDP: u8 = 17;
+/// `IPPROTO_UDPLITE`.
+pub const PROTOCOL_UDPLITE: u8 = 136;
+
+/// `AF_INET`.
+pub const FAMILY_IPV4: u8 = 2;
+/// `AF_INET6`.
+pub const FAMILY_IPV6: u8 = 10;
+
+/// Names of the maps and read-only globals, as they stand in the eBPF object.
+pub mod names {
+    /// The ring buffer that carries [`Report`](super::Report)s.
+    pub const RING: &str = "RING";
+    /// Per-CPU array of one `u64`: reports that found the ring full.
+    pub const LOST: &str = "LOST";
+    /// Array of [`SYSTEM_PORTS`](super::SYSTEM_PORTS) `u32`: the
+    /// [`watch_bit`](super::watch_bit)s of each port.
+    pub const WATCHED: &str = "WATCHED";
+    /// `u8`: whether `sock_ops` programs may ask for the current task (not before Linux 6.18).
+    pub const SOCK_OPS_TASK: &str = "SOCK_OPS_TASK";
+    /// `u8`: whether `sock_ops` programs may ask for the netns cookie (not on Linux 5.10).
+    pub const SOCK_OPS_NETNS: &str = "SOCK_OPS_NETNS";
+}
+
+/// The bit that stands for an IP protocol number in the watched map; 0 for one that is never watched.
+#[inline(always)]
+#[must_use]
+pub const fn watch_bit(protocol: u8) -> u32 {
+    match protocol {
+        PROTOCOL_TCP => 1,
+        PROTOCOL_UDP => 1 << 1,
+        PROTOCOL_UDPLITE => 1 << 2,
+        _ => 0,
+    }
+}
+
+/// What happened to the socket: the values of [`Report::kind`].
+pub mod kind {
+    /// The kernel accepted a bind.
+    pub const BIND: u8 = 1;
+    /// A TCP socket began to listen.
+    pub const LISTEN: u8 = 2;
+    /// A handshake on a listener completed.
+    pub const ACCEPT: u8 = 3;
+    /// A TCP socket on a watched port began to connect outwards.
+    pub const CONNECT: u8 = 4;
+    /// The socket left the port.
+    pub const CLOSE: u8 = 5;
+}
+
+/// Which optional parts of a [`Report`] the kernel filled: bits of [`Report::known`].
+pub mod known {
+    /// `tgid`, `tid`, `uid`, `gid`, `comm` and `cgroup_id` are the acting task's.
+    pub const TASK: u8 = 1;
+    /// `netns_cookie` is set.
+    pub const NETNS: u8 = 1 << 1;
+    /// `remote_address` and `remote_port` are set.
+    pub const REMOTE: u8 = 1 << 2;
+}
+
+/// One event as the kernel side writes it into the ring buffer, in the host's byte order but for
+/// the addresses. Without padding, so that every byte is written before it is submitted.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct Report {
+    /// `CLOCK_MONOTONIC` nanoseconds (`bpf_ktime_get_ns`).
+    pub time_ns: u64,
+    /// Socket cookie, the listener's on an accept; 0 when the kernel side does not know it.
+    pub cookie: u64,
+    /// Cookie of the socket's network namespace.
+    pub netns_cookie: u64,
+    /// Id of the task's cgroup in the v2 hierarchy.
+    pub cgroup_id: u64,
+    /// Process id (thread group id) in the initial pid namespace.
+    pub tgid: u32,
+    /// Thread id in the initial pid namespace.
+    pub tid: u32,
+    /// Real user id in the initial user namespace.
+    pub uid: u32,
+    /// Real group id in the initial user namespace.
+    pub gid: u32,
+    /// Network byte order; an IPv4 address takes the first four bytes, the rest is zero.
+    pub local_address: [u8; 16],
+    /// As `local_address`.
+    pub remote_address: [u8; 16],
+    /// Host byte order.
+    pub local_port: u16,
+    /// Host byte order.
+    pub remote_port: u16,
+    /// One of [`kind`].
+    pub kind: u8,
+    /// [`FAMILY_IPV4`] or [`FAMILY_IPV6`]: the socket's.
+    pub family: u8,
+    /// IP protocol number.
+    pub protocol: u8,
+    /// Bits of [`known`].
+    pub known: u8,
+    /// The thread's name, padded with NULs.
+    pub comm: [u8; 16],
+}
+
+const _: () = assert!(size_of::<Report>() == 104 && align_of::<Report>() == 8);
+
+#[cfg(test)]
+mod tests {
+    use core::mem::offset_of;
+
+    use super::*;
+
+    #[test]
+    fn the_layout_is_the_wire_format() {
+        let offsets = [
+            (offset_of!(Report, time_ns), 0),
+            (offset_of!(Report, cookie), 8),
+            (offset_of!(Report, netns_cookie), 16),
+            (offset_of!(Report, cgroup_id), 24),
+            (offset_of!(Report, tgid), 32),
+            (offset_of!(Report, tid), 36),
+            (offset_of!(Report, uid), 40),
+            (offset_of!(Report, gid), 44),
+            (offset_of!(Report, local_address), 48),
+            (offset_of!(Report, remote_address), 64),
+            (offset_of!(Report, local_port), 80),
+            (offset_of!(Report, remote_port), 82),
+            (offset_of!(Report, kind), 84),
+            (offset_of!(Report, family), 85),
+            (offset_of!(Report, protocol), 86),
+            (offset_of!(Report, known), 87),
+            (offset_of!(Report, comm), 88),
+        ];
+        for (actual, wire) in offsets {
+            assert_eq!(actual, wire);
+        }
+        assert_eq!(size_of::<Report>(), 104);
+    }
+
+    #[test]
+    fn every_watched_protocol_has_a_bit_of_its_own() {
+        let bits = [PROTOCOL_TCP, PROTOCOL_UDP, PROTOCOL_UDPLITE].map(watch_bit);
+        assert_eq!(bits.iter().fold(0, |all, bit| all | bit).count_ones(), 3);
+        assert_eq!(watch_bit(1), 0);
+    }
+}

@@ -1,0 +1,193 @@
+//! What the operator reads. The JSON form is described by docs/alert.schema.json.
+
+use std::{fmt, net::IpAddr, rc::Rc};
+
+use jiff::{Timestamp, civil::Date};
+use serde::{Serialize, Serializer};
+
+use crate::{
+    event::{EventKind, Transport},
+    printable::Printable,
+    process::Process,
+    registry::{Basis, Status, Verdict},
+};
+
+/// How much it matters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Severity {
+    /// Something holds the port but does not receive, or left it.
+    Notice,
+    /// Something can receive on the port.
+    Warning,
+    /// Somebody from elsewhere connected to it.
+    Critical,
+}
+
+impl Severity {
+    /// The name in the output.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Notice => "notice",
+            Self::Warning => "warning",
+            Self::Critical => "critical",
+        }
+    }
+}
+
+/// How portwatch came to know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Origin {
+    /// The kernel reported it as it happened.
+    Live,
+}
+
+/// The IP version of the addresses in an alert.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Family {
+    /// IPv4, also when it came through an IPv6 socket.
+    Ipv4,
+    /// IPv6.
+    Ipv6,
+}
+
+impl From<IpAddr> for Family {
+    fn from(address: IpAddr) -> Self {
+        if address.is_ipv4() { Self::Ipv4 } else { Self::Ipv6 }
+    }
+}
+
+/// The other end of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Peer {
+    /// Its address; an IPv4-mapped one is given as IPv4.
+    pub address: IpAddr,
+    /// Its port.
+    pub port: u16,
+}
+
+/// The registry's word, as an alert quotes it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct RegistryWord {
+    /// The status.
+    pub status: Status,
+    /// The ports of the registry's row, `954-988`, when that names more than one.
+    pub range: Option<String>,
+    /// The first service name, if there is one.
+    pub service: Option<Printable>,
+    /// Whether a row or a rule says so.
+    pub basis: Basis,
+    /// The registry's date.
+    pub as_of: Option<Date>,
+}
+
+impl RegistryWord {
+    /// Quotes `verdict` of the registry of `as_of`.
+    #[must_use]
+    pub fn new(verdict: &Verdict, as_of: Option<Date>) -> Self {
+        Self {
+            status: verdict.status,
+            range: verdict.range.map(|(first, last)| format!("{first}-{last}")),
+            service: verdict.services.first().cloned(),
+            basis: verdict.basis,
+            as_of,
+        }
+    }
+}
+
+impl fmt::Display for RegistryWord {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.status.name())?;
+        let mut details: Vec<String> = Vec::new();
+        details.extend(self.service.as_ref().map(ToString::to_string));
+        details.extend(self.range.clone());
+        if self.basis == Basis::OtherTransport {
+            details.push("RFC 6335 7.2".into());
+        }
+        details.extend(self.as_of.map(|date| format!("IANA {date}")));
+        if details.is_empty() {
+            return Ok(());
+        }
+        write!(f, " ({})", details.join(", "))
+    }
+}
+
+/// The socket that the alert is about.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Socket {
+    /// Its cookie: the same in all alerts about it. An accept has its listener's.
+    pub cookie: Option<u64>,
+    /// Inode of its network namespace, as `/proc/PID/ns/net` shows it.
+    pub netns: Option<u64>,
+}
+
+/// One line for the operator. What is not known is None, never guessed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Alert {
+    /// Version of this form.
+    pub schema: u32,
+    /// When it happened, by the host's clock.
+    #[serde(serialize_with = "nanoseconds")]
+    pub time: Timestamp,
+    /// The host's name.
+    pub host: Printable,
+    /// What happened.
+    pub event: EventKind,
+    /// How much it matters.
+    pub severity: Severity,
+    /// How portwatch came to know.
+    pub origin: Origin,
+    /// The port; None on a loss.
+    pub port: Option<u16>,
+    /// The transport; None on a loss.
+    pub transport: Option<Transport>,
+    /// The IP version of `address`.
+    pub family: Option<Family>,
+    /// The local address.
+    pub address: Option<IpAddr>,
+    /// The other end, on accept and connect.
+    pub peer: Option<Peer>,
+    /// The registry's word on (port, transport).
+    pub registry: Option<RegistryWord>,
+    /// The socket.
+    pub socket: Socket,
+    /// Who did it; on accept and close, who holds the socket's occupancy.
+    pub process: Option<Rc<Process>>,
+    /// On a loss, how many reports were lost.
+    pub lost: Option<u64>,
+}
+
+/// The value of [`Alert::schema`].
+pub const SCHEMA: u32 = 1;
+
+impl Alert {
+    /// The alert for `count` reports that found the ring full.
+    #[must_use]
+    pub fn loss(count: u64, host: Printable) -> Self {
+        Self {
+            schema: SCHEMA,
+            time: Timestamp::now(),
+            host,
+            event: EventKind::Loss,
+            severity: Severity::Warning,
+            origin: Origin::Live,
+            port: None,
+            transport: None,
+            family: None,
+            address: None,
+            peer: None,
+            registry: None,
+            socket: Socket::default(),
+            process: None,
+            lost: Some(count),
+        }
+    }
+}
+
+/// RFC 3339 in UTC with all nine digits, so that lines sort as text.
+fn nanoseconds<S: Serializer>(time: &Timestamp, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(&format_args!("{time:.9}"))
+}

@@ -1,0 +1,221 @@
+//! The command line.
+
+use std::{
+    io::{self, Write as _},
+    path::PathBuf,
+    process::ExitCode,
+};
+
+use anyhow::Result;
+use clap::{Args, Parser, Subcommand};
+use jiff::civil::Date;
+
+use crate::{
+    event::Transport,
+    exit::{self, Exit, UsageError},
+    explain::{PortSpec, explain},
+    output::{FormatName, StdoutGone},
+    policy::Policy,
+    registry::{self, Registry, Status},
+    run, sensor,
+};
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  done; stopped by SIGINT or SIGTERM
+  1  any other failure
+  2  arguments that make no sense
+  3  not root, or a capability is missing
+  4  the kernel cannot do it or refused
+  5  an input file is missing or malformed
+  6  nobody reads stdout any more";
+
+/// Tells, within a millisecond, what has taken a system port (0-1023) that IANA has not assigned
+///
+/// Alerts go to stdout, one line each; everything else goes to stderr. Without a command,
+/// portwatch runs the monitor.
+#[derive(Debug, Parser)]
+#[command(version, after_help = EXIT_CODES, args_conflicts_with_subcommands = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    run: RunArgs,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Watch this host and print an alert for each event on a watched port (needs root)
+    #[command(after_help = EXIT_CODES)]
+    Run(RunArgs),
+    /// Say what the registry says of a port, and what holds it on this host now
+    Explain {
+        /// The port, with or without transport: 976, 443/udp
+        #[arg(value_name = "PORT[/TRANSPORT]")]
+        port: PortSpec,
+        #[command(flatten)]
+        registry: RegistryArgs,
+    },
+    /// Show the date and the counts of the registry, or what another one would change
+    Registry {
+        /// Show what this newer IANA CSV would change
+        #[arg(long, value_name = "FILE")]
+        diff: Option<PathBuf>,
+        /// Print the compact table that the source tree embeds
+        #[arg(long, conflicts_with = "diff", hide = true)]
+        table: bool,
+        #[command(flatten)]
+        registry: RegistryArgs,
+    },
+}
+
+#[derive(Debug, Args)]
+struct RunArgs {
+    /// How alerts are written
+    #[arg(long, value_enum, default_value_t)]
+    format: FormatName,
+    /// Alert on assigned ports too
+    #[arg(long)]
+    all: bool,
+    /// Size of the ring buffer between kernel and agent: a power of two, at least a page
+    ///
+    /// A report takes 112 bytes. Reports that find the buffer full are lost, and a `loss` alert
+    /// says how many.
+    #[arg(long, value_name = "BYTES", default_value_t = 1 << 20)]
+    ring_size: u32,
+    /// Watch only this cgroup and those below it
+    ///
+    /// A folder in the cgroup v2 hierarchy. By default all of the host is watched, wherever the
+    /// hierarchy is mounted.
+    #[arg(long, value_name = "PATH")]
+    cgroup: Option<PathBuf>,
+    #[command(flatten)]
+    registry: RegistryArgs,
+}
+
+#[derive(Debug, Args)]
+struct RegistryArgs {
+    /// Use IANA's service-names-port-numbers.csv of any year instead of the built-in registry
+    #[arg(long, value_name = "FILE")]
+    registry: Option<PathBuf>,
+    /// The date of that file; by default the newest date in it
+    #[arg(long, value_name = "YYYY-MM-DD", requires = "registry")]
+    registry_as_of: Option<Date>,
+}
+
+impl RegistryArgs {
+    fn read(&self) -> Result<Registry> {
+        let Some(path) = &self.registry else { return Ok(Registry::embedded()?) };
+        let registry = Registry::from_csv(path, self.registry_as_of)?;
+        let unnamed = registry.unnamed_ports();
+        if unnamed > 0 {
+            say(&format!(
+                "{}: names no row for {unnamed} system ports, which count as unassigned; \
+                 is the file whole?",
+                path.display()
+            ));
+        }
+        Ok(registry)
+    }
+}
+
+/// Runs the command that the arguments name.
+#[must_use]
+pub fn main() -> ExitCode {
+    match dispatch(Cli::parse()) {
+        Ok(()) => Exit::Success.into(),
+        Err(error) => {
+            let quiet = error.downcast_ref::<StdoutGone>().is_some_and(StdoutGone::is_quiet);
+            if !quiet {
+                say(&format!("{error:#}"));
+            }
+            exit::of(&error).into()
+        }
+    }
+}
+
+fn dispatch(cli: Cli) -> Result<()> {
+    match cli.command.unwrap_or(Command::Run(cli.run)) {
+        Command::Run(args) => {
+            let registry = args.registry.read()?;
+            let options = run::Options {
+                format: args.format,
+                policy: Policy { all: args.all },
+                sensor: sensor::Options { ring_size: args.ring_size, cgroup: args.cgroup },
+            };
+            run::run(&options, registry)
+        }
+        Command::Explain { port, registry } => {
+            explain(port, &registry.read()?, &mut io::stdout().lock())
+        }
+        Command::Registry { diff, table, registry } => {
+            let text = show(&registry.read()?, diff, table)?;
+            Ok(io::stdout().lock().write_all(text.as_bytes()).map_err(StdoutGone::Io)?)
+        }
+    }
+}
+
+/// What `portwatch registry` prints.
+fn show(registry: &Registry, diff: Option<PathBuf>, table: bool) -> Result<String> {
+    use std::fmt::Write as _;
+
+    if table {
+        if registry.as_of().is_none() {
+            return Err(UsageError("the file has no date: give --registry-as-of".into()).into());
+        }
+        return Ok(registry::to_table(registry));
+    }
+    let date = |registry: &Registry| {
+        registry.as_of().map_or_else(|| "unknown date".into(), |date| date.to_string())
+    };
+    let mut text = String::new();
+    if let Some(path) = diff {
+        let newer = Registry::from_csv(&path, None)?;
+        let changes = registry::diff(registry, &newer);
+        for change in &changes {
+            writeln!(text, "{change}")?;
+        }
+        writeln!(text, "{} changes from {} to {}", changes.len(), date(registry), date(&newer))?;
+        return Ok(text);
+    }
+    writeln!(text, "IANA's port registry as of {}, ports 0-1023", date(registry))?;
+    write!(text, "{:<10}", "transport")?;
+    for status in Status::ALL {
+        write!(text, " {:>12}", status.name())?;
+    }
+    writeln!(text)?;
+    for transport in Transport::ALL {
+        write!(text, "{:<10}", transport.name())?;
+        for count in registry.counts(transport) {
+            write!(text, " {count:>12}")?;
+        }
+        writeln!(text)?;
+    }
+    Ok(text)
+}
+
+/// Tells the person at stderr, if there is one.
+pub fn say(text: &str) {
+    let _ = writeln!(io::stderr(), "portwatch: {text}");
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_bare_call_and_run_take_the_same_options() {
+        let bare = Cli::parse_from(["portwatch", "--format", "json", "--all"]);
+        assert!(bare.command.is_none() && bare.run.all);
+        let run = Cli::parse_from(["portwatch", "run", "--format", "json", "--all"]);
+        let Some(Command::Run(args)) = run.command else { panic!("not run") };
+        assert_eq!((args.all, args.format), (true, FormatName::Json));
+    }
+}

@@ -1,0 +1,56 @@
+//! How the process ends: the codes that the help text and the README document.
+
+use std::process::ExitCode;
+
+use crate::{output::StdoutGone, registry::ReadError, sensor::SensorError};
+
+/// Why the process ends, as its exit code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Exit {
+    /// Done, or stopped by SIGINT or SIGTERM.
+    Success = 0,
+    /// Something that has no code of its own.
+    Failure = 1,
+    /// Arguments that make no sense.
+    Usage = 2,
+    /// Not root, or a capability is missing.
+    Privilege = 3,
+    /// The kernel cannot do it or refused: no cgroup v2, too old, a program refused.
+    Kernel = 4,
+    /// An input file is missing or malformed.
+    Input = 5,
+    /// Nobody reads stdout any more.
+    Stdout = 6,
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(exit as u8)
+    }
+}
+
+/// An argument that clap could not judge.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct UsageError(pub String);
+
+/// The exit code that an error stands for.
+#[must_use]
+pub fn of(error: &anyhow::Error) -> Exit {
+    if error.is::<UsageError>() {
+        Exit::Usage
+    } else if error.is::<ReadError>() {
+        Exit::Input
+    } else if error.is::<StdoutGone>() {
+        Exit::Stdout
+    } else if let Some(error) = error.downcast_ref::<SensorError>() {
+        match error {
+            SensorError::Privilege { .. } => Exit::Privilege,
+            SensorError::RingSize { .. } => Exit::Usage,
+            _ => Exit::Kernel,
+        }
+    } else {
+        Exit::Failure
+    }
+}

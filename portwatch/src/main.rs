@@ -1,0 +1,7 @@
+//! The `portwatch` command.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    portwatch::cli::main()
+}

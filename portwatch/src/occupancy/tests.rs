@@ -1,0 +1,219 @@
+//! Events in, alerts out, on a host that exists only here.
+
+use std::net::SocketAddr;
+
+use jiff::Timestamp;
+
+use super::*;
+use crate::{alert::Severity, event::Task, registry::Status};
+
+/// A host on which every process but number 404 is still there.
+#[derive(Default)]
+struct PaperHost {
+    identified: Vec<u32>,
+}
+
+const GONE: u32 = 404;
+const NETNS_COOKIE: u64 = 77;
+const NETNS: u64 = 4_026_531_840;
+
+impl Host for PaperHost {
+    fn identify(&mut self, task: &Task) -> Process {
+        self.identified.push(task.pid);
+        let alive = task.pid != GONE;
+        Process {
+            pid: task.pid,
+            ppid: alive.then_some(1),
+            comm: Printable::from_bytes(&task.comm),
+            exe: alive.then(|| Printable::from("/usr/bin/nc")),
+            cmdline: None,
+            uid: task.uid,
+            user: None,
+            gid: task.gid,
+            cgroup: None,
+            unit: None,
+            container: None,
+        }
+    }
+
+    fn netns(&mut self, cookie: u64, pid: Option<u32>) -> Option<u64> {
+        (cookie == NETNS_COOKIE && pid.is_some()).then_some(NETNS)
+    }
+
+    fn is_own_address(&mut self, address: IpAddr) -> bool {
+        address.is_loopback() || address == IpAddr::from([10, 0, 0, 1])
+    }
+}
+
+fn occupancies() -> Occupancies<PaperHost> {
+    let registry = Registry::embedded().unwrap();
+    Occupancies::new(PaperHost::default(), registry, Printable::from("db1"))
+}
+
+/// An event on 976 of the socket with that cookie; `pid` 0 is a kernel that does not tell.
+fn event(kind: EventKind, cookie: u64, pid: u32) -> Event {
+    Event {
+        kind,
+        time: Timestamp::UNIX_EPOCH,
+        cookie: (cookie != 0).then_some(cookie),
+        netns_cookie: Some(NETNS_COOKIE),
+        transport: Transport::Tcp,
+        local: SocketAddr::from(([10, 0, 0, 1], 976)),
+        peer: None,
+        task: (pid != 0).then(|| Task { pid, uid: 0, gid: 0, comm: b"nc".to_vec() }),
+    }
+}
+
+fn accept(cookie: u64, peer: [u8; 4]) -> Event {
+    Event {
+        peer: Some(SocketAddr::from((peer, 40_000))),
+        ..event(EventKind::Accept, cookie, 0)
+    }
+}
+
+fn pid(alert: &Alert) -> Option<u32> {
+    alert.process.as_ref().map(|process| process.pid)
+}
+
+#[test]
+fn a_listeners_life_is_told_in_five_lines_with_one_cookie() {
+    use EventKind::{Accept, Bind, Close, Listen};
+    use Severity::{Critical, Notice, Warning};
+
+    let mut occupancies = occupancies();
+    let life = [
+        (event(Bind, 5, 812), Notice),
+        (event(Listen, 5, 812), Warning),
+        (accept(5, [127, 0, 0, 1]), Warning),
+        (accept(5, [10, 0, 0, 9]), Critical),
+        (accept(5, [10, 0, 0, 9]), Warning),
+        (event(Close, 5, 0), Notice),
+    ];
+    for (event, severity) in life {
+        let alert = occupancies.observe(&event);
+        assert_eq!((alert.event, alert.severity), (event.kind, severity));
+        assert_eq!(pid(&alert), Some(812), "{:?}", event.kind);
+        assert_eq!(alert.socket, Socket { cookie: Some(5), netns: Some(NETNS) });
+        assert_eq!(alert.peer.is_some(), event.kind == Accept);
+        assert_eq!(alert.registry.unwrap().status, Status::Unassigned);
+    }
+    assert!(occupancies.open.is_empty());
+}
+
+#[test]
+fn severity_follows_transport_and_event() {
+    use EventKind::{Bind, Close, Connect};
+    use Severity::{Notice, Warning};
+
+    let cases = [
+        (Transport::Udp, Bind, Warning),
+        (Transport::UdpLite, Bind, Warning),
+        (Transport::Tcp, Bind, Notice),
+        (Transport::Tcp, Connect, Notice),
+        (Transport::Udp, Close, Notice),
+    ];
+    for (transport, kind, severity) in cases {
+        let event = Event { transport, ..event(kind, 6, 1) };
+        let alert = occupancies().observe(&event);
+        assert_eq!(alert.severity, severity, "{transport:?} {kind:?}");
+        assert_eq!(alert.transport, Some(transport));
+    }
+}
+
+#[test]
+fn events_without_their_bind_say_what_they_know() {
+    use EventKind::{Accept, Close, Connect, Listen};
+
+    let cases = [
+        // (events, the pid on the last alert)
+        (vec![event(Listen, 5, 812)], Some(812)),
+        (vec![event(Connect, 5, 812), event(Close, 5, 0)], Some(812)),
+        (vec![event(Listen, 5, 0)], None),
+        (vec![event(Close, 5, 0)], None),
+        (vec![accept(5, [10, 0, 0, 9])], None),
+        (vec![accept(0, [10, 0, 0, 9])], None),
+        (vec![event(Listen, 5, 812), accept(0, [10, 0, 0, 9])], None),
+    ];
+    for (events, expected) in cases {
+        let mut occupancies = occupancies();
+        let alerts: Vec<Alert> = events.iter().map(|event| occupancies.observe(event)).collect();
+        let last = alerts.last().unwrap();
+        assert_eq!(pid(last), expected, "{events:?}");
+        assert_eq!(last.socket.cookie, events.last().unwrap().cookie);
+        if last.event == Accept {
+            assert_eq!(last.severity, Severity::Critical);
+        }
+    }
+}
+
+#[test]
+fn events_out_of_order_keep_their_process_and_leave_nothing_behind() {
+    use EventKind::{Bind, Close, Listen};
+
+    // The handshake completes on another CPU before listen() returns, or during close().
+    let mut occupancies = occupancies();
+    occupancies.observe(&event(Bind, 5, 812));
+    assert_eq!(pid(&occupancies.observe(&accept(5, [10, 0, 0, 9]))), Some(812));
+    let listen = occupancies.observe(&event(Listen, 5, 0));
+    assert_eq!(pid(&listen), Some(812));
+    occupancies.observe(&event(Close, 5, 0));
+    assert_eq!(pid(&occupancies.observe(&accept(5, [10, 0, 0, 9]))), Some(812));
+    assert!(occupancies.open.is_empty());
+
+    // A listener that was shut down can listen again.
+    assert_eq!(pid(&occupancies.observe(&event(Listen, 5, 0))), Some(812));
+    assert_eq!(occupancies.open.len(), 1);
+}
+
+#[test]
+fn the_one_who_listens_is_the_owner_unless_he_is_gone() {
+    use EventKind::{Bind, Listen};
+
+    let mut occupancies = occupancies();
+    occupancies.observe(&event(Bind, 5, 1));
+    assert_eq!(pid(&occupancies.observe(&event(Listen, 5, 812))), Some(812));
+    assert_eq!(pid(&occupancies.observe(&accept(5, [127, 0, 0, 1]))), Some(812));
+
+    let gone = occupancies.observe(&event(Bind, 6, GONE)).process.unwrap();
+    assert_eq!((gone.pid, &*gone.comm, &gone.exe), (GONE, "nc", &None));
+
+    // Seen alive at bind, gone at listen: what was seen stays.
+    let alive = Process { exe: Some(Printable::from("/x")), ..(*gone).clone() };
+    assert_eq!(fuller((*gone).clone(), Some(Rc::new(alive))).exe.as_deref(), Some("/x"));
+}
+
+#[test]
+fn the_first_reach_counts_per_listener_and_not_from_this_host() {
+    let mut occupancies = occupancies();
+    for cookie in [5, 6] {
+        occupancies.observe(&event(EventKind::Listen, cookie, 812));
+    }
+    let cases = [
+        (accept(5, [127, 0, 0, 1]), Severity::Warning),
+        (accept(5, [10, 0, 0, 1]), Severity::Warning),
+        (accept(5, [10, 0, 0, 9]), Severity::Critical),
+        (accept(5, [10, 0, 0, 8]), Severity::Warning),
+        (accept(6, [10, 0, 0, 8]), Severity::Critical),
+        // A listener from before the kernel side, once.
+        (accept(0, [10, 0, 0, 8]), Severity::Critical),
+        (accept(0, [10, 0, 0, 9]), Severity::Warning),
+    ];
+    for (event, severity) in cases {
+        let alert = occupancies.observe(&event);
+        assert_eq!(alert.severity, severity, "{:?} {:?}", event.cookie, event.peer);
+    }
+}
+
+#[test]
+fn what_is_kept_is_bounded() {
+    let mut occupancies = occupancies();
+    for cookie in 1..=OPEN as u64 + 10 {
+        occupancies.observe(&event(EventKind::Bind, cookie, 812));
+    }
+    assert_eq!(occupancies.open.len(), OPEN);
+    assert!(occupancies.open.contains_key(&(OPEN as u64 + 10)));
+    for cookie in 1..=OPEN as u64 + 10 {
+        occupancies.observe(&event(EventKind::Close, cookie, 0));
+    }
+    assert_eq!((occupancies.open.len(), occupancies.closed.len()), (0, CLOSED));
+}

@@ -1,0 +1,42 @@
+//! Writes alerts to stdout: one line each, at once.
+
+mod json;
+mod stdout;
+mod text;
+
+use clap::ValueEnum;
+
+pub use self::stdout::{Stdout, StdoutGone};
+use self::{json::Json, text::Text};
+use crate::alert::Alert;
+
+/// A form in which alerts are written.
+pub trait Format {
+    /// Appends the alert and a newline to `line`; neither the alert's text nor anything else in
+    /// it can hold another newline.
+    fn write(&self, alert: &Alert, line: &mut Vec<u8>);
+}
+
+/// The forms that `--format` knows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum FormatName {
+    /// One readable line per alert, coloured on a terminal
+    #[default]
+    Text,
+    /// One JSON object per line; docs/alert.schema.json describes it
+    Json,
+}
+
+impl FormatName {
+    /// The form of that name. `colour` is for a terminal.
+    #[must_use]
+    pub fn format(self, colour: bool) -> Box<dyn Format> {
+        match self {
+            Self::Text => Box::new(Text { colour }),
+            Self::Json => Box::new(Json),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,160 @@
+//! Stdout, written without ever blocking the agent: a reader that stalls must not keep it from
+//! reading the ring buffer's news or from stopping when told to.
+
+use std::{
+    io::{self, ErrorKind, IsTerminal as _},
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
+};
+
+use nix::{
+    errno::Errno,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+};
+use tokio::io::{Interest, unix::AsyncFd};
+
+/// Stdout takes no more.
+#[derive(Debug, thiserror::Error)]
+pub enum StdoutGone {
+    /// Writing failed; with [`ErrorKind::BrokenPipe`] when the reader went away.
+    #[error("stdout: {0}")]
+    Io(#[from] io::Error),
+    /// The reader took nothing for too long while the monitor was to stop.
+    #[error("stdout: its reader stalled; {lines} alerts are not printed")]
+    Stalled {
+        /// Alerts that were made and not written.
+        lines: usize,
+    },
+}
+
+impl StdoutGone {
+    /// Whether the reader just went away, about which there is nobody to tell.
+    #[must_use]
+    pub fn is_quiet(&self) -> bool {
+        matches!(self, Self::Io(error) if error.kind() == ErrorKind::BrokenPipe)
+    }
+}
+
+/// A pipe that poll(2) calls writable takes this many bytes without blocking (pipe(7)).
+const CHUNK: usize = libc::PIPE_BUF;
+
+/// Stdout and what waits to be written to it.
+pub struct Stdout {
+    target: Target,
+    pending: Vec<u8>,
+}
+
+enum Target {
+    /// A pipe, a socket, a terminal: its reader can stall or go away.
+    Polled(AsyncFd<OwnedFd>),
+    /// A file: always ready.
+    Ready(OwnedFd),
+}
+
+impl Stdout {
+    /// Takes the process's stdout. To be called inside a tokio runtime.
+    ///
+    /// # Errors
+    ///
+    /// [`StdoutGone`] when there is none.
+    pub fn take() -> Result<Self, StdoutGone> {
+        let fd = io::stdout().as_fd().try_clone_to_owned()?;
+        let interest = Interest::WRITABLE | Interest::ERROR;
+        // SAFETY: an `OwnedFd` has one descriptor and keeps it open until it is dropped.
+        let target = match unsafe { AsyncFd::register_with_interest(fd, interest) } {
+            Ok(polled) => Target::Polled(polled),
+            // epoll(7) refuses what is always ready with EPERM.
+            Err(error) => Target::Ready(error.into_parts().0),
+        };
+        Ok(Self { target, pending: Vec::new() })
+    }
+
+    /// Whether a person looks at it.
+    #[must_use]
+    pub fn is_terminal(&self) -> bool {
+        self.fd().is_terminal()
+    }
+
+    /// Where to append what [`flush`](Self::flush) shall write.
+    pub const fn pending(&mut self) -> &mut Vec<u8> {
+        &mut self.pending
+    }
+
+    /// Writes as much of what is pending as goes without waiting.
+    ///
+    /// # Errors
+    ///
+    /// [`StdoutGone`] when it cannot be written to.
+    pub fn flush_now(&mut self) -> Result<(), StdoutGone> {
+        while !self.pending.is_empty() && self.is_writable() {
+            let chunk = &self.pending[..self.pending.len().min(CHUNK)];
+            match nix::unistd::write(self.fd(), chunk) {
+                Ok(written) => drop(self.pending.drain(..written)),
+                Err(Errno::EINTR) => {}
+                // Somebody else made the descriptor non-blocking: poll(2) will say when.
+                Err(Errno::EAGAIN) => break,
+                Err(error) => return Err(StdoutGone::Io(error.into())),
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes all that is pending. May be cancelled: what was not written stays pending.
+    ///
+    /// # Errors
+    ///
+    /// [`StdoutGone`] when it cannot be written to.
+    pub async fn flush(&mut self) -> Result<(), StdoutGone> {
+        loop {
+            self.flush_now()?;
+            if self.pending.is_empty() {
+                return Ok(());
+            }
+            let Target::Polled(readiness) = &self.target else { continue };
+            let mut ready = readiness.ready(Interest::WRITABLE).await?;
+            // The descriptor blocks, so no write says EAGAIN: poll(2) says whether this is news.
+            if !self.is_writable() {
+                ready.clear_ready();
+            }
+        }
+    }
+
+    /// The error for a reader that stalled.
+    #[must_use]
+    pub fn stalled(&self) -> StdoutGone {
+        let lines = self.pending.iter().filter(|byte| **byte == b'\n').count();
+        StdoutGone::Stalled { lines }
+    }
+
+    /// Waits until the reader has gone away.
+    pub async fn gone(&self) -> StdoutGone {
+        if let Target::Polled(readiness) = &self.target {
+            loop {
+                let Ok(mut ready) = readiness.ready(Interest::ERROR).await else { break };
+                if self.has(PollFlags::POLLERR) {
+                    return StdoutGone::Io(ErrorKind::BrokenPipe.into());
+                }
+                ready.clear_ready();
+            }
+        }
+        std::future::pending().await
+    }
+
+    /// Whether a chunk can be written, or fails, without blocking.
+    fn is_writable(&self) -> bool {
+        matches!(self.target, Target::Ready(_))
+            || self.has(PollFlags::POLLOUT | PollFlags::POLLERR)
+    }
+
+    fn fd(&self) -> BorrowedFd<'_> {
+        match &self.target {
+            Target::Polled(polled) => polled.get_ref().as_fd(),
+            Target::Ready(fd) => fd.as_fd(),
+        }
+    }
+
+    fn has(&self, events: PollFlags) -> bool {
+        let mut fds = [PollFd::new(self.fd(), events)];
+        poll(&mut fds, PollTimeout::ZERO).is_ok()
+            && fds[0].revents().is_some_and(|found| found.intersects(events))
+    }
+}

@@ -1,0 +1,127 @@
+//! What lines look like, and what cannot be done to them from outside.
+
+use std::{net::IpAddr, rc::Rc};
+
+use jiff::Timestamp;
+
+use super::*;
+use crate::{
+    alert::{Family, Origin, Peer, RegistryWord, SCHEMA, Severity, Socket},
+    event::{EventKind, Transport},
+    printable::Printable,
+    process::Process,
+    registry::Registry,
+};
+
+fn alert(comm: &[u8], cmdline: &[&[u8]]) -> Alert {
+    let registry = Registry::embedded().unwrap();
+    let verdict = registry.verdict(976, Transport::Tcp).unwrap();
+    Alert {
+        schema: SCHEMA,
+        time: Timestamp::from_nanosecond(1_795_383_480_123_456_789).unwrap(),
+        host: Printable::from("db1"),
+        event: EventKind::Accept,
+        severity: Severity::Critical,
+        origin: Origin::Live,
+        port: Some(976),
+        transport: Some(Transport::Tcp),
+        family: Some(Family::Ipv4),
+        address: Some(IpAddr::from([10, 0, 0, 1])),
+        peer: Some(Peer { address: IpAddr::from([10, 0, 0, 9]), port: 40_112 }),
+        registry: Some(RegistryWord::new(verdict, registry.as_of())),
+        socket: Socket { cookie: Some(8193), netns: Some(4_026_531_840) },
+        process: Some(Rc::new(Process {
+            pid: 812,
+            ppid: Some(1),
+            comm: Printable::from_bytes(comm),
+            exe: Some(Printable::from("/usr/bin/nc")),
+            cmdline: Some(cmdline.iter().map(|word| Printable::from_bytes(word)).collect()),
+            uid: 0,
+            user: Some(Printable::from("root")),
+            gid: 0,
+            cgroup: Some(Printable::from("/system.slice/x.service")),
+            unit: Some(Printable::from("x.service")),
+            container: None,
+        })),
+        lost: None,
+    }
+}
+
+fn written(name: FormatName, colour: bool, alert: &Alert) -> String {
+    let mut line = Vec::new();
+    name.format(colour).write(alert, &mut line);
+    String::from_utf8(line).unwrap()
+}
+
+#[test]
+fn a_json_line_has_the_contracts_keys_in_order() {
+    let line = written(FormatName::Json, false, &alert(b"nc", &[b"nc", b"-l", b"976"]));
+    assert_eq!(
+        line,
+        concat!(
+            r#"{"schema":1,"time":"2026-11-22T21:38:00.123456789Z","host":"db1","#,
+            r#""event":"accept","severity":"critical","origin":"live","#,
+            r#""port":976,"transport":"tcp","family":"ipv4","address":"10.0.0.1","#,
+            r#""peer":{"address":"10.0.0.9","port":40112},"#,
+            r#""registry":{"status":"unassigned","range":"954-988","service":null,"#,
+            r#""basis":"row","as_of":"2026-08-17"},"#,
+            r#""socket":{"cookie":8193,"netns":4026531840},"#,
+            r#""process":{"pid":812,"ppid":1,"comm":"nc","exe":"/usr/bin/nc","#,
+            r#""cmdline":["nc","-l","976"],"uid":0,"user":"root","gid":0,"#,
+            r#""cgroup":"/system.slice/x.service","unit":"x.service","container":null},"#,
+            r#""lost":null}"#,
+            "\n"
+        )
+    );
+}
+
+#[test]
+fn a_text_line_reads_from_left_to_right() {
+    let line = written(FormatName::Text, false, &alert(b"nc", &[b"nc", b"-l", b"976"]));
+    assert_eq!(
+        line,
+        "2026-11-22T21:38:00.123456Z critical accept  tcp 10.0.0.1:976 <- 10.0.0.9:40112 \
+         unassigned (954-988, IANA 2026-08-17) nc[812] user=root ppid=1 exe=/usr/bin/nc \
+         cmdline='nc -l 976' unit=x.service netns=4026531840 socket=8193\n"
+    );
+    let loss = written(FormatName::Text, false, &Alert::loss(7, Printable::from("db1")));
+    assert!(loss.ends_with(" 7 reports found the ring buffer full and are lost; see --ring-size\n"));
+}
+
+#[test]
+fn a_name_can_forge_nothing() {
+    let evil: [&[u8]; 5] = [
+        b"a\n2026-11-22T21:38:00Z critical",
+        b"\x1b[2J\x1b]0;title\x07",
+        b"x user=nobody exe=/bin/true",
+        b"\xff\xfe{\"\\",
+        "\u{202e}cod.exe\u{9b}31m".as_bytes(),
+    ];
+    for name in evil {
+        let alert = alert(name, &[name, b"-x"]);
+        let text = written(FormatName::Text, false, &alert);
+        assert_eq!(text.matches('\n').count(), 1, "{text:?}");
+        assert!(!text.trim_end().chars().any(char::is_control), "{text:?}");
+        assert!(!text.contains('\u{202e}'));
+        // Fields are separated by blanks that no quote encloses.
+        let fields = shlex::split(text.trim_end()).unwrap();
+        assert_eq!(fields.iter().filter(|field| field.starts_with("user=")).count(), 1, "{text}");
+        assert_eq!(fields.iter().filter(|field| field.starts_with("exe=")).count(), 1, "{text}");
+
+        let json = written(FormatName::Json, false, &alert);
+        assert_eq!(json.matches('\n').count(), 1, "{json:?}");
+        let value: serde_json::Value = serde_json::from_str(&json).unwrap();
+        for text in [&value["process"]["comm"], &value["process"]["cmdline"][0]] {
+            let text = text.as_str().unwrap();
+            assert!(!text.chars().any(char::is_control), "{text:?}");
+        }
+    }
+}
+
+#[test]
+fn colour_is_for_terminals_only() {
+    let alert = alert(b"nc", &[]);
+    assert!(written(FormatName::Text, true, &alert).contains("\x1b[1;31mcritical\x1b[0m"));
+    assert!(!written(FormatName::Text, false, &alert).contains('\x1b'));
+    assert!(!written(FormatName::Json, true, &alert).contains('\x1b'));
+}

@@ -1,0 +1,108 @@
+//! One readable line: what happened where, the registry's word, who, and the rest as key=value.
+
+use std::{
+    borrow::Cow,
+    fmt::{self, Write as _},
+    net::SocketAddr,
+};
+
+use super::Format;
+use crate::{
+    alert::{Alert, Severity},
+    event::EventKind,
+    process::Process,
+};
+
+pub(super) struct Text {
+    pub(super) colour: bool,
+}
+
+impl Format for Text {
+    fn write(&self, alert: &Alert, line: &mut Vec<u8>) {
+        let mut text = String::with_capacity(320);
+        // Writing to a String does not fail.
+        let _ = self.compose(alert, &mut text);
+        text.push('\n');
+        line.extend_from_slice(text.as_bytes());
+    }
+}
+
+impl Text {
+    fn compose(&self, alert: &Alert, text: &mut String) -> fmt::Result {
+        write!(text, "{:.6} ", alert.time)?;
+        let (on, off) = if self.colour { (colour(alert.severity), RESET) } else { ("", "") };
+        write!(text, "{on}{:<8}{off} {:<7}", alert.severity.name(), alert.event.name())?;
+        if let Some(lost) = alert.lost {
+            write!(
+                text,
+                " {lost} reports found the ring buffer full and are lost; see --ring-size"
+            )?;
+        }
+        if let (Some(transport), Some(address), Some(port)) =
+            (alert.transport, alert.address, alert.port)
+        {
+            write!(text, " {} {}", transport.name(), SocketAddr::new(address, port))?;
+        }
+        if let Some(peer) = alert.peer {
+            let arrow = if alert.event == EventKind::Connect { "->" } else { "<-" };
+            write!(text, " {arrow} {}", SocketAddr::new(peer.address, peer.port))?;
+        }
+        if let Some(registry) = &alert.registry {
+            write!(text, " {registry}")?;
+        }
+        match &alert.process {
+            Some(process) => compose_process(process, text)?,
+            None if alert.port.is_some() => text.push_str(" unknown process"),
+            None => {}
+        }
+        if let Some(netns) = alert.socket.netns {
+            write!(text, " netns={netns}")?;
+        }
+        if let Some(cookie) = alert.socket.cookie {
+            write!(text, " socket={cookie}")?;
+        }
+        Ok(())
+    }
+}
+
+fn compose_process(process: &Process, text: &mut String) -> fmt::Result {
+    write!(text, " {}[{}]", quoted(&process.comm), process.pid)?;
+    match &process.user {
+        Some(user) => write!(text, " user={}", quoted(user))?,
+        None => write!(text, " uid={}", process.uid)?,
+    }
+    if let Some(ppid) = process.ppid {
+        write!(text, " ppid={ppid}")?;
+    }
+    if let Some(exe) = &process.exe {
+        write!(text, " exe={}", quoted(exe))?;
+    }
+    if let Some(cmdline) = &process.cmdline {
+        let words: Vec<Cow<'_, str>> = cmdline.iter().map(|word| quoted(word)).collect();
+        write!(text, " cmdline={}", quoted(&words.join(" ")))?;
+    }
+    match (&process.unit, &process.cgroup) {
+        (Some(unit), _) => write!(text, " unit={}", quoted(unit))?,
+        (None, Some(cgroup)) => write!(text, " cgroup={}", quoted(cgroup))?,
+        (None, None) => {}
+    }
+    if let Some(container) = &process.container {
+        write!(text, " container={}", quoted(container))?;
+    }
+    Ok(())
+}
+
+/// As a shell would want it, so that no name can look like another field.
+fn quoted(text: &str) -> Cow<'_, str> {
+    shlex::try_quote(text).unwrap_or(Cow::Borrowed(text))
+}
+
+const RESET: &str = "\x1b[0m";
+
+const fn colour(severity: Severity) -> &'static str {
+    match severity {
+        Severity::Notice => "\x1b[36m",
+        Severity::Warning => "\x1b[33m",
+        Severity::Critical => "\x1b[1;31m",
+    }
+}

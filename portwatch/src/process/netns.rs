@@ -1,0 +1,72 @@
+//! Network namespaces: the kernel side knows their cookies, people know their inodes.
+
+use std::{collections::HashMap, fs::File, os::unix::fs::MetadataExt as _};
+
+use nix::{
+    errno::Errno,
+    getsockopt_impl,
+    sched::{CloneFlags, setns},
+    sockopt_impl,
+    sys::socket::{AddressFamily, SockFlag, SockType, getsockopt, socket},
+};
+
+sockopt_impl!(
+    /// `SO_NETNS_COOKIE`, Linux 5.14.
+    NetnsCookie,
+    GetOnly,
+    libc::SOL_SOCKET,
+    libc::SO_NETNS_COOKIE,
+    u64
+);
+
+/// The inodes of the network namespaces seen so far, by cookie.
+#[derive(Debug, Default)]
+pub struct Namespaces(HashMap<u64, u64>);
+
+/// Namespaces that are remembered; past that, all are forgotten.
+const BOUND: usize = 4096;
+
+impl Namespaces {
+    /// The inode of the namespace with that cookie. `pid` is where to look for one not seen yet:
+    /// its namespace is entered and asked, since a process can leave the one its socket is in.
+    pub fn inode(&mut self, cookie: u64, pid: Option<u32>) -> Option<u64> {
+        if let Some(inode) = self.0.get(&cookie) {
+            return Some(*inode);
+        }
+        let (inode, found) = ask(pid?)?;
+        // Without the socket option (before Linux 5.14) the process's word must do.
+        let Some(found) = found else { return Some(inode) };
+        if self.0.len() >= BOUND {
+            self.0.clear();
+        }
+        self.0.insert(found, inode);
+        (found == cookie).then_some(inode)
+    }
+}
+
+/// The inode of the network namespace that `pid` is in.
+#[must_use]
+pub fn inode_of(pid: u32) -> Option<u64> {
+    std::fs::metadata(format!("/proc/{pid}/ns/net")).ok().map(|namespace| namespace.ino())
+}
+
+/// Inode and cookie of the network namespace that `pid` is in; no cookie where the kernel has no
+/// way to tell.
+fn ask(pid: u32) -> Option<(u64, Option<u64>)> {
+    let namespace = File::open(format!("/proc/{pid}/ns/net")).ok()?;
+    let inode = namespace.metadata().ok()?.ino();
+    // A thread of its own, since what it enters it cannot be trusted to leave.
+    let cookie = std::thread::spawn(move || {
+        setns(namespace, CloneFlags::CLONE_NEWNET)?;
+        let probe =
+            socket(AddressFamily::Unix, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
+        getsockopt(&probe, NetnsCookie)
+    })
+    .join()
+    .ok()?;
+    match cookie {
+        Ok(cookie) => Some((inode, Some(cookie))),
+        Err(Errno::ENOPROTOOPT) => Some((inode, None)),
+        Err(_) => None,
+    }
+}
