@@ -81,12 +81,12 @@ impl Sensor {
 
         let mut ebpf = load(object, options.ring_size)?;
         fill(&mut ebpf, watched)?;
-        let ring = map(&mut ebpf, names::RING, RingBuf::try_from)?;
+        let ring = map(ebpf.take_map(names::RING), names::RING, RingBuf::try_from)?;
         // SAFETY: `RingBuf` owns the descriptor of its map, returns no other, and keeps it open
         // until it is dropped, which it is after the registration.
         let ring = unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) }
             .map_err(|error| SensorError::kernel("waiting for the ring buffer", &error))?;
-        let lost = map(&mut ebpf, names::LOST, PerCpuArray::try_from)?;
+        let lost = map(ebpf.take_map(names::LOST), names::LOST, PerCpuArray::try_from)?;
 
         // All are loaded before any is attached, so that a refusal leaves nothing behind.
         for (name, program) in ebpf.programs_mut() {
@@ -217,13 +217,13 @@ fn load(object: &[u8], ring_size: u32) -> Result<Ebpf, SensorError> {
         .map_err(|error| SensorError::object(&error))
 }
 
-/// Takes a map out of the object, as the type that it is.
-fn map<T, E: std::error::Error>(
-    ebpf: &mut Ebpf,
+/// Converts a map of the object, if it has one, to the type that it is.
+fn map<M, T, E: std::error::Error>(
+    map: Option<M>,
     name: &str,
-    convert: impl FnOnce(aya::maps::Map) -> Result<T, E>,
+    convert: impl FnOnce(M) -> Result<T, E>,
 ) -> Result<T, SensorError> {
-    let map = ebpf.take_map(name).ok_or_else(|| {
+    let map = map.ok_or_else(|| {
         SensorError::kernel("the eBPF object", &io::Error::other(format!("has no map {name}")))
     })?;
     convert(map).map_err(|error| SensorError::kernel(&format!("the map {name}"), &error))
@@ -245,7 +245,8 @@ fn fill(
             });
         }
     }
-    let mut map: Array<MapData, u32> = map(ebpf, names::WATCHED, Array::try_from)?;
+    let mut map: Array<&mut MapData, u32> =
+        map(ebpf.map_mut(names::WATCHED), names::WATCHED, Array::try_from)?;
     for (port, bits) in (0..).zip(bits).filter(|(_, bits)| *bits != 0) {
         map.set(port, bits, 0)
             .map_err(|error| SensorError::kernel("the watched ports", &error))?;
