@@ -34,12 +34,17 @@ fn main() -> Result<()> {
 
     let manifest = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").context("no manifest folder")?);
     let root_dir = manifest.join("../portwatch-ebpf");
-    let features: &[&str] =
-        if env::var_os("CARGO_FEATURE_DEBUG").is_some() { &["debug"] } else { &[] };
+    let features: &[&str] = if env::var_os("CARGO_FEATURE_DEBUG").is_some() {
+        &["debug"]
+    } else {
+        &[]
+    };
     aya_build::build_ebpf(
         [Package {
             name: "portwatch-ebpf",
-            root_dir: root_dir.to_str().context("the path of the source tree is not UTF-8")?,
+            root_dir: root_dir
+                .to_str()
+                .context("the path of the source tree is not UTF-8")?,
             no_default_features: false,
             features,
         }],

@@ -2,11 +2,8 @@
 //! (`__inet_bind` in net/ipv4/af_inet.c, `__inet6_bind` in net/ipv6/af_inet6.c).
 
 use aya_ebpf::{
-    EbpfContext,
-    bindings::bpf_sock,
-    helpers::generated::bpf_get_socket_cookie,
-    macros::cgroup_sock,
-    programs::SockContext,
+    EbpfContext, bindings::bpf_sock, helpers::generated::bpf_get_socket_cookie,
+    macros::cgroup_sock, programs::SockContext,
 };
 use portwatch_common::{FAMILY_IPV4, FAMILY_IPV6, kind};
 
@@ -66,7 +63,14 @@ fn bound(
 ) {
     // SAFETY: the helper takes this program type's context.
     let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
-    let occupant = Occupant { cookie, address, port, family, protocol, closed: 0 };
+    let occupant = Occupant {
+        cookie,
+        address,
+        port,
+        family,
+        protocol,
+        closed: 0,
+    };
     // SAFETY: the context of a cgroup_sock program.
     unsafe { occupy(sock.cast(), occupant) };
     let socket = Socket {
@@ -77,5 +81,13 @@ fn bound(
         local_port: port,
         remote: None,
     };
-    emit(ctx, kind::BIND, &socket, Asks { task: true, netns: true });
+    emit(
+        ctx,
+        kind::BIND,
+        &socket,
+        Asks {
+            task: true,
+            netns: true,
+        },
+    );
 }

@@ -51,7 +51,9 @@ pub fn emit<C: EbpfContext>(ctx: &C, kind: u8, socket: &Socket, asks: Asks) {
     unsafe {
         (&raw mut (*report).time_ns).write(bpf_ktime_get_ns());
         (&raw mut (*report).cookie).write(socket.cookie);
-        (&raw mut (*report).local_address).cast::<[u32; 4]>().write(socket.local_address);
+        (&raw mut (*report).local_address)
+            .cast::<[u32; 4]>()
+            .write(socket.local_address);
         (&raw mut (*report).local_port).write(socket.local_port);
         (&raw mut (*report).kind).write(kind);
         (&raw mut (*report).family).write(socket.family);
@@ -64,7 +66,9 @@ pub fn emit<C: EbpfContext>(ctx: &C, kind: u8, socket: &Socket, asks: Asks) {
             }
             None => ([0; 4], 0),
         };
-        (&raw mut (*report).remote_address).cast::<[u32; 4]>().write(remote_address);
+        (&raw mut (*report).remote_address)
+            .cast::<[u32; 4]>()
+            .write(remote_address);
         (&raw mut (*report).remote_port).write(remote_port);
 
         let mut netns_cookie = 0;

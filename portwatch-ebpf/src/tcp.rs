@@ -81,7 +81,15 @@ fn established(ctx: &SockOpsContext, ops: *mut bpf_sock_ops) {
         }
     }
     let socket = socket(ops, cookie, Some(remote(ops)));
-    emit(ctx, kind::ACCEPT, &socket, Asks { task: false, netns: sock_ops_sees_netns() });
+    emit(
+        ctx,
+        kind::ACCEPT,
+        &socket,
+        Asks {
+            task: false,
+            netns: sock_ops_sees_netns(),
+        },
+    );
 }
 
 /// A flagged socket changes state. Children inherit the flag, so only a listener's end counts.
@@ -99,7 +107,12 @@ fn changed(ctx: &SockOpsContext, ops: *mut bpf_sock_ops) {
         // SAFETY: the helper takes this program type's context.
         let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
         // SAFETY: the kernel's pointer to a live value, valid for the whole run.
-        closed(ctx, unsafe { &mut *stored.as_ptr() }, cookie, sock_ops_sees_netns());
+        closed(
+            ctx,
+            unsafe { &mut *stored.as_ptr() },
+            cookie,
+            sock_ops_sees_netns(),
+        );
     }
 }
 
@@ -171,5 +184,8 @@ fn is_ipv6(ops: *mut bpf_sock_ops) -> bool {
 
 #[inline(always)]
 fn in_task_context() -> Asks {
-    Asks { task: sock_ops_sees_task(), netns: sock_ops_sees_netns() }
+    Asks {
+        task: sock_ops_sees_task(),
+        netns: sock_ops_sees_netns(),
+    }
 }

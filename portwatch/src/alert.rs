@@ -56,7 +56,11 @@ pub enum Family {
 
 impl From<IpAddr> for Family {
     fn from(address: IpAddr) -> Self {
-        if address.is_ipv4() { Self::Ipv4 } else { Self::Ipv6 }
+        if address.is_ipv4() {
+            Self::Ipv4
+        } else {
+            Self::Ipv6
+        }
     }
 }
 

@@ -105,7 +105,9 @@ struct RegistryArgs {
 
 impl RegistryArgs {
     fn read(&self) -> Result<Registry> {
-        let Some(path) = &self.registry else { return Ok(Registry::embedded()?) };
+        let Some(path) = &self.registry else {
+            return Ok(Registry::embedded()?);
+        };
         let registry = Registry::from_csv(path, self.registry_as_of)?;
         let unnamed = registry.unnamed_ports();
         if unnamed > 0 {
@@ -125,7 +127,9 @@ pub fn main() -> ExitCode {
     match dispatch(Cli::parse()) {
         Ok(()) => Exit::Success.into(),
         Err(error) => {
-            let quiet = error.downcast_ref::<StdoutGone>().is_some_and(StdoutGone::is_quiet);
+            let quiet = error
+                .downcast_ref::<StdoutGone>()
+                .is_some_and(StdoutGone::is_quiet);
             if !quiet {
                 say(&format!("{error:#}"));
             }
@@ -141,16 +145,26 @@ fn dispatch(cli: Cli) -> Result<()> {
             let options = run::Options {
                 format: args.format,
                 policy: Policy { all: args.all },
-                sensor: sensor::Options { ring_size: args.ring_size, cgroup: args.cgroup },
+                sensor: sensor::Options {
+                    ring_size: args.ring_size,
+                    cgroup: args.cgroup,
+                },
             };
             run::run(&options, registry)
         }
         Command::Explain { port, registry } => {
             explain(port, &registry.read()?, &mut io::stdout().lock())
         }
-        Command::Registry { diff, table, registry } => {
+        Command::Registry {
+            diff,
+            table,
+            registry,
+        } => {
             let text = show(&registry.read()?, diff, table)?;
-            Ok(io::stdout().lock().write_all(text.as_bytes()).map_err(StdoutGone::Io)?)
+            Ok(io::stdout()
+                .lock()
+                .write_all(text.as_bytes())
+                .map_err(StdoutGone::Io)?)
         }
     }
 }
@@ -166,7 +180,9 @@ fn show(registry: &Registry, diff: Option<PathBuf>, table: bool) -> Result<Strin
         return Ok(registry::to_table(registry));
     }
     let date = |registry: &Registry| {
-        registry.as_of().map_or_else(|| "unknown date".into(), |date| date.to_string())
+        registry
+            .as_of()
+            .map_or_else(|| "unknown date".into(), |date| date.to_string())
     };
     let mut text = String::new();
     if let Some(path) = diff {
@@ -175,10 +191,20 @@ fn show(registry: &Registry, diff: Option<PathBuf>, table: bool) -> Result<Strin
         for change in &changes {
             writeln!(text, "{change}")?;
         }
-        writeln!(text, "{} changes from {} to {}", changes.len(), date(registry), date(&newer))?;
+        writeln!(
+            text,
+            "{} changes from {} to {}",
+            changes.len(),
+            date(registry),
+            date(&newer)
+        )?;
         return Ok(text);
     }
-    writeln!(text, "IANA's port registry as of {}, ports 0-1023", date(registry))?;
+    writeln!(
+        text,
+        "IANA's port registry as of {}, ports 0-1023",
+        date(registry)
+    )?;
     write!(text, "{:<10}", "transport")?;
     for status in Status::ALL {
         write!(text, " {:>12}", status.name())?;
@@ -215,7 +241,9 @@ mod tests {
         let bare = Cli::parse_from(["portwatch", "--format", "json", "--all"]);
         assert!(bare.command.is_none() && bare.run.all);
         let run = Cli::parse_from(["portwatch", "run", "--format", "json", "--all"]);
-        let Some(Command::Run(args)) = run.command else { panic!("not run") };
+        let Some(Command::Run(args)) = run.command else {
+            panic!("not run")
+        };
         assert_eq!((args.all, args.format), (true, FormatName::Json));
     }
 }

@@ -40,7 +40,9 @@ impl Transport {
     /// The transport of that [`name`](Self::name), in any case.
     #[must_use]
     pub fn from_name(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|transport| transport.name().eq_ignore_ascii_case(name))
+        Self::ALL
+            .into_iter()
+            .find(|transport| transport.name().eq_ignore_ascii_case(name))
     }
 }
 
@@ -82,6 +84,8 @@ impl EventKind {
 pub struct Task {
     /// Process id (thread group id) in the initial pid namespace.
     pub pid: u32,
+    /// Thread id in the initial pid namespace.
+    pub tid: u32,
     /// Real user id in the initial user namespace.
     pub uid: u32,
     /// Real group id in the initial user namespace.

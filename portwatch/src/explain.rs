@@ -32,7 +32,9 @@ impl FromStr for PortSpec {
             }
             None => (text, None),
         };
-        let port = port.parse().map_err(|_| format!("{port:?} is not a port (0-65535)"))?;
+        let port = port
+            .parse()
+            .map_err(|_| format!("{port:?} is not a port (0-65535)"))?;
         Ok(Self { port, transport })
     }
 }
@@ -44,14 +46,21 @@ impl FromStr for PortSpec {
 /// When /proc cannot be read or `out` not written to.
 pub fn explain(spec: PortSpec, registry: &Registry, out: &mut impl io::Write) -> Result<()> {
     let PortSpec { port, transport } = spec;
-    let transports: Vec<Transport> =
-        Transport::ALL.into_iter().filter(|one| transport.is_none_or(|only| only == *one)).collect();
-    let as_of = registry.as_of().map_or_else(|| "of unknown date".into(), |date| date.to_string());
+    let transports: Vec<Transport> = Transport::ALL
+        .into_iter()
+        .filter(|one| transport.is_none_or(|only| only == *one))
+        .collect();
+    let as_of = registry
+        .as_of()
+        .map_or_else(|| "of unknown date".into(), |date| date.to_string());
     let mut text = String::new();
     if registry.verdict(port, Transport::Tcp).is_some() {
         writeln!(text, "Registry (IANA, {as_of}):")?;
     } else {
-        writeln!(text, "Registry: {port} is no system port (0-1023), so it is not watched")?;
+        writeln!(
+            text,
+            "Registry: {port} is no system port (0-1023), so it is not watched"
+        )?;
     }
     for transport in &transports {
         if let Some(verdict) = registry.verdict(port, *transport) {
@@ -73,7 +82,10 @@ pub fn explain(spec: PortSpec, registry: &Registry, out: &mut impl io::Write) ->
         }
         writeln!(text)?;
         if held.holders.is_empty() && held.inode != 0 {
-            writeln!(text, "      by a process that this user may not see, or by the kernel")?;
+            writeln!(
+                text,
+                "      by a process that this user may not see, or by the kernel"
+            )?;
         }
         for holder in &held.holders {
             writeln!(text, "      by {}", describe_holder(holder))?;
@@ -82,7 +94,8 @@ pub fn explain(spec: PortSpec, registry: &Registry, out: &mut impl io::Write) ->
     if !nix::unistd::geteuid().is_root() {
         writeln!(text, "  (only what this user may see; as root, all)")?;
     }
-    out.write_all(text.as_bytes()).map_err(crate::output::StdoutGone::Io)?;
+    out.write_all(text.as_bytes())
+        .map_err(crate::output::StdoutGone::Io)?;
     Ok(())
 }
 
@@ -150,14 +163,31 @@ mod tests {
         let port = listener.local_addr().unwrap().port();
         let registry = Registry::embedded().unwrap();
         let mut out = Vec::new();
-        explain(PortSpec { port, transport: None }, &registry, &mut out).unwrap();
+        explain(
+            PortSpec {
+                port,
+                transport: None,
+            },
+            &registry,
+            &mut out,
+        )
+        .unwrap();
         let text = String::from_utf8(out).unwrap();
         assert!(text.contains("no system port"), "{text}");
-        assert!(text.contains(&format!("tcp 127.0.0.1:{port} listening")), "{text}");
-        assert!(text.contains(&format!("[{}]", std::process::id())), "{text}");
+        assert!(
+            text.contains(&format!("tcp 127.0.0.1:{port} listening")),
+            "{text}"
+        );
+        assert!(
+            text.contains(&format!("[{}]", std::process::id())),
+            "{text}"
+        );
 
         let mut out = Vec::new();
-        let spec = PortSpec { port: 716, transport: Some(Transport::Tcp) };
+        let spec = PortSpec {
+            port: 716,
+            transport: Some(Transport::Tcp),
+        };
         explain(spec, &registry, &mut out).unwrap();
         let text = String::from_utf8(out).unwrap();
         let rule = "716/tcp      reserved (no row; another transport has the port, RFC 6335";

@@ -17,8 +17,8 @@ pub trait Host {
     /// Who `task` is, as far as it can still be seen.
     fn identify(&mut self, task: &Task) -> Process;
 
-    /// The inode of the network namespace with that cookie, which `pid` was probably in.
-    fn netns(&mut self, cookie: u64, pid: Option<u32>) -> Option<u64>;
+    /// The inode of the network namespace with that cookie, which thread `tid` is probably in.
+    fn netns(&mut self, cookie: u64, tid: Option<u32>) -> Option<u64>;
 
     /// Whether `address` is one of this host's own.
     fn is_own_address(&mut self, address: IpAddr) -> bool;
@@ -41,15 +41,18 @@ impl Host for ThisHost {
         self.processes.identify(task)
     }
 
-    fn netns(&mut self, cookie: u64, pid: Option<u32>) -> Option<u64> {
-        self.namespaces.inode(cookie, pid)
+    fn netns(&mut self, cookie: u64, tid: Option<u32>) -> Option<u64> {
+        self.namespaces.inode(cookie, tid)
     }
 
     fn is_own_address(&mut self, address: IpAddr) -> bool {
         if address.is_loopback() {
             return true;
         }
-        if self.read_at.is_none_or(|at| at.elapsed() > ADDRESSES_ARE_GOOD_FOR) {
+        if self
+            .read_at
+            .is_none_or(|at| at.elapsed() > ADDRESSES_ARE_GOOD_FOR)
+        {
             self.addresses = own_addresses();
             self.read_at = Some(Instant::now());
         }
@@ -59,7 +62,9 @@ impl Host for ThisHost {
 
 /// The addresses of the agent's network namespace.
 fn own_addresses() -> Vec<IpAddr> {
-    let Ok(interfaces) = getifaddrs() else { return Vec::new() };
+    let Ok(interfaces) = getifaddrs() else {
+        return Vec::new();
+    };
     interfaces
         .filter_map(|interface| {
             let address = interface.address?;

@@ -59,7 +59,9 @@ mod tests {
     fn what_is_not_assigned_is_watched_and_all_adds_the_rest() {
         let registry = Registry::embedded().unwrap();
         let watched = |all| {
-            Policy { all }.watched(&registry, &Transport::ALL[..3]).collect::<Vec<_>>()
+            Policy { all }
+                .watched(&registry, &Transport::ALL[..3])
+                .collect::<Vec<_>>()
         };
         let quiet = watched(false);
         for (pair, expected) in [

@@ -120,7 +120,10 @@ mod tests {
     fn no_byte_at_all_is_printed_raw_when_it_is_a_control() {
         for byte in 0..=u8::MAX {
             let text = Printable::from_bytes(&[b'a', byte, b'b']);
-            assert!(!text.chars().any(char::is_control), "{byte:#x} gave {text:?}");
+            assert!(
+                !text.chars().any(char::is_control),
+                "{byte:#x} gave {text:?}"
+            );
         }
     }
 }

@@ -119,7 +119,8 @@ impl Monitor {
         }
         let lost = self.sensor.newly_lost()?;
         if lost > 0 {
-            self.format.write(&self.occupancies.lose(lost), self.stdout.pending());
+            self.format
+                .write(&self.occupancies.lose(lost), self.stdout.pending());
         }
         self.stdout.flush().await?;
         Ok(taken == BATCH)
@@ -149,25 +150,31 @@ async fn until(deadline: Option<Instant>) {
 
 /// The line that says that the monitor is armed, and what it covers.
 fn armed(options: &Options, registry: &Registry, sensor: &Sensor) -> String {
-    let count = |transport| {
-        options.policy.watched(registry, &[transport]).count()
-    };
+    let count = |transport| options.policy.watched(registry, &[transport]).count();
     let counts: Vec<String> = sensor::TRANSPORTS
         .into_iter()
         .map(|transport| format!("{} {}", count(transport), transport.name()))
         .collect();
-    let as_of = registry.as_of().map_or_else(|| "of unknown date".into(), |date| date.to_string());
+    let as_of = registry
+        .as_of()
+        .map_or_else(|| "of unknown date".into(), |date| date.to_string());
     format!(
         "armed: {} programs at {}; watching {} ports ({}; registry {as_of}) in every network \
          namespace; not covered: sctp, dccp, what was there before",
         sensor.programs(),
         sensor.cgroup(),
         counts.join(", "),
-        if options.policy.all { "all system ports" } else { "not assigned by IANA" },
+        if options.policy.all {
+            "all system ports"
+        } else {
+            "not assigned by IANA"
+        },
     )
 }
 
 fn host_name() -> Printable {
-    nix::unistd::gethostname()
-        .map_or_else(|_| Printable::from("unknown"), |name| Printable::from(name.as_os_str()))
+    nix::unistd::gethostname().map_or_else(
+        |_| Printable::from("unknown"),
+        |name| Printable::from(name.as_os_str()),
+    )
 }

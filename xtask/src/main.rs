@@ -1,1 +1,213 @@
-fn main(){}
+//! `cargo xtask`: sets up what the build needs, builds, runs and tests portwatch.
+
+mod tools;
+
+use std::{
+    ffi::{OsStr, OsString},
+    fs,
+    os::unix::process::CommandExt as _,
+    path::{Path, PathBuf},
+    process::{Command, ExitCode},
+};
+
+use anyhow::{Context as _, Result, bail};
+use clap::Parser;
+
+/// Sets up, builds, runs and tests portwatch
+#[derive(Parser)]
+#[command(name = "cargo xtask")]
+enum Task {
+    /// Install what the build needs: rust-src, and bpf-linker into a folder of the project's own
+    Setup,
+    /// Set up, and build the agent with the eBPF object inside it: target/release/portwatch
+    Build,
+    /// Set up, build, and run the monitor on this host (through sudo when not root)
+    Run {
+        /// Arguments of `portwatch run`
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
+    /// Set up, install what the tests need, and run every test (through sudo when not root)
+    Test {
+        /// Arguments of `cargo test`
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
+    /// Check formatting, lints, documentation, licences and sources
+    Lint,
+    /// Write the registry that the agent embeds from IANA's CSV
+    Registry {
+        /// IANA's service-names-port-numbers.csv
+        file: PathBuf,
+        /// The date of the file; by default the newest date in it
+        #[arg(long, value_name = "YYYY-MM-DD")]
+        as_of: Option<String>,
+    },
+}
+
+/// Where the embedded registry stands in the source tree.
+const TABLE: &str = "portwatch/src/registry/table.txt";
+
+/// The eBPF target: a little-endian host's.
+const BPF_TARGET: &str = "bpfel-unknown-none";
+
+fn main() -> ExitCode {
+    match dispatch(Task::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn dispatch(task: Task) -> Result<()> {
+    let root = workspace()?;
+    std::env::set_current_dir(root).context("entering the workspace")?;
+    match task {
+        Task::Setup => tools::set_up(),
+        Task::Build => build(),
+        Task::Run { arguments } => {
+            build()?;
+            let mut command = as_root(agent());
+            command.arg("run").args(arguments);
+            Err(command.exec()).context("starting the monitor")
+        }
+        Task::Test { arguments } => test(&arguments),
+        Task::Lint => lint(),
+        Task::Registry { file, as_of } => registry(&file, as_of.as_deref()),
+    }
+}
+
+fn workspace() -> Result<&'static Path> {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .context("xtask has no parent folder")
+}
+
+/// Where `cargo xtask build` leaves the agent.
+fn agent() -> PathBuf {
+    let target = std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into());
+    Path::new(&target).join("release/portwatch")
+}
+
+fn build() -> Result<()> {
+    tools::set_up()?;
+    run(cargo().args(["build", "--release", "--locked", "--package", "portwatch"]))
+}
+
+fn test(arguments: &[OsString]) -> Result<()> {
+    tools::set_up()?;
+    tools::set_up_tests()?;
+    let mut command = cargo();
+    command.args(["test", "--locked"]).args(arguments);
+    if !is_root() {
+        // Only the tests themselves run as root; what cargo writes stays the user's.
+        command.args(["--config", "target.'cfg(unix)'.runner=['sudo','-E']"]);
+    }
+    run(&mut command)
+}
+
+fn lint() -> Result<()> {
+    tools::set_up()?;
+    let deny = tools::cargo_deny()?;
+    run(cargo().args(["fmt", "--all", "--check"]))?;
+    run(cargo().args([
+        "clippy",
+        "--locked",
+        "--all-targets",
+        "--",
+        "--deny",
+        "warnings",
+    ]))?;
+    run(cargo()
+        .args([
+            "clippy",
+            "--locked",
+            "--package",
+            "portwatch",
+            "--features",
+            "debug",
+        ])
+        .args(["--", "--deny", "warnings"]))?;
+    run(cargo()
+        .args([
+            "clippy",
+            "--locked",
+            "--package",
+            "portwatch-ebpf",
+            "--all-features",
+        ])
+        .args([
+            "--target",
+            BPF_TARGET,
+            "-Zbuild-std=core",
+            "--",
+            "--deny",
+            "warnings",
+        ])
+        .env("RUSTC_BOOTSTRAP", "1"))?;
+    run(cargo()
+        .args(["doc", "--locked", "--no-deps", "--document-private-items"])
+        .env("RUSTDOCFLAGS", "--deny warnings"))?;
+    run(Command::new(&deny).args(["check", "bans", "licenses", "sources"]))?;
+    // The advisories live in a git repository that not every network reaches.
+    if Command::new(&deny)
+        .args(["fetch", "db"])
+        .status()
+        .is_ok_and(|status| status.success())
+    {
+        run(Command::new(&deny).args(["check", "advisories"]))?;
+    } else {
+        eprintln!("xtask: NOT CHECKED: the advisory database cannot be reached from here");
+    }
+    Ok(())
+}
+
+fn registry(file: &Path, as_of: Option<&str>) -> Result<()> {
+    build()?;
+    let mut command = Command::new(agent());
+    command
+        .args(["registry", "--table", "--registry"])
+        .arg(file);
+    if let Some(as_of) = as_of {
+        command.args(["--registry-as-of", as_of]);
+    }
+    let output = command.output().context("starting the agent")?;
+    if !output.status.success() {
+        bail!("{}", String::from_utf8_lossy(&output.stderr).trim());
+    }
+    fs::write(TABLE, output.stdout).with_context(|| format!("writing {TABLE}"))?;
+    eprintln!("xtask: wrote {TABLE}; look at `git diff` before you commit it");
+    Ok(())
+}
+
+fn is_root() -> bool {
+    nix::unistd::geteuid().is_root()
+}
+
+/// `program`, through sudo when this is not root.
+fn as_root(program: impl AsRef<OsStr>) -> Command {
+    if is_root() {
+        return Command::new(program);
+    }
+    let mut command = Command::new("sudo");
+    command.arg("--").arg(program);
+    command
+}
+
+fn cargo() -> Command {
+    Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+}
+
+/// Runs a command to its end, showing what it prints.
+fn run(command: &mut Command) -> Result<()> {
+    let name = format!("{command:?}").replace('"', "");
+    let status = command
+        .status()
+        .with_context(|| format!("starting {name}"))?;
+    if !status.success() {
+        bail!("{name}: {status}");
+    }
+    Ok(())
+}

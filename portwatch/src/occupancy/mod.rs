@@ -83,9 +83,15 @@ impl<H: Host> Occupancies<H> {
             transport: Some(event.transport),
             family: Some(Family::from(event.local.ip())),
             address: Some(event.local.ip()),
-            peer: event.peer.map(|peer| Peer { address: peer.ip(), port: peer.port() }),
+            peer: event.peer.map(|peer| Peer {
+                address: peer.ip(),
+                port: peer.port(),
+            }),
             registry: verdict.map(|verdict| RegistryWord::new(verdict, as_of)),
-            socket: Socket { cookie: event.cookie, netns: occupancy.netns },
+            socket: Socket {
+                cookie: event.cookie,
+                netns: occupancy.netns,
+            },
             process: occupancy.process,
             lost: None,
         }
@@ -110,9 +116,11 @@ impl<H: Host> Occupancies<H> {
             EventKind::Accept | EventKind::Close | EventKind::Loss => {}
         }
         if occupancy.netns.is_none() {
-            let pid = occupancy.process.as_ref().map(|process| process.pid);
-            occupancy.netns =
-                event.netns_cookie.and_then(|cookie| self.host.netns(cookie, pid));
+            let actor = event.task.as_ref().map(|task| task.tid);
+            let tid = actor.or_else(|| occupancy.process.as_ref().map(|process| process.pid));
+            occupancy.netns = event
+                .netns_cookie
+                .and_then(|cookie| self.host.netns(cookie, tid));
         }
         if let Some(cookie) = event.cookie {
             self.store(cookie, &occupancy, event.kind);
@@ -122,7 +130,11 @@ impl<H: Host> Occupancies<H> {
 
     fn known(&self, cookie: u64) -> Option<&Occupancy> {
         self.open.get(&cookie).or_else(|| {
-            self.closed.iter().rev().find(|(closed, _)| *closed == cookie).map(|(_, kept)| kept)
+            self.closed
+                .iter()
+                .rev()
+                .find(|(closed, _)| *closed == cookie)
+                .map(|(_, kept)| kept)
         })
     }
 

@@ -36,8 +36,8 @@ impl Host for PaperHost {
         }
     }
 
-    fn netns(&mut self, cookie: u64, pid: Option<u32>) -> Option<u64> {
-        (cookie == NETNS_COOKIE && pid.is_some()).then_some(NETNS)
+    fn netns(&mut self, cookie: u64, tid: Option<u32>) -> Option<u64> {
+        (cookie == NETNS_COOKIE && tid.is_some()).then_some(NETNS)
     }
 
     fn is_own_address(&mut self, address: IpAddr) -> bool {
@@ -60,7 +60,13 @@ fn event(kind: EventKind, cookie: u64, pid: u32) -> Event {
         transport: Transport::Tcp,
         local: SocketAddr::from(([10, 0, 0, 1], 976)),
         peer: None,
-        task: (pid != 0).then(|| Task { pid, uid: 0, gid: 0, comm: b"nc".to_vec() }),
+        task: (pid != 0).then(|| Task {
+            pid,
+            tid: pid,
+            uid: 0,
+            gid: 0,
+            comm: b"nc".to_vec(),
+        }),
     }
 }
 
@@ -93,7 +99,13 @@ fn a_listeners_life_is_told_in_five_lines_with_one_cookie() {
         let alert = occupancies.observe(&event);
         assert_eq!((alert.event, alert.severity), (event.kind, severity));
         assert_eq!(pid(&alert), Some(812), "{:?}", event.kind);
-        assert_eq!(alert.socket, Socket { cookie: Some(5), netns: Some(NETNS) });
+        assert_eq!(
+            alert.socket,
+            Socket {
+                cookie: Some(5),
+                netns: Some(NETNS)
+            }
+        );
         assert_eq!(alert.peer.is_some(), event.kind == Accept);
         assert_eq!(alert.registry.unwrap().status, Status::Unassigned);
     }
@@ -113,7 +125,10 @@ fn severity_follows_transport_and_event() {
         (Transport::Udp, Close, Notice),
     ];
     for (transport, kind, severity) in cases {
-        let event = Event { transport, ..event(kind, 6, 1) };
+        let event = Event {
+            transport,
+            ..event(kind, 6, 1)
+        };
         let alert = occupancies().observe(&event);
         assert_eq!(alert.severity, severity, "{transport:?} {kind:?}");
         assert_eq!(alert.transport, Some(transport));
@@ -136,7 +151,10 @@ fn events_without_their_bind_say_what_they_know() {
     ];
     for (events, expected) in cases {
         let mut occupancies = occupancies();
-        let alerts: Vec<Alert> = events.iter().map(|event| occupancies.observe(event)).collect();
+        let alerts: Vec<Alert> = events
+            .iter()
+            .map(|event| occupancies.observe(event))
+            .collect();
         let last = alerts.last().unwrap();
         assert_eq!(pid(last), expected, "{events:?}");
         assert_eq!(last.socket.cookie, events.last().unwrap().cookie);
@@ -153,11 +171,17 @@ fn events_out_of_order_keep_their_process_and_leave_nothing_behind() {
     // The handshake completes on another CPU before listen() returns, or during close().
     let mut occupancies = occupancies();
     occupancies.observe(&event(Bind, 5, 812));
-    assert_eq!(pid(&occupancies.observe(&accept(5, [10, 0, 0, 9]))), Some(812));
+    assert_eq!(
+        pid(&occupancies.observe(&accept(5, [10, 0, 0, 9]))),
+        Some(812)
+    );
     let listen = occupancies.observe(&event(Listen, 5, 0));
     assert_eq!(pid(&listen), Some(812));
     occupancies.observe(&event(Close, 5, 0));
-    assert_eq!(pid(&occupancies.observe(&accept(5, [10, 0, 0, 9]))), Some(812));
+    assert_eq!(
+        pid(&occupancies.observe(&accept(5, [10, 0, 0, 9]))),
+        Some(812)
+    );
     assert!(occupancies.open.is_empty());
 
     // A listener that was shut down can listen again.
@@ -172,14 +196,23 @@ fn the_one_who_listens_is_the_owner_unless_he_is_gone() {
     let mut occupancies = occupancies();
     occupancies.observe(&event(Bind, 5, 1));
     assert_eq!(pid(&occupancies.observe(&event(Listen, 5, 812))), Some(812));
-    assert_eq!(pid(&occupancies.observe(&accept(5, [127, 0, 0, 1]))), Some(812));
+    assert_eq!(
+        pid(&occupancies.observe(&accept(5, [127, 0, 0, 1]))),
+        Some(812)
+    );
 
     let gone = occupancies.observe(&event(Bind, 6, GONE)).process.unwrap();
     assert_eq!((gone.pid, &*gone.comm, &gone.exe), (GONE, "nc", &None));
 
     // Seen alive at bind, gone at listen: what was seen stays.
-    let alive = Process { exe: Some(Printable::from("/x")), ..(*gone).clone() };
-    assert_eq!(fuller((*gone).clone(), Some(Rc::new(alive))).exe.as_deref(), Some("/x"));
+    let alive = Process {
+        exe: Some(Printable::from("/x")),
+        ..(*gone).clone()
+    };
+    assert_eq!(
+        fuller((*gone).clone(), Some(Rc::new(alive))).exe.as_deref(),
+        Some("/x")
+    );
 }
 
 #[test]
@@ -200,7 +233,11 @@ fn the_first_reach_counts_per_listener_and_not_from_this_host() {
     ];
     for (event, severity) in cases {
         let alert = occupancies.observe(&event);
-        assert_eq!(alert.severity, severity, "{:?} {:?}", event.cookie, event.peer);
+        assert_eq!(
+            alert.severity, severity,
+            "{:?} {:?}",
+            event.cookie, event.peer
+        );
     }
 }
 
@@ -215,5 +252,8 @@ fn what_is_kept_is_bounded() {
     for cookie in 1..=OPEN as u64 + 10 {
         occupancies.observe(&event(EventKind::Close, cookie, 0));
     }
-    assert_eq!((occupancies.open.len(), occupancies.closed.len()), (0, CLOSED));
+    assert_eq!(
+        (occupancies.open.len(), occupancies.closed.len()),
+        (0, CLOSED)
+    );
 }

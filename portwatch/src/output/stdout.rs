@@ -65,7 +65,10 @@ impl Stdout {
             // epoll(7) refuses what is always ready with EPERM.
             Err(error) => Target::Ready(error.into_parts().0),
         };
-        Ok(Self { target, pending: Vec::new() })
+        Ok(Self {
+            target,
+            pending: Vec::new(),
+        })
     }
 
     /// Whether a person looks at it.
@@ -109,7 +112,9 @@ impl Stdout {
             if self.pending.is_empty() {
                 return Ok(());
             }
-            let Target::Polled(readiness) = &self.target else { continue };
+            let Target::Polled(readiness) = &self.target else {
+                continue;
+            };
             let mut ready = readiness.ready(Interest::WRITABLE).await?;
             // The descriptor blocks, so no write says EAGAIN: poll(2) says whether this is news.
             if !self.is_writable() {
@@ -129,7 +134,9 @@ impl Stdout {
     pub async fn gone(&self) -> StdoutGone {
         if let Target::Polled(readiness) = &self.target {
             loop {
-                let Ok(mut ready) = readiness.ready(Interest::ERROR).await else { break };
+                let Ok(mut ready) = readiness.ready(Interest::ERROR).await else {
+                    break;
+                };
                 if self.has(PollFlags::POLLERR) {
                     return StdoutGone::Io(ErrorKind::BrokenPipe.into());
                 }
@@ -141,8 +148,7 @@ impl Stdout {
 
     /// Whether a chunk can be written, or fails, without blocking.
     fn is_writable(&self) -> bool {
-        matches!(self.target, Target::Ready(_))
-            || self.has(PollFlags::POLLOUT | PollFlags::POLLERR)
+        matches!(self.target, Target::Ready(_)) || self.has(PollFlags::POLLOUT | PollFlags::POLLERR)
     }
 
     fn fd(&self) -> BorrowedFd<'_> {
@@ -155,6 +161,8 @@ impl Stdout {
     fn has(&self, events: PollFlags) -> bool {
         let mut fds = [PollFd::new(self.fd(), events)];
         poll(&mut fds, PollTimeout::ZERO).is_ok()
-            && fds[0].revents().is_some_and(|found| found.intersects(events))
+            && fds[0]
+                .revents()
+                .is_some_and(|found| found.intersects(events))
     }
 }

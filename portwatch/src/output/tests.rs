@@ -27,15 +27,26 @@ fn alert(comm: &[u8], cmdline: &[&[u8]]) -> Alert {
         transport: Some(Transport::Tcp),
         family: Some(Family::Ipv4),
         address: Some(IpAddr::from([10, 0, 0, 1])),
-        peer: Some(Peer { address: IpAddr::from([10, 0, 0, 9]), port: 40_112 }),
+        peer: Some(Peer {
+            address: IpAddr::from([10, 0, 0, 9]),
+            port: 40_112,
+        }),
         registry: Some(RegistryWord::new(verdict, registry.as_of())),
-        socket: Socket { cookie: Some(8193), netns: Some(4_026_531_840) },
+        socket: Socket {
+            cookie: Some(8193),
+            netns: Some(4_026_531_840),
+        },
         process: Some(Rc::new(Process {
             pid: 812,
             ppid: Some(1),
             comm: Printable::from_bytes(comm),
             exe: Some(Printable::from("/usr/bin/nc")),
-            cmdline: Some(cmdline.iter().map(|word| Printable::from_bytes(word)).collect()),
+            cmdline: Some(
+                cmdline
+                    .iter()
+                    .map(|word| Printable::from_bytes(word))
+                    .collect(),
+            ),
             uid: 0,
             user: Some(Printable::from("root")),
             gid: 0,
@@ -55,7 +66,11 @@ fn written(name: FormatName, colour: bool, alert: &Alert) -> String {
 
 #[test]
 fn a_json_line_has_the_contracts_keys_in_order() {
-    let line = written(FormatName::Json, false, &alert(b"nc", &[b"nc", b"-l", b"976"]));
+    let line = written(
+        FormatName::Json,
+        false,
+        &alert(b"nc", &[b"nc", b"-l", b"976"]),
+    );
     assert_eq!(
         line,
         concat!(
@@ -77,15 +92,25 @@ fn a_json_line_has_the_contracts_keys_in_order() {
 
 #[test]
 fn a_text_line_reads_from_left_to_right() {
-    let line = written(FormatName::Text, false, &alert(b"nc", &[b"nc", b"-l", b"976"]));
+    let line = written(
+        FormatName::Text,
+        false,
+        &alert(b"nc", &[b"nc", b"-l", b"976"]),
+    );
     assert_eq!(
         line,
         "2026-11-22T21:38:00.123456Z critical accept  tcp 10.0.0.1:976 <- 10.0.0.9:40112 \
          unassigned (954-988, IANA 2026-08-17) nc[812] user=root ppid=1 exe=/usr/bin/nc \
          cmdline='nc -l 976' unit=x.service netns=4026531840 socket=8193\n"
     );
-    let loss = written(FormatName::Text, false, &Alert::loss(7, Printable::from("db1")));
-    assert!(loss.ends_with(" 7 reports found the ring buffer full and are lost; see --ring-size\n"));
+    let loss = written(
+        FormatName::Text,
+        false,
+        &Alert::loss(7, Printable::from("db1")),
+    );
+    assert!(
+        loss.ends_with(" 7 reports found the ring buffer full and are lost; see --ring-size\n")
+    );
 }
 
 #[test]
@@ -105,8 +130,22 @@ fn a_name_can_forge_nothing() {
         assert!(!text.contains('\u{202e}'));
         // Fields are separated by blanks that no quote encloses.
         let fields = shlex::split(text.trim_end()).unwrap();
-        assert_eq!(fields.iter().filter(|field| field.starts_with("user=")).count(), 1, "{text}");
-        assert_eq!(fields.iter().filter(|field| field.starts_with("exe=")).count(), 1, "{text}");
+        assert_eq!(
+            fields
+                .iter()
+                .filter(|field| field.starts_with("user="))
+                .count(),
+            1,
+            "{text}"
+        );
+        assert_eq!(
+            fields
+                .iter()
+                .filter(|field| field.starts_with("exe="))
+                .count(),
+            1,
+            "{text}"
+        );
 
         let json = written(FormatName::Json, false, &alert);
         assert_eq!(json.matches('\n').count(), 1, "{json:?}");

@@ -30,8 +30,17 @@ impl Format for Text {
 impl Text {
     fn compose(&self, alert: &Alert, text: &mut String) -> fmt::Result {
         write!(text, "{:.6} ", alert.time)?;
-        let (on, off) = if self.colour { (colour(alert.severity), RESET) } else { ("", "") };
-        write!(text, "{on}{:<8}{off} {:<7}", alert.severity.name(), alert.event.name())?;
+        let (on, off) = if self.colour {
+            (colour(alert.severity), RESET)
+        } else {
+            ("", "")
+        };
+        write!(
+            text,
+            "{on}{:<8}{off} {:<7}",
+            alert.severity.name(),
+            alert.event.name()
+        )?;
         if let Some(lost) = alert.lost {
             write!(
                 text,
@@ -41,11 +50,24 @@ impl Text {
         if let (Some(transport), Some(address), Some(port)) =
             (alert.transport, alert.address, alert.port)
         {
-            write!(text, " {} {}", transport.name(), SocketAddr::new(address, port))?;
+            write!(
+                text,
+                " {} {}",
+                transport.name(),
+                SocketAddr::new(address, port)
+            )?;
         }
         if let Some(peer) = alert.peer {
-            let arrow = if alert.event == EventKind::Connect { "->" } else { "<-" };
-            write!(text, " {arrow} {}", SocketAddr::new(peer.address, peer.port))?;
+            let arrow = if alert.event == EventKind::Connect {
+                "->"
+            } else {
+                "<-"
+            };
+            write!(
+                text,
+                " {arrow} {}",
+                SocketAddr::new(peer.address, peer.port)
+            )?;
         }
         if let Some(registry) = &alert.registry {
             write!(text, " {registry}")?;

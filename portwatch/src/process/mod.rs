@@ -3,11 +3,7 @@
 mod netns;
 mod users;
 
-use std::{
-    io::Read as _,
-    os::unix::ffi::OsStrExt,
-    path::Path,
-};
+use std::{io::Read as _, os::unix::ffi::OsStrExt, path::Path};
 
 use procfs::process::Process as ProcEntry;
 use serde::Serialize;
@@ -69,12 +65,20 @@ impl Processes {
             unit: None,
             container: None,
         };
-        let Some(entry) = i32::try_from(task.pid).ok().and_then(|pid| ProcEntry::new(pid).ok())
+        let Some(entry) = i32::try_from(task.pid)
+            .ok()
+            .and_then(|pid| ProcEntry::new(pid).ok())
         else {
             return process;
         };
-        process.ppid = entry.stat().ok().and_then(|stat| u32::try_from(stat.ppid).ok());
-        process.exe = entry.exe().ok().map(|path| Printable::from(path.as_os_str()));
+        process.ppid = entry
+            .stat()
+            .ok()
+            .and_then(|stat| u32::try_from(stat.ppid).ok());
+        process.exe = entry
+            .exe()
+            .ok()
+            .map(|path| Printable::from(path.as_os_str()));
         process.cmdline = cmdline(&entry);
         process.cgroup = cgroup(&entry);
         process.unit = process.cgroup.as_deref().and_then(unit);
@@ -87,6 +91,7 @@ impl Processes {
         let comm = std::fs::read(format!("/proc/{}/comm", entry.pid())).ok()?;
         Some(self.identify(&Task {
             pid: u32::try_from(entry.pid()).ok()?,
+            tid: u32::try_from(entry.pid()).ok()?,
             uid: status.ruid,
             gid: status.rgid,
             comm: comm.strip_suffix(b"\n").unwrap_or(&comm).to_vec(),
@@ -97,19 +102,35 @@ impl Processes {
 /// None when it cannot be read and for kernel threads, which have none.
 fn cmdline(entry: &ProcEntry) -> Option<Vec<Printable>> {
     let mut bytes = Vec::new();
-    entry.open_relative("cmdline").ok()?.take(CMDLINE_BYTES).read_to_end(&mut bytes).ok()?;
+    entry
+        .open_relative("cmdline")
+        .ok()?
+        .take(CMDLINE_BYTES)
+        .read_to_end(&mut bytes)
+        .ok()?;
     if bytes.is_empty() {
         return None;
     }
     let bytes = bytes.strip_suffix(b"\0").unwrap_or(&bytes);
-    Some(bytes.split(|byte| *byte == 0).map(Printable::from_bytes).collect())
+    Some(
+        bytes
+            .split(|byte| *byte == 0)
+            .map(Printable::from_bytes)
+            .collect(),
+    )
 }
 
 /// The path in the v2 hierarchy, which is number 0 in proc_pid_cgroup(5).
 fn cgroup(entry: &ProcEntry) -> Option<Printable> {
     let mut bytes = Vec::new();
-    entry.open_relative("cgroup").ok()?.read_to_end(&mut bytes).ok()?;
-    let path = bytes.split(|byte| *byte == b'\n').find_map(|line| line.strip_prefix(b"0::"))?;
+    entry
+        .open_relative("cgroup")
+        .ok()?
+        .read_to_end(&mut bytes)
+        .ok()?;
+    let path = bytes
+        .split(|byte| *byte == b'\n')
+        .find_map(|line| line.strip_prefix(b"0::"))?;
     Some(Printable::from_bytes(path))
 }
 
@@ -149,14 +170,24 @@ mod tests {
 
     #[test]
     fn this_process_is_found_with_all_that_proc_shows() {
-        let task = Task { pid: std::process::id(), uid: 0, gid: 0, comm: b"tests".to_vec() };
+        let task = Task {
+            pid: std::process::id(),
+            tid: 0,
+            uid: 0,
+            gid: 0,
+            comm: b"tests".to_vec(),
+        };
         let process = Processes::default().identify(&task);
         let exe = std::env::current_exe().unwrap();
         assert_eq!(process.exe.as_deref(), exe.to_str());
         assert_eq!(process.ppid, Some(std::os::unix::process::parent_id()));
         let arguments: Vec<String> = std::env::args().collect();
-        let cmdline: Vec<String> =
-            process.cmdline.unwrap().iter().map(ToString::to_string).collect();
+        let cmdline: Vec<String> = process
+            .cmdline
+            .unwrap()
+            .iter()
+            .map(ToString::to_string)
+            .collect();
         assert_eq!(cmdline, arguments);
         assert_eq!(process.user.as_deref(), Some("root"));
     }
@@ -164,11 +195,23 @@ mod tests {
     #[test]
     fn a_process_that_is_gone_keeps_what_its_event_carried() {
         // Above the kernel's limit, so nobody has it.
-        let task = Task { pid: 1 << 30, uid: 4_000_000, gid: 7, comm: b"gone".to_vec() };
+        let task = Task {
+            pid: 1 << 30,
+            tid: 1 << 30,
+            uid: 4_000_000,
+            gid: 7,
+            comm: b"gone".to_vec(),
+        };
         let process = Processes::default().identify(&task);
-        assert_eq!((process.pid, process.uid, process.gid), (1 << 30, 4_000_000, 7));
+        assert_eq!(
+            (process.pid, process.uid, process.gid),
+            (1 << 30, 4_000_000, 7)
+        );
         assert_eq!(&*process.comm, "gone");
-        assert_eq!((process.ppid, process.exe, process.cmdline), (None, None, None));
+        assert_eq!(
+            (process.ppid, process.exe, process.cmdline),
+            (None, None, None)
+        );
         assert_eq!((process.user, process.cgroup), (None, None));
     }
 }

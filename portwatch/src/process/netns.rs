@@ -27,15 +27,18 @@ pub struct Namespaces(HashMap<u64, u64>);
 const BOUND: usize = 4096;
 
 impl Namespaces {
-    /// The inode of the namespace with that cookie. `pid` is where to look for one not seen yet:
-    /// its namespace is entered and asked, since a process can leave the one its socket is in.
-    pub fn inode(&mut self, cookie: u64, pid: Option<u32>) -> Option<u64> {
+    /// The inode of the namespace with that cookie. `tid` is a thread to
+    /// look at for one not seen yet: where it is, the kernel is asked for the cookie, since a thread
+    /// can leave the namespace that its socket is in.
+    pub fn inode(&mut self, cookie: u64, tid: Option<u32>) -> Option<u64> {
         if let Some(inode) = self.0.get(&cookie) {
             return Some(*inode);
         }
-        let (inode, found) = ask(pid?)?;
-        // Without the socket option (before Linux 5.14) the process's word must do.
-        let Some(found) = found else { return Some(inode) };
+        let (inode, found) = ask(tid?)?;
+        // Without the socket option (before Linux 5.14) the thread's word must do.
+        let Some(found) = found else {
+            return Some(inode);
+        };
         if self.0.len() >= BOUND {
             self.0.clear();
         }
@@ -47,19 +50,25 @@ impl Namespaces {
 /// The inode of the network namespace that `pid` is in.
 #[must_use]
 pub fn inode_of(pid: u32) -> Option<u64> {
-    std::fs::metadata(format!("/proc/{pid}/ns/net")).ok().map(|namespace| namespace.ino())
+    std::fs::metadata(format!("/proc/{pid}/ns/net"))
+        .ok()
+        .map(|namespace| namespace.ino())
 }
 
-/// Inode and cookie of the network namespace that `pid` is in; no cookie where the kernel has no
+/// Inode and cookie of the network namespace that thread `tid` is in; no cookie where the kernel has no
 /// way to tell.
-fn ask(pid: u32) -> Option<(u64, Option<u64>)> {
-    let namespace = File::open(format!("/proc/{pid}/ns/net")).ok()?;
+fn ask(tid: u32) -> Option<(u64, Option<u64>)> {
+    let namespace = File::open(format!("/proc/{tid}/ns/net")).ok()?;
     let inode = namespace.metadata().ok()?.ino();
     // A thread of its own, since what it enters it cannot be trusted to leave.
     let cookie = std::thread::spawn(move || {
         setns(namespace, CloneFlags::CLONE_NEWNET)?;
-        let probe =
-            socket(AddressFamily::Unix, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
+        let probe = socket(
+            AddressFamily::Unix,
+            SockType::Datagram,
+            SockFlag::SOCK_CLOEXEC,
+            None,
+        )?;
         getsockopt(&probe, NetnsCookie)
     })
     .join()

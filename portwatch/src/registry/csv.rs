@@ -15,7 +15,10 @@ const SERVICE: Column = Column(0, "Service Name");
 const PORT: Column = Column(1, "Port Number");
 const TRANSPORT: Column = Column(2, "Transport Protocol");
 const DESCRIPTION: Column = Column(3, "Description");
-const DATES: [Column; 2] = [Column(6, "Registration Date"), Column(7, "Modification Date")];
+const DATES: [Column; 2] = [
+    Column(6, "Registration Date"),
+    Column(7, "Modification Date"),
+];
 
 /// Index and title.
 #[derive(Clone, Copy)]
@@ -25,24 +28,41 @@ pub(super) fn read(path: &Path) -> Result<Registry, ReadError> {
     let mut bytes = Vec::new();
     File::open(path)
         .and_then(|mut file| file.read_to_end(&mut bytes))
-        .map_err(|source| ReadError::Io { path: path.into(), source })?;
+        .map_err(|source| ReadError::Io {
+            path: path.into(),
+            source,
+        })?;
     parse(&bytes, path)
 }
 
 fn parse(bytes: &[u8], path: &Path) -> Result<Registry, ReadError> {
-    let whole = |problem: &str| ReadError::File { path: path.into(), problem: problem.into() };
-    let mut reader =
-        ReaderBuilder::new().has_headers(false).flexible(true).from_reader(bytes);
+    let whole = |problem: &str| ReadError::File {
+        path: path.into(),
+        problem: problem.into(),
+    };
+    let mut reader = ReaderBuilder::new()
+        .has_headers(false)
+        .flexible(true)
+        .from_reader(bytes);
     let mut rows: Vec<Row> = Vec::new();
     let mut newest: Option<Date> = None;
     let mut record = ByteRecord::new();
-    while reader.read_byte_record(&mut record).map_err(|error| whole(&error.to_string()))? {
-        let here = Here { path, record: &record };
+    while reader
+        .read_byte_record(&mut record)
+        .map_err(|error| whole(&error.to_string()))?
+    {
+        let here = Here {
+            path,
+            record: &record,
+        };
         if record.len() != COLUMNS {
             let problem = format!("has {} columns instead of {COLUMNS}", record.len());
             return Err(here.error(Column(record.len().min(COLUMNS) - 1, "the last"), &problem));
         }
-        if record.position().is_some_and(|position| position.record() == 0) {
+        if record
+            .position()
+            .is_some_and(|position| position.record() == 0)
+        {
             for column in [SERVICE, PORT, TRANSPORT, DESCRIPTION] {
                 let title = here.text(column)?;
                 // Spreadsheet programs put a byte order mark in front.
@@ -74,7 +94,10 @@ fn row(here: &Here<'_>) -> Result<Option<Row>, ReadError> {
     }
     let (first, last) = ports.split_once('-').unwrap_or((ports, ports));
     let (Ok(first), Ok(last)) = (first.parse::<u16>(), last.parse::<u16>()) else {
-        return Err(here.error(PORT, &format!("{ports:?} is neither a port nor a range of ports")));
+        return Err(here.error(
+            PORT,
+            &format!("{ports:?} is neither a port nor a range of ports"),
+        ));
     };
     if first > last {
         return Err(here.error(PORT, &format!("{ports:?} ends before it begins")));
@@ -95,8 +118,17 @@ fn row(here: &Here<'_>) -> Result<Option<Row>, ReadError> {
     if first > last_system_port {
         return Ok(None);
     }
-    let services = if service.is_empty() { Vec::new() } else { vec![Printable::from(service)] };
-    Ok(Some(Row { ports: first..=last.min(last_system_port), transport, status, services }))
+    let services = if service.is_empty() {
+        Vec::new()
+    } else {
+        vec![Printable::from(service)]
+    };
+    Ok(Some(Row {
+        ports: first..=last.min(last_system_port),
+        transport,
+        status,
+        services,
+    }))
 }
 
 /// The status, which has no column of its own.
@@ -173,20 +205,48 @@ mod tests {
         )
         .unwrap();
         let seven = registry.verdict(7, Transport::Tcp).unwrap();
-        assert_eq!(seven.services.iter().map(|name| &**name).collect::<Vec<_>>(), ["one", "two"]);
-        assert_eq!(registry.verdict(1023, Transport::Udp).unwrap().range, Some((1000, 1023)));
+        assert_eq!(
+            seven
+                .services
+                .iter()
+                .map(|name| &**name)
+                .collect::<Vec<_>>(),
+            ["one", "two"]
+        );
+        assert_eq!(
+            registry.verdict(1023, Transport::Udp).unwrap().range,
+            Some((1000, 1023))
+        );
         assert_eq!(registry.as_of(), Some(jiff::civil::date(2020, 1, 2)));
     }
 
     #[test]
     fn a_malformed_file_is_refused_with_record_and_column() {
         let cases = [
-            ("x,seven,tcp,d,,,,,,,,\n", "record 2 (line 2), column 2 (Port Number): \"seven\" is"),
-            ("a,1,tcp,\"d\nd\",,,,,,,,\nx,9-3,tcp,d,,,,,,,,\n", "record 3 (line 4), column 2"),
-            ("x,70000,tcp,d,,,,,,,,\n", "\"70000\" is neither a port nor a range"),
-            ("x,7,icmp,d,,,,,,,,\n", "column 3 (Transport Protocol): \"icmp\" is not tcp, udp"),
-            ("x,7,tcp,d,,,\n", "column 7 (the last): has 7 columns instead of 12"),
-            ("x,7,tcp,d,,,,,,,,,,\n", "column 12 (the last): has 14 columns instead of 12"),
+            (
+                "x,seven,tcp,d,,,,,,,,\n",
+                "record 2 (line 2), column 2 (Port Number): \"seven\" is",
+            ),
+            (
+                "a,1,tcp,\"d\nd\",,,,,,,,\nx,9-3,tcp,d,,,,,,,,\n",
+                "record 3 (line 4), column 2",
+            ),
+            (
+                "x,70000,tcp,d,,,,,,,,\n",
+                "\"70000\" is neither a port nor a range",
+            ),
+            (
+                "x,7,icmp,d,,,,,,,,\n",
+                "column 3 (Transport Protocol): \"icmp\" is not tcp, udp",
+            ),
+            (
+                "x,7,tcp,d,,,\n",
+                "column 7 (the last): has 7 columns instead of 12",
+            ),
+            (
+                "x,7,tcp,d,,,,,,,,,,\n",
+                "column 12 (the last): has 14 columns instead of 12",
+            ),
             ("", "ports.csv: names no system port"),
             ("x,2000,tcp,d,,,,,,,,\n", "ports.csv: names no system port"),
         ];
@@ -215,7 +275,11 @@ mod tests {
             ("", "", Status::Assigned),
         ];
         for (service, description, expected) in cases {
-            assert_eq!(status(service, description), expected, "{service:?} {description:?}");
+            assert_eq!(
+                status(service, description),
+                expected,
+                "{service:?} {description:?}"
+            );
         }
     }
 }

@@ -45,12 +45,16 @@ pub fn diff(old: &Registry, new: &Registry) -> Vec<Change> {
             }
         }
         for change in here {
-            let continued = changes.iter_mut().rev().take(TRANSPORTS.len()).find(|known| {
-                known.last + 1 == port
-                    && known.transports == change.transports
-                    && says(&known.old) == says(&change.old)
-                    && says(&known.new) == says(&change.new)
-            });
+            let continued = changes
+                .iter_mut()
+                .rev()
+                .take(TRANSPORTS.len())
+                .find(|known| {
+                    known.last + 1 == port
+                        && known.transports == change.transports
+                        && says(&known.old) == says(&change.old)
+                        && says(&known.new) == says(&change.new)
+                });
             match continued {
                 Some(known) => known.last = port,
                 None => changes.push(change),
@@ -71,7 +75,11 @@ impl fmt::Display for Change {
         if self.first != self.last {
             write!(f, "-{}", self.last)?;
         }
-        let transports: Vec<_> = self.transports.iter().map(|transport| transport.name()).collect();
+        let transports: Vec<_> = self
+            .transports
+            .iter()
+            .map(|transport| transport.name())
+            .collect();
         write!(f, "/{}: ", transports.join(","))?;
         let side = |f: &mut fmt::Formatter<'_>, verdict: &Verdict| {
             f.write_str(verdict.status.name())?;

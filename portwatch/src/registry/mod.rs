@@ -33,8 +33,12 @@ pub enum Status {
 
 impl Status {
     /// Every status, in the order in which they are listed to people.
-    pub const ALL: [Self; 4] =
-        [Self::Assigned, Self::Unassigned, Self::Reserved, Self::Deregistered];
+    pub const ALL: [Self; 4] = [
+        Self::Assigned,
+        Self::Unassigned,
+        Self::Reserved,
+        Self::Deregistered,
+    ];
 
     /// The name in the output and in the table.
     #[must_use]
@@ -153,8 +157,12 @@ pub struct Registry {
 }
 
 /// The transports that the registry knows.
-const TRANSPORTS: [Transport; 4] =
-    [Transport::Tcp, Transport::Udp, Transport::Sctp, Transport::Dccp];
+const TRANSPORTS: [Transport; 4] = [
+    Transport::Tcp,
+    Transport::Udp,
+    Transport::Sctp,
+    Transport::Dccp,
+];
 
 impl Registry {
     /// The registry that was built in.
@@ -222,19 +230,29 @@ impl Registry {
 
     fn from_rows(rows: Vec<Row>, as_of: Option<Date>) -> Self {
         let stated = TRANSPORTS.map(|transport| {
-            system_ports().map(|port| stated(&rows, port, transport)).collect::<Vec<_>>()
+            system_ports()
+                .map(|port| stated(&rows, port, transport))
+                .collect::<Vec<_>>()
         });
         let verdicts = std::array::from_fn(|transport| {
             system_ports()
                 .map(|port| {
-                    stated[transport][usize::from(port)].clone().unwrap_or_else(|| {
-                        let others = stated.iter().filter_map(|all| all[usize::from(port)].as_ref());
-                        by_rule(others.map(|verdict| verdict.status))
-                    })
+                    stated[transport][usize::from(port)]
+                        .clone()
+                        .unwrap_or_else(|| {
+                            let others = stated
+                                .iter()
+                                .filter_map(|all| all[usize::from(port)].as_ref());
+                            by_rule(others.map(|verdict| verdict.status))
+                        })
                 })
                 .collect()
         });
-        Self { as_of, rows, verdicts }
+        Self {
+            as_of,
+            rows,
+            verdicts,
+        }
     }
 }
 
@@ -252,7 +270,11 @@ fn stated(rows: &[Row], port: u16, transport: Transport) -> Option<Verdict> {
     let rank = |row: &Row| (row.transport.is_some(), row.status);
     let best = rows.iter().filter(applies).max_by_key(|row| rank(row))?;
     let mut services: Vec<Printable> = Vec::new();
-    for row in rows.iter().filter(applies).filter(|row| rank(row) == rank(best)) {
+    for row in rows
+        .iter()
+        .filter(applies)
+        .filter(|row| rank(row) == rank(best))
+    {
         for service in &row.services {
             if !services.contains(service) {
                 services.push(service.clone());
@@ -276,7 +298,12 @@ fn by_rule(mut others: impl Iterator<Item = Status>) -> Verdict {
     } else {
         (Status::Unassigned, Basis::NoRow)
     };
-    Verdict { status, range: None, services: Vec::new(), basis }
+    Verdict {
+        status,
+        range: None,
+        services: Vec::new(),
+        basis,
+    }
 }
 
 #[cfg(test)]

@@ -25,8 +25,11 @@ pub fn to_table(registry: &Registry) -> String {
     }
     for row in rows {
         let (first, last) = (row.ports.start(), row.ports.end());
-        let ports =
-            if first == last { first.to_string() } else { format!("{first}-{last}") };
+        let ports = if first == last {
+            first.to_string()
+        } else {
+            format!("{first}-{last}")
+        };
         let transport = row.transport.map_or(ANY, Transport::name);
         let _ = write!(table, "{ports:<9} {transport:<4} {}", row.status.name());
         for service in &row.services {
@@ -41,7 +44,10 @@ pub(super) fn read(table: &str) -> Result<Registry, ReadError> {
     let mut as_of: Option<Date> = None;
     let mut rows = Vec::new();
     for (index, line) in table.lines().enumerate() {
-        let error = |problem: &str| ReadError::Table { line: index + 1, problem: problem.into() };
+        let error = |problem: &str| ReadError::Table {
+            line: index + 1,
+            problem: problem.into(),
+        };
         if line.starts_with('#') {
             continue;
         }
@@ -65,7 +71,12 @@ pub(super) fn read(table: &str) -> Result<Registry, ReadError> {
             .and_then(|name| Status::ALL.into_iter().find(|status| status.name() == name))
             .ok_or_else(|| error("has no status"))?;
         let services = words.map(Printable::from).collect();
-        rows.push(Row { ports: start..=end, transport, status, services });
+        rows.push(Row {
+            ports: start..=end,
+            transport,
+            status,
+            services,
+        });
     }
     Ok(Registry::from_rows(rows, as_of))
 }

@@ -18,7 +18,10 @@ fn iana(date: &str) -> Option<Registry> {
             "{} is missing: set PORTWATCH_IANA_DIR to a folder with IANA's files",
             path.display()
         );
-        eprintln!("SKIPPED: {} is missing; see PORTWATCH_IANA_DIR", path.display());
+        eprintln!(
+            "SKIPPED: {} is missing; see PORTWATCH_IANA_DIR",
+            path.display()
+        );
         return None;
     }
     Some(Registry::from_csv(&path, None).unwrap())
@@ -68,7 +71,14 @@ fn special_ports_get_their_word() {
     use Status::{Assigned, Deregistered, Reserved, Unassigned};
     use Transport::{Dccp, Sctp, Tcp, Udp, UdpLite};
 
-    type Case = (u16, Transport, Status, Basis, Option<(u16, u16)>, &'static [&'static str]);
+    type Case = (
+        u16,
+        Transport,
+        Status,
+        Basis,
+        Option<(u16, u16)>,
+        &'static [&'static str],
+    );
     let cases: &[Case] = &[
         (0, Tcp, Reserved, ROW, None, &[]),
         (9, Sctp, Assigned, ROW, None, &["discard"]),
@@ -113,7 +123,12 @@ fn special_ports_get_their_word() {
         let verdict = registry.verdict(*port, *transport).unwrap();
         let names: Vec<&str> = verdict.services.iter().map(|name| &**name).collect();
         assert_eq!(
-            (verdict.status, verdict.basis, verdict.range, names.as_slice()),
+            (
+                verdict.status,
+                verdict.basis,
+                verdict.range,
+                names.as_slice()
+            ),
             (*status, *basis, *range, *services),
             "{port}/{}",
             transport.name()

@@ -25,29 +25,45 @@ pub(super) struct Cgroup {
 /// Opens `path`, or the root of the mounted hierarchy, or a private mount where there is none.
 pub(super) fn open(path: Option<&Path>) -> Result<Cgroup, SensorError> {
     if let Some(path) = path {
-        let problem = |problem: String| SensorError::Cgroup { path: path.into(), problem };
+        let problem = |problem: String| SensorError::Cgroup {
+            path: path.into(),
+            problem,
+        };
         let folder = File::open(path).map_err(|error| problem(error.to_string()))?;
-        let kind = fstatfs(&folder).map_err(|error| problem(error.to_string()))?.filesystem_type();
+        let kind = fstatfs(&folder)
+            .map_err(|error| problem(error.to_string()))?
+            .filesystem_type();
         if kind != CGROUP2_SUPER_MAGIC {
             let hint = mounted()
                 .map(|root| format!("; this host's is {}", root.display()))
                 .unwrap_or_default();
             return Err(problem(format!("is not in a cgroup v2 hierarchy{hint}")));
         }
-        return Ok(Cgroup { fd: folder.into(), label: path.display().to_string() });
+        return Ok(Cgroup {
+            fd: folder.into(),
+            label: path.display().to_string(),
+        });
     }
     if let Some(root) = mounted()
         && let Ok(folder) = File::open(&root)
     {
-        return Ok(Cgroup { fd: folder.into(), label: root.display().to_string() });
+        return Ok(Cgroup {
+            fd: folder.into(),
+            label: root.display().to_string(),
+        });
     }
     let fd = mount_privately().map_err(|source| SensorError::NoCgroup { source })?;
-    Ok(Cgroup { fd, label: "the cgroup v2 root (mounted privately)".into() })
+    Ok(Cgroup {
+        fd,
+        label: "the cgroup v2 root (mounted privately)".into(),
+    })
 }
 
 /// Where the whole cgroup v2 hierarchy is mounted.
 fn mounted() -> Option<PathBuf> {
-    let mounts = Process::myself().and_then(|process| process.mountinfo()).ok()?;
+    let mounts = Process::myself()
+        .and_then(|process| process.mountinfo())
+        .ok()?;
     mounts
         .into_iter()
         .find(|mount| mount.fs_type == "cgroup2" && mount.root == "/")
@@ -58,8 +74,11 @@ fn mounted() -> Option<PathBuf> {
 fn mount_privately() -> io::Result<OwnedFd> {
     let context = fsopen("cgroup2", FsOpenFlags::FSOPEN_CLOEXEC)?;
     fsconfig_create(&context)?;
-    let mount =
-        fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())?;
+    let mount = fsmount(
+        &context,
+        FsMountFlags::FSMOUNT_CLOEXEC,
+        MountAttrFlags::empty(),
+    )?;
     // The mount's own descriptor is O_PATH, which links do not take on every kernel.
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     Ok(openat(&mount, ".", flags, Mode::empty())?)

@@ -57,15 +57,24 @@ pub(super) fn decode(bytes: &[u8], clock: Clock) -> Option<Event> {
     };
     let local = SocketAddr::new(address(report.local_address)?, report.local_port);
     let peer = if report.known & known::REMOTE != 0 {
-        Some(SocketAddr::new(address(report.remote_address)?, report.remote_port))
+        Some(SocketAddr::new(
+            address(report.remote_address)?,
+            report.remote_port,
+        ))
     } else {
         None
     };
     let task = (report.known & known::TASK != 0).then(|| Task {
         pid: report.tgid,
+        tid: report.tid,
         uid: report.uid,
         gid: report.gid,
-        comm: report.comm.iter().copied().take_while(|byte| *byte != 0).collect(),
+        comm: report
+            .comm
+            .iter()
+            .copied()
+            .take_while(|byte| *byte != 0)
+            .collect(),
     });
     Some(Event {
         kind,
@@ -118,7 +127,13 @@ mod tests {
                 transport: Transport::UdpLite,
                 local: "127.0.0.1:976".parse().unwrap(),
                 peer: None,
-                task: Some(Task { pid: 812, uid: 1000, gid: 100, comm: b"n\xffc".to_vec() }),
+                task: Some(Task {
+                    pid: 812,
+                    tid: 813,
+                    uid: 1000,
+                    gid: 100,
+                    comm: b"n\xffc".to_vec()
+                }),
             }
         );
     }
@@ -137,7 +152,10 @@ mod tests {
             ..report()
         };
         let event = decode(bytemuck::bytes_of(&accept), Clock(0)).unwrap();
-        assert_eq!((event.cookie, event.netns_cookie, event.task), (None, None, None));
+        assert_eq!(
+            (event.cookie, event.netns_cookie, event.task),
+            (None, None, None)
+        );
         assert_eq!(event.local.to_string(), "10.0.0.1:976");
         assert_eq!(event.peer.unwrap().to_string(), "[fe80::1]:40000");
     }
@@ -151,7 +169,10 @@ mod tests {
         for broken in [
             Report { kind: 0, ..whole },
             Report { kind: 99, ..whole },
-            Report { protocol: 1, ..whole },
+            Report {
+                protocol: 1,
+                ..whole
+            },
             Report { family: 1, ..whole },
         ] {
             assert!(decode(bytemuck::bytes_of(&broken), clock).is_none());

@@ -19,7 +19,9 @@ pub enum SensorError {
         missing: String,
     },
     /// The ring buffer's size is not one that the kernel takes.
-    #[error("--ring-size {size}: must be a power of two, at least {minimum} and at most 1073741824")]
+    #[error(
+        "--ring-size {size}: must be a power of two, at least {minimum} and at most 1073741824"
+    )]
     RingSize {
         /// Bytes asked for.
         size: u32,
@@ -44,7 +46,9 @@ pub enum SensorError {
         problem: String,
     },
     /// The kernel refused a program.
-    #[error("this kernel ({release}) refused the program {program}: {source}; its last words: {last_words}")]
+    #[error(
+        "this kernel ({release}) refused the program {program}: {source}; its last words: {last_words}"
+    )]
     Refused {
         /// The program's name.
         program: String,
@@ -66,7 +70,9 @@ pub enum SensorError {
         problem: String,
     },
     /// The kernel refused something else that the sensor needs.
-    #[error("this kernel ({release}) did not take {what}: {problem}; portwatch needs Linux 5.10 or later")]
+    #[error(
+        "this kernel ({release}) did not take {what}: {problem}; portwatch needs Linux 5.10 or later"
+    )]
     Kernel {
         /// What was asked of it.
         what: String,
@@ -81,7 +87,10 @@ impl SensorError {
     /// The error for a program that did not load.
     pub(super) fn program(program: &str, error: ProgramError) -> Self {
         match error {
-            ProgramError::LoadError { io_error, verifier_log } => Self::Refused {
+            ProgramError::LoadError {
+                io_error,
+                verifier_log,
+            } => Self::Refused {
                 program: program.into(),
                 release: release(),
                 source: io_error,
@@ -93,7 +102,11 @@ impl SensorError {
 
     /// The error for a program that did not attach.
     pub(super) fn attach(program: &str, error: &ProgramError) -> Self {
-        Self::Attach { program: program.into(), release: release(), problem: chain(error) }
+        Self::Attach {
+            program: program.into(),
+            release: release(),
+            problem: chain(error),
+        }
     }
 
     /// The error for an object that did not load.
@@ -108,7 +121,11 @@ impl SensorError {
 
     /// The error for anything else.
     pub(super) fn kernel(what: &str, error: &dyn std::error::Error) -> Self {
-        Self::Kernel { what: what.into(), release: release(), problem: chain(error) }
+        Self::Kernel {
+            what: what.into(),
+            release: release(),
+            problem: chain(error),
+        }
     }
 }
 
@@ -134,14 +151,18 @@ fn release() -> String {
 
 /// The end of the verifier's log without its statistics: the line that says why, on one line.
 fn last_words(log: &str) -> String {
-    const STATISTICS: [&str; 5] =
-        ["processed ", "verification time", "stack depth", "mark_precise:", "max_states"];
+    const STATISTICS: [&str; 5] = [
+        "processed ",
+        "verification time",
+        "stack depth",
+        "mark_precise:",
+        "max_states",
+    ];
     let said = log
         .lines()
         .map(str::trim)
         .filter(|line| !line.is_empty())
-        .filter(|line| !STATISTICS.iter().any(|start| line.starts_with(start)))
-        .next_back();
+        .rfind(|line| !STATISTICS.iter().any(|start| line.starts_with(start)));
     said.map_or_else(|| "none".into(), one_line)
 }
 

@@ -1,6 +1,8 @@
 //! Loads and attaches the kernel side and reads its ring buffer. Nothing else knows aya.
 
 mod cgroup;
+#[cfg(feature = "debug")]
+mod debug;
 mod decode;
 mod error;
 
@@ -66,6 +68,13 @@ impl Sensor {
         Self::arm_object(OBJECT, options, watched)
     }
 
+    /// The eBPF object that [`arm`](Self::arm) loads.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn object() -> &'static [u8] {
+        OBJECT
+    }
+
     /// As [`arm`](Self::arm), with another object: how tests meet a kernel that refuses one.
     #[doc(hidden)]
     pub fn arm_object(
@@ -86,7 +95,11 @@ impl Sensor {
         // until it is dropped, which it is after the registration.
         let ring = unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) }
             .map_err(|error| SensorError::kernel("waiting for the ring buffer", &error))?;
-        let lost = map(ebpf.take_map(names::LOST), names::LOST, PerCpuArray::try_from)?;
+        let lost = map(
+            ebpf.take_map(names::LOST),
+            names::LOST,
+            PerCpuArray::try_from,
+        )?;
 
         // All are loaded before any is attached, so that a refusal leaves nothing behind.
         for (name, program) in ebpf.programs_mut() {
@@ -110,8 +123,15 @@ impl Sensor {
             programs += 1;
         }
         #[cfg(feature = "debug")]
-        forward_log(&mut ebpf);
-        Ok(Self { ebpf: Some(ebpf), ring, lost, lost_before: 0, cgroup: label, programs })
+        debug::forward_log(&mut ebpf);
+        Ok(Self {
+            ebpf: Some(ebpf),
+            ring,
+            lost,
+            lost_before: 0,
+            cgroup: label,
+            programs,
+        })
     }
 
     /// The cgroup that is watched, for people.
@@ -170,8 +190,12 @@ impl Sensor {
 }
 
 fn check_ring_size(size: u32) -> Result<(), SensorError> {
-    let page = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE).ok().flatten();
-    let minimum = page.and_then(|page| u32::try_from(page).ok()).unwrap_or(4096);
+    let page = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE)
+        .ok()
+        .flatten();
+    let minimum = page
+        .and_then(|page| u32::try_from(page).ok())
+        .unwrap_or(4096);
     if size.is_power_of_two() && (minimum..=1 << 30).contains(&size) {
         return Ok(());
     }
@@ -192,15 +216,17 @@ fn check_privileges() -> Result<(), SensorError> {
     if missing.is_empty() {
         return Ok(());
     }
-    Err(SensorError::Privilege { missing: missing.join(" and ") })
+    Err(SensorError::Privilege {
+        missing: missing.join(" and "),
+    })
 }
 
 /// Loads the object's maps, with the branches that this kernel's helpers rule out switched off.
 fn load(object: &[u8], ring_size: u32) -> Result<Ebpf, SensorError> {
     let supported = |helpers: &[BpfHelper]| {
-        helpers.iter().all(|helper| {
-            is_helper_supported(ProgramType::SockOps, *helper).unwrap_or(false)
-        })
+        helpers
+            .iter()
+            .all(|helper| is_helper_supported(ProgramType::SockOps, *helper).unwrap_or(false))
     };
     let task = u8::from(supported(&[
         BpfHelper::BPF_FUNC_get_current_pid_tgid,
@@ -224,7 +250,10 @@ fn map<M, T, E: std::error::Error>(
     convert: impl FnOnce(M) -> Result<T, E>,
 ) -> Result<T, SensorError> {
     let map = map.ok_or_else(|| {
-        SensorError::kernel("the eBPF object", &io::Error::other(format!("has no map {name}")))
+        SensorError::kernel(
+            "the eBPF object",
+            &io::Error::other(format!("has no map {name}")),
+        )
     })?;
     convert(map).map_err(|error| SensorError::kernel(&format!("the map {name}"), &error))
 }
@@ -245,44 +274,14 @@ fn fill(
             });
         }
     }
-    let mut map: Array<&mut MapData, u32> =
-        map(ebpf.map_mut(names::WATCHED), names::WATCHED, Array::try_from)?;
+    let mut map: Array<&mut MapData, u32> = map(
+        ebpf.map_mut(names::WATCHED),
+        names::WATCHED,
+        Array::try_from,
+    )?;
     for (port, bits) in (0..).zip(bits).filter(|(_, bits)| *bits != 0) {
         map.set(port, bits, 0)
             .map_err(|error| SensorError::kernel("the watched ports", &error))?;
     }
     Ok(())
-}
-
-/// Prints what the kernel side logs, to stderr.
-#[cfg(feature = "debug")]
-fn forward_log(ebpf: &mut Ebpf) {
-    struct Stderr;
-    impl log::Log for Stderr {
-        fn enabled(&self, _: &log::Metadata<'_>) -> bool {
-            true
-        }
-        fn log(&self, record: &log::Record<'_>) {
-            crate::cli::say(&format!("kernel side: {}", record.args()));
-        }
-        fn flush(&self) {}
-    }
-    if log::set_logger(&Stderr).is_ok() {
-        log::set_max_level(log::LevelFilter::Debug);
-    }
-    match aya_log::EbpfLogger::init(ebpf) {
-        // SAFETY: as for the ring buffer; the logger owns its map.
-        Ok(logger) => match unsafe { AsyncFd::register_with_interest(logger, Interest::READABLE) } {
-            Ok(mut logger) => {
-                tokio::spawn(async move {
-                    while let Ok(mut ready) = logger.readable_mut().await {
-                        ready.get_inner_mut().flush();
-                        ready.clear_ready();
-                    }
-                });
-            }
-            Err(error) => crate::cli::say(&format!("the kernel side's log: {error}")),
-        },
-        Err(error) => crate::cli::say(&format!("the kernel side's log: {error}")),
-    }
 }

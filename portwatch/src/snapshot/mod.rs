@@ -68,7 +68,15 @@ pub fn held(port: u16) -> ProcResult<Vec<Held>> {
     if !sockets.is_empty() {
         find_holders(&processes, &mut sockets);
     }
-    sockets.sort_by_key(|held| (held.netns, held.transport, held.state, held.local, held.inode));
+    sockets.sort_by_key(|held| {
+        (
+            held.netns,
+            held.transport,
+            held.state,
+            held.local,
+            held.inode,
+        )
+    });
     Ok(sockets)
 }
 
@@ -81,11 +89,17 @@ fn find_holders(processes: &[ProcEntry], sockets: &mut [Held]) {
         .map(|(index, held)| (held.inode, index))
         .collect();
     for entry in processes {
-        let Ok(descriptors) = entry.fd() else { continue };
+        let Ok(descriptors) = entry.fd() else {
+            continue;
+        };
         let mut process: Option<Rc<Process>> = None;
         for descriptor in descriptors.flatten() {
-            let FDTarget::Socket(inode) = descriptor.target else { continue };
-            let Some(index) = by_inode.get(&inode) else { continue };
+            let FDTarget::Socket(inode) = descriptor.target else {
+                continue;
+            };
+            let Some(index) = by_inode.get(&inode) else {
+                continue;
+            };
             if process.is_none() {
                 process = names.look_up(entry).map(Rc::new);
             }

@@ -26,16 +26,27 @@ const LISTEN: u8 = 10;
 pub(super) fn read(pid: i32, netns: u64, port: u16, sockets: &mut Vec<Held>) {
     for (table, transport) in TABLES {
         // A kernel without IPv6 or UDP-Lite has no such table; a process can have gone.
-        let Ok(file) = File::open(format!("/proc/{pid}/net/{table}")) else { continue };
+        let Ok(file) = File::open(format!("/proc/{pid}/net/{table}")) else {
+            continue;
+        };
         for line in BufReader::new(file).lines().map_while(Result::ok) {
-            let Some(row) = parse(&line).filter(|row| row.local.port() == port) else { continue };
+            let Some(row) = parse(&line).filter(|row| row.local.port() == port) else {
+                continue;
+            };
             let state = match (transport, row.state) {
                 (Transport::Tcp, LISTEN) => State::Listening,
                 _ if row.remote.port() == 0 => State::Bound,
                 _ => State::Connected(row.remote),
             };
             let (local, inode) = (row.local, row.inode);
-            sockets.push(Held { transport, local, state, inode, netns, holders: Vec::new() });
+            sockets.push(Held {
+                transport,
+                local,
+                state,
+                inode,
+                netns,
+                holders: Vec::new(),
+            });
         }
     }
 }
@@ -54,7 +65,12 @@ fn parse(line: &str) -> Option<Row> {
     let remote = address(words.next()?)?;
     let state = u8::from_str_radix(words.next()?, 16).ok()?;
     let inode = words.nth(5)?.parse().ok()?;
-    Some(Row { local, remote, state, inode })
+    Some(Row {
+        local,
+        remote,
+        state,
+        inode,
+    })
 }
 
 /// `0100007F:03D0`: 32-bit words of the address, each printed in the host's byte order.
@@ -89,7 +105,10 @@ mod tests {
         let v4 = "   0: 0100007F:03D0 00000000:0000 0A 00000000:00000000 00:00000000 00000000  \
                   1000        0 30519 1 0000000000000000 100 0 0 10 0";
         let row = parse(v4).unwrap();
-        assert_eq!((row.local.to_string().as_str(), row.state), ("127.0.0.1:976", LISTEN));
+        assert_eq!(
+            (row.local.to_string().as_str(), row.state),
+            ("127.0.0.1:976", LISTEN)
+        );
         assert_eq!((row.inode, row.remote.port()), (30_519, 0));
         let v6 = "  12: 0000000000000000FFFF00000100000A:03D0 \
                   0000000000000000FFFF00000900000A:9CB0 01 00000000:00000000 00:00000000 00000000 \

@@ -1,0 +1,323 @@
+//! The whole life of a socket, as alerts.
+
+use std::{
+    net::{SocketAddr, TcpListener, TcpStream, UdpSocket},
+    os::fd::AsRawFd as _,
+    process::{Command, Stdio},
+    sync::mpsc,
+    thread,
+};
+
+use nix::{
+    sys::{
+        signal::{Signal, kill},
+        socket::{
+            AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, bind, connect, listen,
+            socket,
+        },
+    },
+    unistd::Pid,
+};
+use serde_json::json;
+
+use crate::{
+    assert_alert,
+    support::{Agent, in_namespace},
+};
+
+#[test]
+fn a_tcp_listener_is_told_from_bind_to_close() {
+    struct Case {
+        listen: &'static str,
+        connect: &'static str,
+        /// Family and address of the listener, and of the connection.
+        own: (&'static str, &'static str),
+        accepted: (&'static str, &'static str),
+    }
+    let cases = [
+        Case {
+            listen: "127.0.0.1:976",
+            connect: "127.0.0.1:976",
+            own: ("ipv4", "127.0.0.1"),
+            accepted: ("ipv4", "127.0.0.1"),
+        },
+        Case {
+            listen: "0.0.0.0:1",
+            connect: "127.0.0.1:1",
+            own: ("ipv4", "0.0.0.0"),
+            accepted: ("ipv4", "127.0.0.1"),
+        },
+        Case {
+            listen: "[::1]:976",
+            connect: "[::1]:976",
+            own: ("ipv6", "::1"),
+            accepted: ("ipv6", "::1"),
+        },
+        // Dual-stack, reached over each.
+        Case {
+            listen: "[::]:1023",
+            connect: "[::1]:1023",
+            own: ("ipv6", "::"),
+            accepted: ("ipv6", "::1"),
+        },
+        Case {
+            listen: "[::]:976",
+            connect: "127.0.0.1:976",
+            own: ("ipv6", "::"),
+            accepted: ("ipv4", "127.0.0.1"),
+        },
+    ];
+    in_namespace(|namespace| {
+        let agent = Agent::start(&["--all"]);
+        for case in cases {
+            let listener = TcpListener::bind(case.listen).unwrap();
+            let client = TcpStream::connect(case.connect).unwrap();
+            let client_port = client.local_addr().unwrap().port();
+            drop(listener.accept().unwrap());
+            drop(client);
+            drop(listener);
+
+            let port = case.listen.parse::<SocketAddr>().unwrap().port();
+            let alerts = agent.alerts(namespace.inode, 4);
+            let told: Vec<_> = alerts
+                .iter()
+                .map(|alert| {
+                    let text = |key: &str| alert[key].as_str().unwrap();
+                    (
+                        text("event"),
+                        text("severity"),
+                        (text("family"), text("address")),
+                    )
+                })
+                .collect();
+            assert_eq!(
+                told,
+                [
+                    ("bind", "notice", case.own),
+                    ("listen", "warning", case.own),
+                    ("accept", "warning", case.accepted),
+                    ("close", "notice", case.own),
+                ],
+                "{}",
+                case.listen
+            );
+            for alert in &alerts {
+                let peer = match alert["event"].as_str() {
+                    Some("accept") => json!({"address": case.accepted.1, "port": client_port}),
+                    _ => json!(null),
+                };
+                assert_alert!(alert, {
+                    "port" => port,
+                    "transport" => "tcp",
+                    "peer" => peer,
+                    "origin" => "live",
+                    "socket/cookie" => alerts[0]["socket"]["cookie"],
+                    "process/pid" => std::process::id(),
+                    "process/ppid" => std::os::unix::process::parent_id(),
+                    "process/exe" => std::env::current_exe().unwrap().to_str().unwrap(),
+                    "process/uid" => 0,
+                    "process/user" => "root",
+                });
+            }
+        }
+        assert!(agent.stop(namespace.inode).is_empty());
+    });
+}
+
+#[test]
+fn a_udp_bind_receives_at_once() {
+    in_namespace(|namespace| {
+        let agent = Agent::start(&[]);
+        let cases = [
+            ("127.0.0.1:976", "ipv4", "127.0.0.1"),
+            ("0.0.0.0:976", "ipv4", "0.0.0.0"),
+            ("[::1]:977", "ipv6", "::1"),
+            ("[::]:977", "ipv6", "::"),
+        ];
+        for (local, family, address) in cases {
+            drop(UdpSocket::bind(local).unwrap());
+            let alerts = agent.alerts(namespace.inode, 2);
+            for (alert, event, severity) in [
+                (&alerts[0], "bind", "warning"),
+                (&alerts[1], "close", "notice"),
+            ] {
+                assert_alert!(alert, {
+                    "event" => event,
+                    "severity" => severity,
+                    "transport" => "udp",
+                    "family" => family,
+                    "address" => address,
+                    "registry/status" => "unassigned",
+                    "registry/range" => "954-988",
+                    "registry/basis" => "row",
+                    "registry/as_of" => "2026-08-17",
+                    "socket/cookie" => alerts[0]["socket"]["cookie"],
+                    "process/pid" => std::process::id(),
+                });
+            }
+        }
+        assert!(agent.stop(namespace.inode).is_empty());
+    });
+}
+
+#[test]
+fn a_bound_socket_that_connects_is_a_client_and_never_a_listener() {
+    in_namespace(|namespace| {
+        let agent = Agent::start(&[]);
+        let server = TcpListener::bind("127.0.0.1:0").unwrap();
+        let server_port = server.local_addr().unwrap().port();
+        let client = socket(
+            AddressFamily::Inet,
+            SockType::Stream,
+            SockFlag::SOCK_CLOEXEC,
+            None,
+        )
+        .unwrap();
+        let address = |port| SockaddrStorage::from(SocketAddr::from(([127, 0, 0, 1], port)));
+        bind(client.as_raw_fd(), &address(986)).unwrap();
+        connect(client.as_raw_fd(), &address(server_port)).unwrap();
+        drop(client);
+
+        let alerts = agent.alerts(namespace.inode, 3);
+        for (alert, event) in alerts.iter().zip(["bind", "connect", "close"]) {
+            assert_alert!(alert, {
+                "event" => event,
+                "severity" => "notice",
+                "port" => 986,
+                "socket/cookie" => alerts[0]["socket"]["cookie"],
+                "process/pid" => std::process::id(),
+            });
+        }
+        assert_alert!(alerts[1], {
+            "address" => "127.0.0.1",
+            "peer" => json!({"address": "127.0.0.1", "port": server_port}),
+        });
+        assert!(agent.stop(namespace.inode).is_empty());
+    });
+}
+
+#[test]
+fn a_listener_that_never_was_bound_is_seen() {
+    in_namespace(|namespace| {
+        // Only here may the kernel pick 976 by itself.
+        std::fs::write("/proc/sys/net/ipv4/ip_unprivileged_port_start", "0").unwrap();
+        std::fs::write("/proc/sys/net/ipv4/ip_local_port_range", "976 977").unwrap();
+        let agent = Agent::start(&[]);
+        let listener = socket(
+            AddressFamily::Inet,
+            SockType::Stream,
+            SockFlag::SOCK_CLOEXEC,
+            None,
+        )
+        .unwrap();
+        listen(&listener, Backlog::new(1).unwrap()).unwrap();
+        drop(listener);
+        let alerts = agent.alerts(namespace.inode, 2);
+        for (alert, event) in alerts.iter().zip(["listen", "close"]) {
+            assert_alert!(alert, {
+                "event" => event,
+                "transport" => "tcp",
+                "process/pid" => std::process::id(),
+                "socket/cookie" => alerts[0]["socket"]["cookie"],
+            });
+            assert!(
+                [976, 977].contains(&alert["port"].as_u64().unwrap()),
+                "{alert}"
+            );
+        }
+        assert!(agent.stop(namespace.inode).is_empty());
+    });
+}
+
+#[test]
+fn a_program_of_its_own_is_named_with_all_there_is() {
+    in_namespace(|namespace| {
+        let agent = Agent::start(&[]);
+        let mut nc = Command::new("nc")
+            .args(["-l", "127.0.0.1", "976"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        let alerts = agent.alerts(namespace.inode, 2);
+        for (alert, event) in alerts.iter().zip(["bind", "listen"]) {
+            assert_alert!(alert, {
+                "event" => event,
+                "process/pid" => nc.id(),
+                "process/ppid" => std::process::id(),
+                "process/comm" => "nc",
+                "process/cmdline" => ["nc", "-l", "127.0.0.1", "976"],
+                "process/user" => "root",
+            });
+            let exe = alert["process"]["exe"].as_str().unwrap();
+            assert!(
+                exe.starts_with("/usr/bin/nc") || exe.starts_with("/bin/nc"),
+                "{exe}"
+            );
+            assert!(
+                alert["process"]["cgroup"]
+                    .as_str()
+                    .unwrap()
+                    .starts_with('/')
+            );
+        }
+        // Killed: the kernel closes for it, and the alert still says whose it was.
+        kill(Pid::from_raw(nc.id() as i32), Signal::SIGKILL).unwrap();
+        let close = agent.alert(namespace.inode);
+        assert_alert!(close, { "event" => "close", "process/pid" => nc.id() });
+        nc.wait().unwrap();
+        assert!(agent.stop(namespace.inode).is_empty());
+    });
+}
+
+#[test]
+fn the_first_reach_from_another_host_is_critical() {
+    in_namespace(|server| {
+        let agent = Agent::start(&[]);
+        let (here, client) = mpsc::channel();
+        let (serving, wait) = mpsc::channel();
+        thread::scope(|scope| {
+            scope.spawn(move || {
+                in_namespace(move |client| {
+                    here.send(*client).unwrap();
+                    wait.recv().unwrap();
+                    client.ip("addr add 10.83.0.2/24 dev outer");
+                    client.ip("link set outer up");
+                    for _ in 0..2 {
+                        drop(TcpStream::connect("10.83.0.1:976").unwrap());
+                    }
+                });
+            });
+            server.connect(client.recv().unwrap());
+            server.ip("addr add 10.83.0.1/24 dev inner");
+            server.ip("link set inner up");
+            let listener = TcpListener::bind("10.83.0.1:976").unwrap();
+            serving.send(()).unwrap();
+            for _ in 0..2 {
+                drop(listener.accept().unwrap());
+            }
+        });
+        let alerts = agent.alerts(server.inode, 5);
+        let told: Vec<_> = alerts
+            .iter()
+            .map(|alert| {
+                (
+                    alert["event"].as_str().unwrap(),
+                    alert["severity"].as_str().unwrap(),
+                )
+            })
+            .collect();
+        assert_eq!(
+            told,
+            [
+                ("bind", "notice"),
+                ("listen", "warning"),
+                ("accept", "critical"),
+                ("accept", "warning"),
+                ("close", "notice"),
+            ]
+        );
+        assert_eq!(alerts[2]["peer"]["address"], "10.83.0.2");
+        assert!(agent.stop(server.inode).is_empty());
+    });
+}

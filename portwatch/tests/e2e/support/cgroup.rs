@@ -1,0 +1,54 @@
+//! A cgroup of a test's own.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+/// A leaf of the cgroup v2 hierarchy that goes when it is dropped.
+pub struct Cgroup(PathBuf);
+
+impl Cgroup {
+    pub fn new(name: &str) -> Self {
+        let mounts = fs::read_to_string("/proc/mounts").unwrap();
+        let root = mounts
+            .lines()
+            .map(|line| line.split(' ').collect::<Vec<_>>())
+            .find(|words| words[2] == "cgroup2")
+            .map(|words| PathBuf::from(words[1]))
+            .expect("these tests need a mounted cgroup v2 hierarchy");
+        let path = root.join(format!("portwatch-test-{}-{name}", std::process::id()));
+        fs::create_dir(&path).unwrap();
+        Self(path)
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// Runs a Perl script in it to its end.
+    pub fn perl(&self, script: &str) {
+        let join_and_run = format!(
+            "echo $$ > {}/cgroup.procs; exec perl -e \"$0\"",
+            self.0.display()
+        );
+        let status = Command::new("sh")
+            .args(["-c", &join_and_run, script])
+            .status()
+            .unwrap();
+        assert!(status.success(), "{script}: {status}");
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        // Its processes have ended, but the kernel can take a moment to count them out.
+        for _ in 0..100 {
+            if fs::remove_dir(&self.0).is_ok() {
+                return;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+    }
+}

@@ -1,0 +1,129 @@
+//! What the build and the tests need beyond a Rust toolchain, and how it gets here.
+
+use std::{
+    env,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::{as_root, cargo, run};
+
+/// A tool from crates.io, pinned, in a folder of its own.
+struct Tool {
+    name: &'static str,
+    version: &'static str,
+}
+
+/// 0.11 needs a system LLVM; this one uses rustc's own. portwatch/build.rs looks for it here.
+const BPF_LINKER: Tool = Tool {
+    name: "bpf-linker",
+    version: "0.10.4",
+};
+
+const CARGO_DENY: Tool = Tool {
+    name: "cargo-deny",
+    version: "0.20.2",
+};
+
+/// Programs that the tests run, and the Debian packages that they come in.
+const TEST_PROGRAMS: [(&str, &str); 4] = [
+    ("ip", "iproute2"),
+    ("nc", "netcat-openbsd"),
+    ("perl", "perl-base"),
+    ("unshare", "util-linux"),
+];
+
+/// Installs what the build needs.
+pub(crate) fn set_up() -> Result<()> {
+    rust_src()?;
+    BPF_LINKER.install().map(drop)
+}
+
+/// Installs what the tests need.
+pub(crate) fn set_up_tests() -> Result<()> {
+    let missing: Vec<&str> = TEST_PROGRAMS
+        .into_iter()
+        .filter(|(program, _)| !is_on_path(program))
+        .map(|(_, package)| package)
+        .collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let packages = missing.join(" ");
+    if !is_on_path("apt-get") {
+        bail!("the tests need programs from the Debian packages {packages}: install them");
+    }
+    eprintln!("xtask: installing {packages}, which the tests run");
+    run(as_root("apt-get").arg("update").stdout(Stdio::null()))?;
+    run(as_root("apt-get")
+        .args(["install", "--yes", "--no-install-recommends"])
+        .args(&missing)
+        .stdout(Stdio::null()))
+}
+
+/// The path of cargo-deny, installed if need be.
+pub(crate) fn cargo_deny() -> Result<PathBuf> {
+    CARGO_DENY.install()
+}
+
+/// The standard library's source, from which `core` is built for the BPF target.
+fn rust_src() -> Result<()> {
+    let output = Command::new("rustc")
+        .args(["--print", "sysroot"])
+        .output()
+        .context("starting rustc; is Rust installed through rustup?")?;
+    let sysroot = String::from_utf8(output.stdout).context("rustc's sysroot")?;
+    let source = Path::new(sysroot.trim()).join("lib/rustlib/src/rust/library/core");
+    if source.exists() {
+        return Ok(());
+    }
+    eprintln!("xtask: installing the standard library's source (rust-src)");
+    run(Command::new("rustup").args(["component", "add", "rust-src"]))
+        .context("rust-src is needed to build for the BPF target; install it with rustup")
+}
+
+impl Tool {
+    /// The program's path; installs it when it is not there.
+    fn install(&self) -> Result<PathBuf> {
+        let Self { name, version } = self;
+        let root = folder()?.join(format!("{name}-{version}"));
+        let program = root.join("bin").join(name);
+        if program.exists() {
+            return Ok(program);
+        }
+        eprintln!(
+            "xtask: building {name} {version} into {} (once, a minute)",
+            root.display()
+        );
+        run(cargo()
+            .args(["install", name, "--version", version, "--locked", "--root"])
+            .arg(&root)
+            // Nothing of this workspace's own settings applies to it.
+            .env_remove("CARGO_TARGET_DIR")
+            .env_remove("CARGO_ENCODED_RUSTFLAGS")
+            .env_remove("RUSTFLAGS"))?;
+        Ok(program)
+    }
+}
+
+/// The project's own folder for tools: `$PORTWATCH_TOOLS`, or in the user's cache.
+fn folder() -> Result<PathBuf> {
+    if let Some(folder) = env::var_os("PORTWATCH_TOOLS") {
+        return Ok(folder.into());
+    }
+    let cache = env::var_os("XDG_CACHE_HOME")
+        .map(PathBuf::from)
+        .or_else(|| env::home_dir().map(|home| home.join(".cache")))
+        .context("neither HOME nor XDG_CACHE_HOME is set")?;
+    Ok(cache.join("portwatch/tools"))
+}
+
+fn is_on_path(program: &str) -> bool {
+    let path = env::var_os("PATH").unwrap_or_default();
+    // Debian keeps some of them where a user's PATH does not look.
+    env::split_paths(&path)
+        .chain(["/usr/sbin".into(), "/sbin".into()])
+        .any(|folder| folder.join(program).exists())
+}
