@@ -15,6 +15,7 @@ use crate::{
     exit::{self, Exit, UsageError},
     explain::{PortSpec, explain},
     output::{FormatName, StdoutGone},
+    paths,
     policy::Policy,
     registry::{self, Registry, Status},
     run, sensor,
@@ -55,6 +56,12 @@ enum Command {
         port: PortSpec,
         #[command(flatten)]
         registry: RegistryArgs,
+    },
+    /// Go one of the paths of the self-test
+    #[command(hide = true)]
+    Drive {
+        /// The path's name
+        path: String,
     },
     /// Show the date and the counts of the registry, or what another one would change
     Registry {
@@ -154,6 +161,10 @@ fn dispatch(cli: Cli) -> Result<()> {
         }
         Command::Explain { port, registry } => {
             explain(port, &registry.read()?, &mut io::stdout().lock())
+        }
+        Command::Drive { path } => {
+            paths::drive(&path);
+            Ok(())
         }
         Command::Registry {
             diff,

@@ -13,6 +13,7 @@ pub mod explain;
 pub mod host;
 pub mod occupancy;
 pub mod output;
+pub mod paths;
 pub mod policy;
 pub mod printable;
 pub mod process;

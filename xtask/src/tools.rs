@@ -28,10 +28,11 @@ const CARGO_DENY: Tool = Tool {
 };
 
 /// Programs that the tests run, and the Debian packages that they come in.
-const TEST_PROGRAMS: [(&str, &str); 4] = [
+const TEST_PROGRAMS: [(&str, &str); 5] = [
     ("ip", "iproute2"),
     ("nc", "netcat-openbsd"),
     ("perl", "perl-base"),
+    ("systemd-socket-activate", "systemd"),
     ("unshare", "util-linux"),
 ];
 

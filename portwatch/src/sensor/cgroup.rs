@@ -60,7 +60,8 @@ pub(super) fn open(path: Option<&Path>) -> Result<Cgroup, SensorError> {
 }
 
 /// Where the whole cgroup v2 hierarchy is mounted.
-fn mounted() -> Option<PathBuf> {
+#[must_use]
+pub fn mounted() -> Option<PathBuf> {
     let mounts = Process::myself()
         .and_then(|process| process.mountinfo())
         .ok()?;

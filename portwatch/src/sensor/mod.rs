@@ -21,11 +21,11 @@ use portwatch_common::{
 };
 use tokio::io::{Interest, unix::AsyncFd};
 
-pub use self::error::SensorError;
 use self::{
     cgroup::Cgroup,
     decode::{Clock, decode},
 };
+pub use self::{cgroup::mounted as cgroup_root, error::SensorError};
 use crate::event::{Event, Transport};
 
 /// The eBPF object, aligned as its loader wants it.
