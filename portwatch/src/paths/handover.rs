@@ -71,7 +71,8 @@ fn served_by_child(
     actor.expect_accept(local.ip(), client.local_addr()?);
     in_child(|| {
         let socket = receive()?;
-        Ok(drop(socket.accept()?))
+        drop(socket.accept()?);
+        Ok(())
     })?;
     drop(client);
     drop(socket);

@@ -86,7 +86,8 @@ pub(super) fn ping(_: &mut Script) -> Result<(), Stop> {
 
 pub(super) fn unix(_: &mut Script) -> Result<(), Stop> {
     let name = UnixAddr::from_abstract_name(format!("portwatch:{PORT}"))?;
-    Ok(drop(UnixListener::bind_addr(&name)?))
+    drop(UnixListener::bind_addr(&name)?);
+    Ok(())
 }
 
 pub(super) fn vsock(_: &mut Script) -> Result<(), Stop> {
@@ -110,7 +111,8 @@ fn serve(local: &str) -> Result<(), Stop> {
     drop(listener.accept()?);
     drop(client);
     drop(listener);
-    Ok(drop(UdpSocket::bind(local)?))
+    drop(UdpSocket::bind(local)?);
+    Ok(())
 }
 
 pub(super) fn assigned(_: &mut Script) -> Result<(), Stop> {
