@@ -11,6 +11,7 @@ use clap::{Args, Parser, Subcommand};
 use jiff::civil::Date;
 
 use crate::{
+    doctor,
     event::Transport,
     exit::{self, Exit, UsageError},
     explain::{PortSpec, explain},
@@ -29,7 +30,8 @@ Exit codes:
   3  not root, or a capability is missing
   4  the kernel cannot do it or refused
   5  an input file is missing or malformed
-  6  nobody reads stdout any more";
+  6  nobody reads stdout any more
+  7  the self-test saw a path that was not told as it must be";
 
 /// Tells, within a millisecond, what has taken a system port (0-1023) that IANA has not assigned
 ///
@@ -56,6 +58,18 @@ enum Command {
         port: PortSpec,
         #[command(flatten)]
         registry: RegistryArgs,
+    },
+    /// Say whether the monitor can work on this host, and prove it
+    #[command(after_help = EXIT_CODES)]
+    Doctor {
+        /// How the findings are written
+        #[arg(long, value_enum, default_value_t)]
+        format: FormatName,
+        /// Take an unassigned port by every path that this kernel has, and compare the alerts
+        ///
+        /// In network namespaces of its own; it touches no socket of this host's.
+        #[arg(long)]
+        self_test: bool,
     },
     /// Go one of the paths of the self-test
     #[command(hide = true)]
@@ -161,6 +175,9 @@ fn dispatch(cli: Cli) -> Result<()> {
         }
         Command::Explain { port, registry } => {
             explain(port, &registry.read()?, &mut io::stdout().lock())
+        }
+        Command::Doctor { format, self_test } => {
+            doctor::doctor(format, self_test, &mut io::stdout())
         }
         Command::Drive { path } => {
             paths::drive(&path);

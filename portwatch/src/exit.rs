@@ -2,7 +2,12 @@
 
 use std::process::ExitCode;
 
-use crate::{output::StdoutGone, registry::ReadError, sensor::SensorError};
+use crate::{
+    doctor::{NotCovered, Unfit},
+    output::StdoutGone,
+    registry::ReadError,
+    sensor::SensorError,
+};
 
 /// Why the process ends, as its exit code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,6 +27,8 @@ pub enum Exit {
     Input = 5,
     /// Nobody reads stdout any more.
     Stdout = 6,
+    /// The self-test failed.
+    NotCovered = 7,
 }
 
 impl From<Exit> for ExitCode {
@@ -42,6 +49,14 @@ pub fn of(error: &anyhow::Error) -> Exit {
         Exit::Usage
     } else if error.is::<ReadError>() {
         Exit::Input
+    } else if let Some(unfit) = error.downcast_ref::<Unfit>() {
+        if unfit.is_privilege() {
+            Exit::Privilege
+        } else {
+            Exit::Kernel
+        }
+    } else if error.is::<NotCovered>() {
+        Exit::NotCovered
     } else if error.is::<StdoutGone>() {
         Exit::Stdout
     } else if let Some(error) = error.downcast_ref::<SensorError>() {

@@ -7,6 +7,7 @@
 
 pub mod alert;
 pub mod cli;
+pub mod doctor;
 pub mod event;
 pub mod exit;
 pub mod explain;

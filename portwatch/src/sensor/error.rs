@@ -143,7 +143,8 @@ fn chain(error: &dyn std::error::Error) -> String {
     one_line(&text)
 }
 
-fn release() -> String {
+/// The kernel's release, for people.
+pub(super) fn release() -> String {
     nix::sys::utsname::uname()
         .map(|name| name.release().to_string_lossy().into_owned())
         .unwrap_or_else(|_| "unknown release".into())

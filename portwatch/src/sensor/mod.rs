@@ -5,27 +5,29 @@ mod cgroup;
 mod debug;
 mod decode;
 mod error;
+mod load;
+mod probe;
 
 use std::{io, path::PathBuf};
 
 use aya::{
-    Ebpf, EbpfLoader,
-    maps::{Array, MapData, PerCpuArray, RingBuf},
-    programs::{CgroupAttachMode, Program, ProgramType},
-    sys::{BpfHelper, is_helper_supported},
+    Ebpf,
+    maps::{MapData, PerCpuArray, RingBuf},
 };
-use caps::{CapSet, Capability};
 use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
-use portwatch_common::{
-    PROTOCOL_TCP, PROTOCOL_UDP, PROTOCOL_UDPLITE, SYSTEM_PORTS, names, watch_bit,
-};
+use portwatch_common::names;
 use tokio::io::{Interest, unix::AsyncFd};
 
 use self::{
     cgroup::Cgroup,
     decode::{Clock, decode},
+    load::{attach_program, check_privileges, check_ring_size, fill, load, load_program, map},
 };
-pub use self::{cgroup::mounted as cgroup_root, error::SensorError};
+pub use self::{
+    cgroup::mounted as cgroup_root,
+    error::SensorError,
+    probe::{Check, PRIVILEGES, probe},
+};
 use crate::event::{Event, Transport};
 
 /// The eBPF object, aligned as its loader wants it.
@@ -103,23 +105,11 @@ impl Sensor {
 
         // All are loaded before any is attached, so that a refusal leaves nothing behind.
         for (name, program) in ebpf.programs_mut() {
-            match program {
-                Program::CgroupSock(program) => program.load(),
-                Program::SockOps(program) => program.load(),
-                _ => continue,
-            }
-            .map_err(|error| SensorError::program(name, error))?;
+            load_program(program).map_err(|error| SensorError::program(name, error))?;
         }
         let mut programs = 0;
         for (name, program) in ebpf.programs_mut() {
-            // A link is multi-attach by nature; the kernel refuses any other mode's flags.
-            let mode = CgroupAttachMode::Single;
-            match program {
-                Program::CgroupSock(program) => program.attach(&cgroup, mode).map(drop),
-                Program::SockOps(program) => program.attach(&cgroup, mode).map(drop),
-                _ => continue,
-            }
-            .map_err(|error| SensorError::attach(name, &error))?;
+            attach_program(program, &cgroup).map_err(|error| SensorError::attach(name, &error))?;
             programs += 1;
         }
         #[cfg(feature = "debug")]
@@ -187,101 +177,4 @@ impl Sensor {
     pub fn disarm(&mut self) {
         self.ebpf = None;
     }
-}
-
-fn check_ring_size(size: u32) -> Result<(), SensorError> {
-    let page = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE)
-        .ok()
-        .flatten();
-    let minimum = page
-        .and_then(|page| u32::try_from(page).ok())
-        .unwrap_or(4096);
-    if size.is_power_of_two() && (minimum..=1 << 30).contains(&size) {
-        return Ok(());
-    }
-    Err(SensorError::RingSize { size, minimum })
-}
-
-/// What `bpf(2)` asks for: CAP_BPF and CAP_NET_ADMIN, each of which CAP_SYS_ADMIN includes.
-fn check_privileges() -> Result<(), SensorError> {
-    let has = |capability| caps::has_cap(None, CapSet::Effective, capability).unwrap_or(false);
-    if has(Capability::CAP_SYS_ADMIN) {
-        return Ok(());
-    }
-    let missing: Vec<String> = [Capability::CAP_BPF, Capability::CAP_NET_ADMIN]
-        .into_iter()
-        .filter(|capability| !has(*capability))
-        .map(|capability| capability.to_string())
-        .collect();
-    if missing.is_empty() {
-        return Ok(());
-    }
-    Err(SensorError::Privilege {
-        missing: missing.join(" and "),
-    })
-}
-
-/// Loads the object's maps, with the branches that this kernel's helpers rule out switched off.
-fn load(object: &[u8], ring_size: u32) -> Result<Ebpf, SensorError> {
-    let supported = |helpers: &[BpfHelper]| {
-        helpers
-            .iter()
-            .all(|helper| is_helper_supported(ProgramType::SockOps, *helper).unwrap_or(false))
-    };
-    let task = u8::from(supported(&[
-        BpfHelper::BPF_FUNC_get_current_pid_tgid,
-        BpfHelper::BPF_FUNC_get_current_uid_gid,
-        BpfHelper::BPF_FUNC_get_current_comm,
-        BpfHelper::BPF_FUNC_get_current_cgroup_id,
-    ]));
-    let netns = u8::from(supported(&[BpfHelper::BPF_FUNC_get_netns_cookie]));
-    EbpfLoader::new()
-        .override_global(names::SOCK_OPS_TASK, &task, true)
-        .override_global(names::SOCK_OPS_NETNS, &netns, true)
-        .map_max_entries(names::RING, ring_size)
-        .load(object)
-        .map_err(|error| SensorError::object(&error))
-}
-
-/// Converts a map of the object, if it has one, to the type that it is.
-fn map<M, T, E: std::error::Error>(
-    map: Option<M>,
-    name: &str,
-    convert: impl FnOnce(M) -> Result<T, E>,
-) -> Result<T, SensorError> {
-    let map = map.ok_or_else(|| {
-        SensorError::kernel(
-            "the eBPF object",
-            &io::Error::other(format!("has no map {name}")),
-        )
-    })?;
-    convert(map).map_err(|error| SensorError::kernel(&format!("the map {name}"), &error))
-}
-
-/// Tells the kernel side which (port, transport) to report.
-fn fill(
-    ebpf: &mut Ebpf,
-    watched: impl Iterator<Item = (u16, Transport)>,
-) -> Result<(), SensorError> {
-    let mut bits = [0; SYSTEM_PORTS as usize];
-    for (port, transport) in watched {
-        if let Some(bits) = bits.get_mut(usize::from(port)) {
-            *bits |= watch_bit(match transport {
-                Transport::Tcp => PROTOCOL_TCP,
-                Transport::Udp => PROTOCOL_UDP,
-                Transport::UdpLite => PROTOCOL_UDPLITE,
-                Transport::Sctp | Transport::Dccp => 0,
-            });
-        }
-    }
-    let mut map: Array<&mut MapData, u32> = map(
-        ebpf.map_mut(names::WATCHED),
-        names::WATCHED,
-        Array::try_from,
-    )?;
-    for (port, bits) in (0..).zip(bits).filter(|(_, bits)| *bits != 0) {
-        map.set(port, bits, 0)
-            .map_err(|error| SensorError::kernel("the watched ports", &error))?;
-    }
-    Ok(())
 }

@@ -1,0 +1,152 @@
+//! Brings the eBPF object into the kernel.
+
+use std::{io, os::fd::AsFd};
+
+use aya::{
+    Ebpf, EbpfLoader,
+    maps::{Array, MapData},
+    programs::{CgroupAttachMode, Program, ProgramError, ProgramType},
+    sys::{BpfHelper, is_helper_supported},
+};
+use caps::{CapSet, Capability};
+use portwatch_common::{
+    PROTOCOL_TCP, PROTOCOL_UDP, PROTOCOL_UDPLITE, SYSTEM_PORTS, names, watch_bit,
+};
+
+use super::SensorError;
+use crate::event::Transport;
+
+/// What this kernel lets `sock_ops` programs ask for; asked of the kernel, not of its version.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Helpers {
+    /// The current task, with its user and cgroup.
+    pub(super) task: bool,
+    /// The socket's network namespace.
+    pub(super) netns: bool,
+}
+
+impl Helpers {
+    pub(super) fn probe() -> Self {
+        let supported = |helpers: &[BpfHelper]| {
+            helpers
+                .iter()
+                .all(|helper| is_helper_supported(ProgramType::SockOps, *helper).unwrap_or(false))
+        };
+        Self {
+            task: supported(&[
+                BpfHelper::BPF_FUNC_get_current_pid_tgid,
+                BpfHelper::BPF_FUNC_get_current_uid_gid,
+                BpfHelper::BPF_FUNC_get_current_comm,
+                BpfHelper::BPF_FUNC_get_current_cgroup_id,
+            ]),
+            netns: supported(&[BpfHelper::BPF_FUNC_get_netns_cookie]),
+        }
+    }
+}
+
+/// Loads one of the object's programs.
+pub(super) fn load_program(program: &mut Program) -> Result<(), ProgramError> {
+    match program {
+        Program::CgroupSock(program) => program.load(),
+        Program::SockOps(program) => program.load(),
+        _ => Err(ProgramError::UnexpectedProgramType),
+    }
+}
+
+/// Attaches one of the object's programs for as long as the object lives.
+pub(super) fn attach_program(program: &mut Program, cgroup: impl AsFd) -> Result<(), ProgramError> {
+    // A link is multi-attach by nature; the kernel refuses any other mode's flags.
+    let mode = CgroupAttachMode::Single;
+    match program {
+        Program::CgroupSock(program) => program.attach(cgroup, mode).map(drop),
+        Program::SockOps(program) => program.attach(cgroup, mode).map(drop),
+        _ => Err(ProgramError::UnexpectedProgramType),
+    }
+}
+
+pub(super) fn check_ring_size(size: u32) -> Result<(), SensorError> {
+    let page = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE)
+        .ok()
+        .flatten();
+    let minimum = page
+        .and_then(|page| u32::try_from(page).ok())
+        .unwrap_or(4096);
+    if size.is_power_of_two() && (minimum..=1 << 30).contains(&size) {
+        return Ok(());
+    }
+    Err(SensorError::RingSize { size, minimum })
+}
+
+/// What `bpf(2)` asks for: CAP_BPF and CAP_NET_ADMIN, each of which CAP_SYS_ADMIN includes.
+pub(super) fn check_privileges() -> Result<(), SensorError> {
+    let has = |capability| caps::has_cap(None, CapSet::Effective, capability).unwrap_or(false);
+    if has(Capability::CAP_SYS_ADMIN) {
+        return Ok(());
+    }
+    let missing: Vec<String> = [Capability::CAP_BPF, Capability::CAP_NET_ADMIN]
+        .into_iter()
+        .filter(|capability| !has(*capability))
+        .map(|capability| capability.to_string())
+        .collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    Err(SensorError::Privilege {
+        missing: missing.join(" and "),
+    })
+}
+
+/// Loads the object's maps, with the branches that this kernel's helpers rule out switched off.
+pub(super) fn load(object: &[u8], ring_size: u32) -> Result<Ebpf, SensorError> {
+    let Helpers { task, netns } = Helpers::probe();
+    let (task, netns) = (u8::from(task), u8::from(netns));
+    EbpfLoader::new()
+        .override_global(names::SOCK_OPS_TASK, &task, true)
+        .override_global(names::SOCK_OPS_NETNS, &netns, true)
+        .map_max_entries(names::RING, ring_size)
+        .load(object)
+        .map_err(|error| SensorError::object(&error))
+}
+
+/// Converts a map of the object, if it has one, to the type that it is.
+pub(super) fn map<M, T, E: std::error::Error>(
+    map: Option<M>,
+    name: &str,
+    convert: impl FnOnce(M) -> Result<T, E>,
+) -> Result<T, SensorError> {
+    let map = map.ok_or_else(|| {
+        SensorError::kernel(
+            "the eBPF object",
+            &io::Error::other(format!("has no map {name}")),
+        )
+    })?;
+    convert(map).map_err(|error| SensorError::kernel(&format!("the map {name}"), &error))
+}
+
+/// Tells the kernel side which (port, transport) to report.
+pub(super) fn fill(
+    ebpf: &mut Ebpf,
+    watched: impl Iterator<Item = (u16, Transport)>,
+) -> Result<(), SensorError> {
+    let mut bits = [0; SYSTEM_PORTS as usize];
+    for (port, transport) in watched {
+        if let Some(bits) = bits.get_mut(usize::from(port)) {
+            *bits |= watch_bit(match transport {
+                Transport::Tcp => PROTOCOL_TCP,
+                Transport::Udp => PROTOCOL_UDP,
+                Transport::UdpLite => PROTOCOL_UDPLITE,
+                Transport::Sctp | Transport::Dccp => 0,
+            });
+        }
+    }
+    let mut map: Array<&mut MapData, u32> = map(
+        ebpf.map_mut(names::WATCHED),
+        names::WATCHED,
+        Array::try_from,
+    )?;
+    for (port, bits) in (0..).zip(bits).filter(|(_, bits)| *bits != 0) {
+        map.set(port, bits, 0)
+            .map_err(|error| SensorError::kernel("the watched ports", &error))?;
+    }
+    Ok(())
+}

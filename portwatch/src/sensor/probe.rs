@@ -1,0 +1,203 @@
+//! What this host gives the sensor, one thing at a time.
+
+use std::{
+    io,
+    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd},
+};
+
+use aya::{maps::RingBuf, programs::loaded_programs};
+use portwatch_common::names;
+use serde::Serialize;
+
+use super::{
+    OBJECT, SensorError,
+    cgroup::{self, Cgroup},
+    error::release,
+    load::{Helpers, attach_program, check_privileges, load, load_program, map},
+};
+use crate::printable::Printable;
+
+/// One thing that the monitor needs or can use.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Check {
+    /// What it is.
+    pub name: String,
+    /// Whether this host has it.
+    pub ok: bool,
+    /// Whether the monitor cannot work without it.
+    pub required: bool,
+    /// What was found, or what the kernel said.
+    pub detail: String,
+}
+
+/// The name of the check that fails when this process may not load BPF programs.
+pub const PRIVILEGES: &str = "privileges";
+
+/// `BPF_CGROUP_*` of `enum bpf_attach_type` (include/uapi/linux/bpf.h), on which the sensor sits.
+const HOOKS: [(&str, u32); 4] = [
+    ("sock_ops", 3),
+    ("post_bind4", 12),
+    ("post_bind6", 13),
+    ("sock_release", 34),
+];
+
+/// Everything that the sensor needs or can use, tried; it leaves nothing behind.
+#[must_use]
+pub fn probe() -> Vec<Check> {
+    let mut checks = vec![Check {
+        name: "kernel".into(),
+        ok: true,
+        required: true,
+        detail: release(),
+    }];
+    let mut add = |name: &str, required: bool, result: Result<String, String>| {
+        let ok = result.is_ok();
+        let detail = result.unwrap_or_else(|problem| problem);
+        checks.push(Check {
+            name: name.into(),
+            ok,
+            required,
+            detail,
+        });
+        ok
+    };
+    let said = |error: SensorError| error.to_string();
+    let may = add(
+        PRIVILEGES,
+        true,
+        check_privileges().map_err(said).map(|()| "may load".into()),
+    );
+    let cgroup = cgroup::open(None).map_err(said);
+    add(
+        "cgroup v2",
+        true,
+        cgroup
+            .as_ref()
+            .map(|found| found.label.clone())
+            .map_err(Clone::clone),
+    );
+    let Ok(Cgroup { fd: cgroup, .. }) = cgroup else {
+        return checks;
+    };
+    if !may {
+        return checks;
+    }
+    match load(OBJECT, 1 << 12) {
+        Ok(mut object) => {
+            let ring = map(object.map_mut(names::RING), names::RING, RingBuf::try_from);
+            add(
+                "ring buffer",
+                true,
+                ring.map(|_| "works".into()).map_err(said),
+            );
+            for (name, program) in object.programs_mut() {
+                let result = load_program(program)
+                    .map_err(|error| SensorError::program(name, error))
+                    .and_then(|()| {
+                        attach_program(program, &cgroup)
+                            .map_err(|error| SensorError::attach(name, &error))
+                    });
+                let detail = result.map(|()| "loads and attaches".into()).map_err(said);
+                add(&format!("program {name}"), true, detail);
+            }
+        }
+        Err(error) => {
+            add("ring buffer and maps", true, Err(error.to_string()));
+        }
+    }
+    let helpers = Helpers::probe();
+    let optional = |has: bool, with: &str, without: &str| {
+        if has {
+            Ok(with.to_owned())
+        } else {
+            Err(without.to_owned())
+        }
+    };
+    add(
+        "the task in sock_ops",
+        false,
+        optional(
+            helpers.task,
+            "a listen names its process",
+            "refused by this kernel: a listen names the process that bound",
+        ),
+    );
+    add(
+        "the netns cookie in sock_ops",
+        false,
+        optional(
+            helpers.netns,
+            "an event names its network namespace",
+            "refused by this kernel: an event names the namespace of its bind",
+        ),
+    );
+    for (hook, attach_type) in HOOKS {
+        let others = attached(cgroup.as_fd(), attach_type)
+            .map(|ids| neighbours(&ids))
+            .map_err(|error| error.to_string());
+        add(&format!("others on {hook}"), false, others);
+    }
+    checks
+}
+
+/// `union bpf_attr` as far as `BPF_PROG_QUERY` reaches.
+#[repr(C)]
+struct Query {
+    target: u32,
+    attach_type: u32,
+    query_flags: u32,
+    attach_flags: u32,
+    ids: u64,
+    count: u32,
+    padding: u32,
+}
+
+const BPF_PROG_QUERY: libc::c_long = 16;
+
+/// The ids of the programs that are attached to a cgroup's hook.
+fn attached(cgroup: BorrowedFd<'_>, attach_type: u32) -> io::Result<Vec<u32>> {
+    // A cgroup's hook takes 64 programs (BPF_CGROUP_MAX_PROGS in kernel/bpf/cgroup.c).
+    let mut ids = vec![0_u32; 64];
+    let mut query = Query {
+        target: cgroup.as_raw_fd() as u32,
+        attach_type,
+        query_flags: 0,
+        attach_flags: 0,
+        ids: ids.as_mut_ptr() as u64,
+        count: ids.len() as u32,
+        padding: 0,
+    };
+    // SAFETY: the kernel reads and writes `query`, and at most `count` ids; both outlive the call.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            BPF_PROG_QUERY,
+            &raw mut query,
+            size_of::<Query>(),
+        )
+    };
+    if result != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    ids.truncate(query.count as usize);
+    Ok(ids)
+}
+
+/// Programs by name, for people.
+fn neighbours(ids: &[u32]) -> String {
+    if ids.is_empty() {
+        return "none".into();
+    }
+    let mut names: Vec<String> = loaded_programs()
+        .flatten()
+        .filter(|program| ids.contains(&program.id()))
+        .map(|program| {
+            let name = Printable::from_bytes(program.name());
+            format!("{name} (id {})", program.id())
+        })
+        .collect();
+    if names.len() < ids.len() {
+        names.push(format!("{} more", ids.len() - names.len()));
+    }
+    names.join(", ")
+}
