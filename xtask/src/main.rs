@@ -1,6 +1,7 @@
 //! `cargo xtask`: sets up what the build needs, builds, runs and tests portwatch.
 
 mod tools;
+mod vm;
 
 use std::{
     ffi::{OsStr, OsString},
@@ -33,6 +34,8 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<OsString>,
     },
+    /// Run the suite of paths on Debian's kernels, each booted in QEMU, and print one table
+    Vm(vm::Options),
     /// Check formatting, lints, documentation, licences and sources
     Lint,
     /// Write the registry that the agent embeds from IANA's CSV
@@ -74,6 +77,7 @@ fn dispatch(task: Task) -> Result<()> {
             Err(command.exec()).context("starting the monitor")
         }
         Task::Test { arguments } => test(&arguments),
+        Task::Vm(options) => vm::run(&options),
         Task::Lint => lint(),
         Task::Registry { file, as_of } => registry(&file, as_of.as_deref()),
     }

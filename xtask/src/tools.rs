@@ -36,6 +36,14 @@ const TEST_PROGRAMS: [(&str, &str); 5] = [
     ("unshare", "util-linux"),
 ];
 
+/// Programs that booting kernels takes, and the Debian packages that they come in.
+const VM_PROGRAMS: [(&str, &str); 4] = [
+    ("apt-get", "apt"),
+    ("dpkg-deb", "dpkg"),
+    ("qemu-system-x86_64", "qemu-system-x86"),
+    ("xz", "xz-utils"),
+];
+
 /// Installs what the build needs.
 pub(crate) fn set_up() -> Result<()> {
     rust_src()?;
@@ -44,19 +52,29 @@ pub(crate) fn set_up() -> Result<()> {
 
 /// Installs what the tests need.
 pub(crate) fn set_up_tests() -> Result<()> {
-    let missing: Vec<&str> = TEST_PROGRAMS
-        .into_iter()
+    install_packages(&TEST_PROGRAMS)
+}
+
+/// Installs what booting kernels needs.
+pub(crate) fn set_up_vm() -> Result<()> {
+    install_packages(&VM_PROGRAMS)
+}
+
+/// Installs the Debian packages of the programs that are not there.
+fn install_packages(programs: &[(&str, &str)]) -> Result<()> {
+    let missing: Vec<&str> = programs
+        .iter()
         .filter(|(program, _)| !is_on_path(program))
-        .map(|(_, package)| package)
+        .map(|(_, package)| *package)
         .collect();
     if missing.is_empty() {
         return Ok(());
     }
     let packages = missing.join(" ");
     if !is_on_path("apt-get") {
-        bail!("the tests need programs from the Debian packages {packages}: install them");
+        bail!("programs from the Debian packages {packages} are needed: install them");
     }
-    eprintln!("xtask: installing {packages}, which the tests run");
+    eprintln!("xtask: installing {packages}");
     run(as_root("apt-get").arg("update").stdout(Stdio::null()))?;
     run(as_root("apt-get")
         .args(["install", "--yes", "--no-install-recommends"])
@@ -111,14 +129,19 @@ impl Tool {
 
 /// The project's own folder for tools: `$PORTWATCH_TOOLS`, or in the user's cache.
 fn folder() -> Result<PathBuf> {
-    if let Some(folder) = env::var_os("PORTWATCH_TOOLS") {
-        return Ok(folder.into());
+    match env::var_os("PORTWATCH_TOOLS") {
+        Some(folder) => Ok(folder.into()),
+        None => Ok(cache()?.join("tools")),
     }
+}
+
+/// The project's own folder in the user's cache.
+pub(crate) fn cache() -> Result<PathBuf> {
     let cache = env::var_os("XDG_CACHE_HOME")
         .map(PathBuf::from)
         .or_else(|| env::home_dir().map(|home| home.join(".cache")))
         .context("neither HOME nor XDG_CACHE_HOME is set")?;
-    Ok(cache.join("portwatch/tools"))
+    Ok(cache.join("portwatch"))
 }
 
 fn is_on_path(program: &str) -> bool {

@@ -1,0 +1,199 @@
+//! One guest: the suite as its first process, the monitor beside it, the console as the way out.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail};
+use serde_json::Value;
+
+use super::{
+    cpio::Archive,
+    kernels::{Files, Kernel},
+    modules,
+    table::{Column, Row},
+};
+use crate::cargo;
+
+/// The programs of the guest, linked statically: there is nothing else in it.
+pub(super) struct Binaries {
+    suite: Vec<u8>,
+    monitor: Vec<u8>,
+}
+
+const TARGET: &str = "x86_64-unknown-linux-gnu";
+
+/// Builds the suite and the monitor for a guest.
+pub(super) fn build() -> Result<Binaries> {
+    let mut command = cargo();
+    command
+        .args([
+            "test",
+            "--no-run",
+            "--locked",
+            "--package",
+            "portwatch",
+            "--test",
+            "paths",
+        ])
+        .args([
+            "--profile",
+            "vm",
+            "--target",
+            TARGET,
+            "--message-format",
+            "json-render-diagnostics",
+        ])
+        .env(
+            "CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS",
+            "-C target-feature=+crt-static",
+        )
+        .stderr(Stdio::inherit());
+    let output = command.output().context("starting cargo")?;
+    if !output.status.success() {
+        bail!("building the guest's programs: {}", output.status);
+    }
+    let text = String::from_utf8(output.stdout).context("cargo's messages")?;
+    let messages: Vec<Value> = text
+        .lines()
+        .filter_map(|line| serde_json::from_str(line).ok())
+        .collect();
+    let program = |name: &str| -> Result<Vec<u8>> {
+        let path = messages
+            .iter()
+            .filter(|message| message["target"]["name"] == name)
+            .find_map(|message| message["executable"].as_str())
+            .with_context(|| format!("cargo built no {name}"))?;
+        fs::read(path).with_context(|| path.to_owned())
+    };
+    Ok(Binaries {
+        suite: program("paths")?,
+        monitor: program("portwatch")?,
+    })
+}
+
+/// Boots `kernel` and runs the suite on it.
+pub(super) fn run(kernel: &'static Kernel, binaries: &Binaries, timeout: Duration) -> Column {
+    let mut column = Column {
+        kernel,
+        release: String::new(),
+        rows: Vec::new(),
+        error: None,
+        seconds: 0,
+    };
+    let started = Instant::now();
+    if let Err(error) = boot(&mut column, binaries, timeout) {
+        column.error = Some(format!("{error:#}"));
+    }
+    column.seconds = started.elapsed().as_secs();
+    column
+}
+
+fn boot(column: &mut Column, binaries: &Binaries, timeout: Duration) -> Result<()> {
+    let files = column.kernel.files()?;
+    column.release.clone_from(&files.release);
+    let folder = Path::new("target/vm").join(column.kernel.name);
+    fs::create_dir_all(&folder)?;
+    let initramfs = folder.join("initramfs.cpio");
+    fs::write(&initramfs, archive(&files, binaries)?)?;
+    let console = folder.join("console.log");
+    let end = emulate(&files, &initramfs, &console, timeout);
+    let text = fs::read(&console).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
+    let done = read_rows(&text, &mut column.rows);
+    match (end, done) {
+        (Ok(()), true) => Ok(()),
+        (end, _) => {
+            let problem = end
+                .err()
+                .map_or_else(|| "it ended early".into(), |error| error.to_string());
+            let last: Vec<&str> = text.lines().collect();
+            let last = last[last.len().saturating_sub(30)..].join("\n    ");
+            bail!(
+                "{problem}; the console ({}) ends so:\n    {last}",
+                console.display()
+            )
+        }
+    }
+}
+
+fn archive(files: &Files, binaries: &Binaries) -> Result<Vec<u8>> {
+    let mut archive = Archive::default();
+    for folder in ["dev", "proc", "sys", "tmp", "modules"] {
+        archive.folder(folder);
+    }
+    archive.console();
+    archive.file("init", &binaries.suite);
+    archive.file("portwatch", &binaries.monitor);
+    let modules = modules::collect(&files.modules)?;
+    let order: String = modules
+        .iter()
+        .map(|(name, _)| format!("{name}\n"))
+        .collect();
+    archive.file("modules/order", order.as_bytes());
+    for (name, contents) in &modules {
+        archive.file(&format!("modules/{name}"), contents);
+    }
+    Ok(archive.finish())
+}
+
+/// Runs the guest until it switches itself off.
+fn emulate(files: &Files, initramfs: &Path, console: &PathBuf, timeout: Duration) -> Result<()> {
+    let log = fs::File::create(console)?;
+    let mut machine = Command::new("qemu-system-x86_64")
+        // Emulated, so that it runs wherever this does.
+        .args(["-accel", "tcg", "-cpu", "qemu64", "-smp", "2", "-m", "768"])
+        .args([
+            "-display", "none", "-monitor", "none", "-serial", "stdio", "-nic", "none",
+        ])
+        .arg("-no-reboot")
+        .args(["-append", "console=ttyS0 quiet loglevel=1 panic=-1"])
+        .arg("-kernel")
+        .arg(&files.image)
+        .arg("-initrd")
+        .arg(initramfs)
+        .stdin(Stdio::null())
+        .stdout(log)
+        .spawn()
+        .context("starting qemu-system-x86_64")?;
+    let deadline = Instant::now() + timeout;
+    loop {
+        if let Some(status) = machine.try_wait()? {
+            if status.success() {
+                return Ok(());
+            }
+            bail!("qemu ended with {status}");
+        }
+        if Instant::now() > deadline {
+            machine.kill()?;
+            machine.wait()?;
+            bail!("it hung: {} s were not enough", timeout.as_secs());
+        }
+        thread::sleep(Duration::from_millis(200));
+    }
+}
+
+/// Reads what the suite told; whether it came to its end.
+fn read_rows(console: &str, rows: &mut Vec<Row>) -> bool {
+    let mut done = false;
+    for line in console.lines() {
+        // A kernel message can stand in front of it.
+        if let Some((_, json)) = line.split_once("@row ")
+            && let Ok(row) = serde_json::from_str::<Value>(json.trim())
+        {
+            let text = |key: &str| row[key].as_str().unwrap_or_default().to_owned();
+            let (path, outcome, detail) = (text("path"), text("outcome"), text("detail"));
+            rows.push(Row {
+                path,
+                outcome,
+                detail,
+            });
+        }
+        done |= line.contains("@done ");
+    }
+    done
+}

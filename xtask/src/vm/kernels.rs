@@ -1,0 +1,239 @@
+//! Debian's cloud kernels, fetched with an apt of our own and unpacked, never installed.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    sync::Mutex,
+};
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::{run, tools};
+
+/// A kernel of the matrix.
+pub(super) struct Kernel {
+    /// What it is called, here and in the table.
+    pub(super) name: &'static str,
+    /// Debian's release that has it.
+    suite: &'static str,
+    /// Where that release gets its security updates, if its kernel comes from there.
+    security: Option<&'static str>,
+    /// Whether its failure is ours; sid's can be the kernel's.
+    pub(super) must_pass: bool,
+}
+
+/// Oldest first.
+pub(super) static ALL: [Kernel; 4] = [
+    Kernel {
+        name: "5.10",
+        suite: "bullseye",
+        security: Some("bullseye-security"),
+        must_pass: true,
+    },
+    Kernel {
+        name: "6.1",
+        suite: "bookworm",
+        security: None,
+        must_pass: true,
+    },
+    Kernel {
+        name: "6.12",
+        suite: "trixie",
+        security: None,
+        must_pass: true,
+    },
+    Kernel {
+        name: "sid",
+        suite: "sid",
+        security: None,
+        must_pass: false,
+    },
+];
+
+/// A kernel on this disk.
+pub(super) struct Files {
+    /// The bootable image.
+    pub(super) image: PathBuf,
+    /// `lib/modules/RELEASE`.
+    pub(super) modules: PathBuf,
+    /// As `uname -r` will say.
+    pub(super) release: String,
+}
+
+/// The kernels of those names; all when there are none.
+pub(super) fn select(names: &[String]) -> Result<Vec<&'static Kernel>> {
+    if names.is_empty() {
+        return Ok(ALL.iter().collect());
+    }
+    names
+        .iter()
+        .map(|name| {
+            ALL.iter()
+                .find(|kernel| kernel.name == name || kernel.suite == name)
+                .with_context(|| format!("there is no kernel {name}: 5.10, 6.1, 6.12 or sid"))
+        })
+        .collect()
+}
+
+/// The meta-package whose dependency is the kernel.
+const META: &str = "linux-image-cloud-amd64";
+
+/// apt's private state is one per kernel, but dpkg-deb and the downloads want the same network.
+static FETCHING: Mutex<()> = Mutex::new(());
+
+impl Kernel {
+    /// The kernel's files, from the user's cache or the host's Debian mirror.
+    pub(super) fn files(&self) -> Result<Files> {
+        let folder = tools::cache()?.join("kernels").join(self.suite);
+        if let Ok(files) = find(&folder.join("root")) {
+            return Ok(files);
+        }
+        let _alone = FETCHING.lock();
+        eprintln!("xtask: fetching Debian's {} kernel", self.suite);
+        let unpacking = folder.join("unpacking");
+        let _ = fs::remove_dir_all(&unpacking);
+        fs::create_dir_all(&unpacking)?;
+        let apt = Apt::new(&folder.join("apt"), self)?;
+        apt.run("apt-get", &["update"])?;
+        let kernel = apt
+            .dependency(META, &["linux-image-"])?
+            .context("no kernel in that release")?;
+        let mut packages = vec![kernel.clone()];
+        // Newer releases split the package.
+        packages.extend(apt.dependency(&kernel, &["linux-binary-"])?);
+        packages.extend(apt.dependency(&kernel, &["linux-modules-"])?);
+        for package in &packages {
+            apt.run("apt-get", &["download", package])?;
+        }
+        for entry in fs::read_dir(&apt.folder)? {
+            let path = entry?.path();
+            if path.extension().is_some_and(|extension| extension == "deb") {
+                run(Command::new("dpkg-deb")
+                    .arg("-x")
+                    .arg(&path)
+                    .arg(&unpacking))?;
+            }
+        }
+        let root = folder.join("root");
+        let _ = fs::remove_dir_all(&root);
+        fs::rename(&unpacking, &root)?;
+        fs::remove_dir_all(&apt.folder)?;
+        find(&root)
+    }
+}
+
+/// The image and the modules in an unpacked package, wherever that release puts them.
+fn find(root: &Path) -> Result<Files> {
+    for modules in ["lib/modules", "usr/lib/modules"] {
+        let Ok(releases) = fs::read_dir(root.join(modules)) else {
+            continue;
+        };
+        for entry in releases {
+            let modules = entry?.path();
+            let release = modules
+                .file_name()
+                .context("a release")?
+                .to_string_lossy()
+                .into_owned();
+            for image in [
+                root.join(format!("boot/vmlinuz-{release}")),
+                modules.join("vmlinuz"),
+            ] {
+                if image.exists() {
+                    return Ok(Files {
+                        image,
+                        modules,
+                        release,
+                    });
+                }
+            }
+        }
+    }
+    bail!("{} holds no kernel", root.display())
+}
+
+/// An apt that leaves the host's alone.
+struct Apt {
+    folder: PathBuf,
+}
+
+impl Apt {
+    fn new(folder: &Path, kernel: &Kernel) -> Result<Self> {
+        let _ = fs::remove_dir_all(folder);
+        for part in ["lists/partial", "cache/archives/partial"] {
+            fs::create_dir_all(folder.join(part))?;
+        }
+        fs::write(folder.join("status"), "")?;
+        let mut sources = source("/debian", kernel.suite)?;
+        if let Some(security) = kernel.security {
+            sources += &source("/debian-security", security)?;
+        }
+        fs::write(folder.join("sources.list"), sources)?;
+        Ok(Self {
+            folder: folder.into(),
+        })
+    }
+
+    fn command(&self, program: &str) -> Command {
+        let mut command = Command::new(program);
+        let option = |name: &str, value: &str| format!("{name}={value}");
+        let path = |part: &str| self.folder.join(part).display().to_string();
+        for (name, value) in [
+            ("Dir::State", path("")),
+            ("Dir::State::status", path("status")),
+            ("Dir::State::lists", path("lists")),
+            ("Dir::Cache", path("cache")),
+            ("Dir::Etc::sourcelist", path("sources.list")),
+            ("Dir::Etc::sourceparts", "/dev/null".into()),
+            ("APT::Architecture", "amd64".into()),
+            ("APT::Sandbox::User", "root".into()),
+            ("Acquire::Languages", "none".into()),
+        ] {
+            command.args(["-o", &option(name, &value)]);
+        }
+        command.current_dir(&self.folder).stdin(Stdio::null());
+        command
+    }
+
+    fn run(&self, program: &str, arguments: &[&str]) -> Result<()> {
+        run(self
+            .command(program)
+            .arg("-qq")
+            .args(arguments)
+            .stdout(Stdio::null()))
+    }
+
+    /// The first package that `package` depends on whose name begins so.
+    fn dependency(&self, package: &str, prefixes: &[&str]) -> Result<Option<String>> {
+        let output = self
+            .command("apt-cache")
+            .args(["depends", package])
+            .output()?;
+        let text = String::from_utf8(output.stdout).context("apt-cache's output")?;
+        Ok(text
+            .lines()
+            .filter_map(|line| line.trim().strip_prefix("Depends: "))
+            .find(|name| prefixes.iter().any(|prefix| name.starts_with(prefix)))
+            .map(str::to_owned))
+    }
+}
+
+/// A line for sources.list: the host's own mirror of that archive, with another suite.
+fn source(archive: &str, suite: &str) -> Result<String> {
+    let mut files = vec![PathBuf::from("/etc/apt/sources.list")];
+    if let Ok(parts) = fs::read_dir("/etc/apt/sources.list.d") {
+        files.extend(parts.flatten().map(|entry| entry.path()));
+    }
+    for file in files {
+        let text = fs::read_to_string(file).unwrap_or_default();
+        let uri = text
+            .split_ascii_whitespace()
+            .find(|word| word.contains("://") && word.trim_end_matches('/').ends_with(archive));
+        if let Some(uri) = uri {
+            let keys = "/usr/share/keyrings/debian-archive-keyring.gpg";
+            return Ok(format!("deb [signed-by={keys}] {uri} {suite} main\n"));
+        }
+    }
+    bail!("this host's apt has no mirror of Debian's {archive}: the kernels come from there")
+}
