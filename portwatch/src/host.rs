@@ -2,20 +2,25 @@
 
 use std::{
     net::IpAddr,
+    rc::Rc,
     time::{Duration, Instant},
 };
 
 use nix::ifaddrs::getifaddrs;
 
 use crate::{
-    event::Task,
+    event::{Event, EventKind, Task},
     process::{Namespaces, Process, Processes},
+    snapshot::{self, State},
 };
 
 /// The machine, as far as events do not carry it.
 pub trait Host {
     /// Who `task` is, as far as it can still be seen.
     fn identify(&mut self, task: &Task) -> Process;
+
+    /// Who holds the TCP socket of `event`, when the kernel did not tell who acted.
+    fn holder(&mut self, event: &Event) -> Option<Rc<Process>>;
 
     /// The inode of the network namespace with that cookie, which thread `tid` is probably in.
     fn netns(&mut self, cookie: u64, tid: Option<u32>) -> Option<u64>;
@@ -41,6 +46,30 @@ impl Host for ThisHost {
         self.processes.identify(task)
     }
 
+    fn holder(&mut self, event: &Event) -> Option<Rc<Process>> {
+        let state = match (event.kind, event.peer) {
+            (EventKind::Connect, Some(peer)) => State::Connected(peer),
+            _ => State::Listening,
+        };
+        let candidates = snapshot::held(event.local.port()).ok()?;
+        let mut candidates = candidates.into_iter().filter(|held| {
+            held.transport == event.transport && held.local == event.local && held.state == state
+        });
+        match event.netns_cookie {
+            Some(cookie) => candidates.find_map(|held| {
+                let holder = first(&held.holders)?;
+                let inode = self.namespaces.inode(cookie, Some(holder.pid));
+                (inode == Some(held.netns)).then_some(holder)
+            }),
+            // Without a namespace only a single candidate can be it.
+            None => {
+                let only = candidates.next()?;
+                let holder = first(&only.holders)?;
+                candidates.next().is_none().then_some(holder)
+            }
+        }
+    }
+
     fn netns(&mut self, cookie: u64, tid: Option<u32>) -> Option<u64> {
         self.namespaces.inode(cookie, tid)
     }
@@ -58,6 +87,11 @@ impl Host for ThisHost {
         }
         self.addresses.contains(&address)
     }
+}
+
+/// The holder that was there first, as far as its number tells.
+fn first(holders: &[Rc<Process>]) -> Option<Rc<Process>> {
+    holders.iter().min_by_key(|holder| holder.pid).cloned()
 }
 
 /// The addresses of the agent's network namespace.

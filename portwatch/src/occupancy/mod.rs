@@ -111,6 +111,8 @@ impl<H: Host> Occupancies<H> {
                 if let Some(task) = &event.task {
                     let now = self.host.identify(task);
                     occupancy.process = Some(fuller(now, occupancy.process));
+                } else if occupancy.process.is_none() {
+                    occupancy.process = self.host.holder(event);
                 }
             }
             EventKind::Accept | EventKind::Close | EventKind::Loss => {}

@@ -14,6 +14,9 @@ struct PaperHost {
 }
 
 const GONE: u32 = 404;
+/// Who holds the socket with the cookie `HELD`.
+const HOLDER: u32 = 99;
+const HELD: u64 = 9;
 const NETNS_COOKIE: u64 = 77;
 const NETNS: u64 = 4_026_531_840;
 
@@ -34,6 +37,17 @@ impl Host for PaperHost {
             unit: None,
             container: None,
         }
+    }
+
+    fn holder(&mut self, event: &Event) -> Option<Rc<Process>> {
+        let task = Task {
+            pid: HOLDER,
+            tid: HOLDER,
+            uid: 0,
+            gid: 0,
+            comm: b"nc".to_vec(),
+        };
+        (event.cookie == Some(HELD)).then(|| Rc::new(self.identify(&task)))
     }
 
     fn netns(&mut self, cookie: u64, tid: Option<u32>) -> Option<u64> {
@@ -144,6 +158,8 @@ fn events_without_their_bind_say_what_they_know() {
         (vec![event(Listen, 5, 812)], Some(812)),
         (vec![event(Connect, 5, 812), event(Close, 5, 0)], Some(812)),
         (vec![event(Listen, 5, 0)], None),
+        (vec![event(Listen, HELD, 0)], Some(HOLDER)),
+        (vec![event(Listen, HELD, 812)], Some(812)),
         (vec![event(Close, 5, 0)], None),
         (vec![accept(5, [10, 0, 0, 9])], None),
         (vec![accept(0, [10, 0, 0, 9])], None),

@@ -108,17 +108,16 @@ pub(super) fn fork_inherits(script: &mut Script) -> Result<(), Stop> {
     })
 }
 
-/// A shell gets the listener as its stdin and is the last to hold it.
+/// Another program gets the listener as its stdin and is the last to hold it.
 pub(super) fn exec_inherits(script: &mut Script) -> Result<(), Stop> {
     let (socket, actor) = listener(script)?;
-    let mut shell = Command::new("/bin/sh")
-        .args(["-c", ":"])
+    let mut program = Command::new("/proc/self/exe")
+        .arg("--version")
         .stdin(Stdio::from(OwnedFd::from(socket)))
         .stdout(Stdio::null())
         .stderr(Stdio::null())
-        .spawn()
-        .map_err(|_| Stop::Missing("/bin/sh"))?;
-    shell.wait()?;
+        .spawn()?;
+    program.wait()?;
     actor.expect(Close);
     Ok(())
 }

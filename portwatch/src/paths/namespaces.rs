@@ -36,6 +36,7 @@ pub(super) fn rootless(script: &mut Script) -> Result<(), Stop> {
         setuid(Uid::from_raw(65_534))?;
         unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNET)
             .map_err(|error| Stop::unavailable(format!("no user namespaces: {error}")))?;
+        script.enter();
         loopback_up()?;
         let socket = stream(local)?;
         socket.bind(&local.into())?;

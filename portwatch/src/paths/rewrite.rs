@@ -6,6 +6,8 @@ use std::{
     path::PathBuf,
 };
 
+use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
+
 use super::{
     handover::in_child,
     plain::{at, stream},
@@ -105,6 +107,8 @@ impl Drop for Cgroup {
 pub(super) fn rewritten_bind(script: &mut Script) -> Result<(), Stop> {
     let root = crate::sensor::cgroup_root()
         .ok_or_else(|| Stop::unavailable("no cgroup v2 is mounted, in which to make one"))?;
+    // Before Linux 5.11 programs count as locked memory. Where this is refused it is not needed.
+    let _ = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY);
     let cgroup = Cgroup(root.join(format!("portwatch-path-{}", std::process::id())));
     fs::create_dir(&cgroup.0)
         .map_err(|error| Stop::unavailable(format!("no cgroup can be made: {error}")))?;

@@ -2,7 +2,7 @@
 
 use std::{
     fmt,
-    io::{self, BufRead as _, BufReader},
+    io::{self, BufRead as _, BufReader, Write as _},
     path::PathBuf,
     process::{Child, Command, Stdio},
     sync::mpsc::{Receiver, channel},
@@ -158,14 +158,22 @@ impl Monitor {
 
     fn listen_to(&self, driver: &mut Child) -> Result<Option<Duration>, Mismatch> {
         let lines = lines_of(driver);
-        let deadline = Instant::now() + PATIENCE;
-        let mut namespaces = Vec::new();
+        let mut heard = Heard::new();
         let mut expected = Vec::new();
         let mut ended_early = None;
         loop {
-            match lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-                Ok(Line::Netns(inode)) => namespaces.push(inode),
+            match lines.recv_timeout(heard.left()) {
+                Ok(Line::Netns(inode)) => heard.namespaces.push(inode),
                 Ok(Line::Expect(alert)) => expected.push(alert),
+                Ok(Line::Wait) => {
+                    while heard.alerts.len() < expected.len() {
+                        heard.hear(&self.alerts)?;
+                    }
+                    if let Some(stdin) = &mut driver.stdin {
+                        // When it has gone, its missing `Done` tells.
+                        let _ = stdin.write_all(b"\n");
+                    }
+                }
                 Ok(Line::Unavailable(why)) => ended_early = Some(Mismatch::Unavailable(why)),
                 Ok(Line::Missing(program)) => ended_early = Some(Mismatch::Missing(program)),
                 Ok(Line::Failed(how)) => ended_early = Some(Mismatch::Failed(how)),
@@ -173,40 +181,61 @@ impl Monitor {
                 Err(error) => return Err(Mismatch::Failed(format!("the path ended: {error}"))),
             }
         }
-        let (alerts, slowest) = self.collect(&namespaces, deadline)?;
+        // One before the path and one behind it: then whatever was to come has come.
+        while heard.sentinels < 2 {
+            heard.hear(&self.alerts)?;
+        }
         if let Some(mismatch) = ended_early {
             return Err(mismatch);
         }
-        compare(&expected, &alerts).map_err(Mismatch::Failed)?;
-        Ok(slowest)
+        compare(&expected, &heard.alerts).map_err(Mismatch::Failed)?;
+        Ok(heard.slowest)
+    }
+}
+
+/// What the monitor has told of a path.
+struct Heard {
+    namespaces: Vec<u64>,
+    alerts: Vec<Value>,
+    sentinels: u32,
+    slowest: Option<Duration>,
+    deadline: Instant,
+}
+
+impl Heard {
+    fn new() -> Self {
+        Self {
+            namespaces: Vec::new(),
+            alerts: Vec::new(),
+            sentinels: 0,
+            slowest: None,
+            deadline: Instant::now() + PATIENCE,
+        }
     }
 
-    /// The alerts between the two sentinels of these namespaces, and of such as are unknown.
-    fn collect(
-        &self,
-        namespaces: &[u64],
-        deadline: Instant,
-    ) -> Result<(Vec<Value>, Option<Duration>), Mismatch> {
-        let mut alerts = Vec::new();
-        let mut slowest = None;
-        let mut sentinels = 0;
-        while sentinels < 2 {
-            let left = deadline.saturating_duration_since(Instant::now());
-            let (alert, age) = self.alerts.recv_timeout(left).map_err(|error| {
-                Mismatch::Failed(format!("the monitor printed no more: {error}"))
-            })?;
-            let netns = alert["socket"]["netns"].as_u64();
-            if netns.is_some_and(|netns| !namespaces.contains(&netns)) {
-                continue;
-            }
-            if alert["port"] == SENTINEL && alert["transport"] == "udp" {
-                sentinels += u32::from(alert["event"] == "close");
-                continue;
-            }
-            slowest = slowest.max(Some(age));
-            alerts.push(alert);
+    fn left(&self) -> Duration {
+        self.deadline.saturating_duration_since(Instant::now())
+    }
+
+    /// Takes the next alert, when it is about one of these namespaces or about an unknown one.
+    fn hear(&mut self, alerts: &Receiver<(Value, Duration)>) -> Result<(), Mismatch> {
+        let (alert, age) = alerts.recv_timeout(self.left()).map_err(|error| {
+            let told = list(&by_socket(
+                &self.alerts.iter().map(Told::of_alert).collect::<Vec<_>>(),
+            ));
+            Mismatch::Failed(format!("after [{told}] the monitor told no more: {error}"))
+        })?;
+        let netns = alert["socket"]["netns"].as_u64();
+        if netns.is_some_and(|netns| !self.namespaces.contains(&netns)) {
+            return Ok(());
         }
-        Ok((alerts, slowest))
+        if alert["port"] == SENTINEL && alert["transport"] == "udp" {
+            self.sentinels += u32::from(alert["event"] == "close");
+            return Ok(());
+        }
+        self.slowest = self.slowest.max(Some(age));
+        self.alerts.push(alert);
+        Ok(())
     }
 }
 
@@ -257,21 +286,22 @@ fn compare(expected: &[Expected], alerts: &[Value]) -> Result<(), String> {
     if told == wanted {
         return Ok(());
     }
-    let list = |sockets: &[Vec<Told>]| {
-        let sockets: Vec<String> = sockets
-            .iter()
-            .map(|events| {
-                let events: Vec<String> = events.iter().map(ToString::to_string).collect();
-                events.join(", ")
-            })
-            .collect();
-        sockets.join("; ")
-    };
     Err(format!(
         "expected [{}], got [{}]",
         list(&wanted),
         list(&told)
     ))
+}
+
+fn list(sockets: &[Vec<Told>]) -> String {
+    let sockets: Vec<String> = sockets
+        .iter()
+        .map(|events| {
+            let events: Vec<String> = events.iter().map(ToString::to_string).collect();
+            events.join(", ")
+        })
+        .collect();
+    sockets.join("; ")
 }
 
 /// What is compared of an alert.

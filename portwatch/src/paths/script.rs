@@ -51,6 +51,8 @@ pub enum Line {
     Missing(String),
     /// The path went wrong by itself, and how.
     Failed(String),
+    /// Waits for a line on stdin until every alert so far has come.
+    Wait,
     /// All is done, and the sentinel is bound.
     Done,
 }
@@ -93,6 +95,15 @@ impl Script {
             transport,
             local,
             pid: std::process::id(),
+        }
+    }
+
+    /// Waits until every alert so far has come: what the monitor looks up meanwhile is there.
+    pub(super) fn wait(&mut self) -> Result<(), Stop> {
+        say(&Line::Wait);
+        match io::stdin().read(&mut [0])? {
+            0 => Err(Stop::Failed("the alerts before did not come".into())),
+            _ => Ok(()),
         }
     }
 

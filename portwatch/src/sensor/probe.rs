@@ -119,7 +119,7 @@ pub fn probe() -> Vec<Check> {
         optional(
             helpers.task,
             "a listen names its process",
-            "refused by this kernel: a listen names the process that bound",
+            "refused by this kernel: a listen names the process that bound, or the one that holds the socket",
         ),
     );
     add(

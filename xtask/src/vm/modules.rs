@@ -9,8 +9,8 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-/// Where a kernel has them as modules: SCTP, and VXLAN's sockets.
-const WANTED: [&str; 2] = ["sctp", "vxlan"];
+/// Where a kernel has them as modules: SCTP, VXLAN's sockets, vsock with a transport.
+const WANTED: [&str; 4] = ["sctp", "vxlan", "vsock", "vsock_loopback"];
 
 /// A module's file name and contents.
 pub(super) type Module = (String, Vec<u8>);
