@@ -12,6 +12,10 @@ pub const SYSTEM_PORTS: u32 = 1024;
 pub const PROTOCOL_TCP: u8 = 6;
 /// `IPPROTO_UDP`.
 pub const PROTOCOL_UDP: u8 = 17;
+/// `IPPROTO_DCCP`.
+pub const PROTOCOL_DCCP: u8 = 33;
+/// `IPPROTO_SCTP`.
+pub const PROTOCOL_SCTP: u8 = 132;
 /// `IPPROTO_UDPLITE`.
 pub const PROTOCOL_UDPLITE: u8 = 136;
 
@@ -29,6 +33,8 @@ pub mod names {
     /// Array of [`SYSTEM_PORTS`](super::SYSTEM_PORTS) `u32`: the
     /// [`watch_bit`](super::watch_bit)s of each port.
     pub const WATCHED: &str = "WATCHED";
+    /// The program on the tracepoint, which is attached only where it is of use.
+    pub const TRACEPOINT: &str = "inet_sock_set_state";
     /// `u8`: whether `sock_ops` programs may ask for the current task (not before Linux 6.18).
     pub const SOCK_OPS_TASK: &str = "SOCK_OPS_TASK";
     /// `u8`: whether `sock_ops` programs may ask for the netns cookie (not on Linux 5.10).
@@ -43,6 +49,8 @@ pub const fn watch_bit(protocol: u8) -> u32 {
         PROTOCOL_TCP => 1,
         PROTOCOL_UDP => 1 << 1,
         PROTOCOL_UDPLITE => 1 << 2,
+        PROTOCOL_SCTP => 1 << 3,
+        PROTOCOL_DCCP => 1 << 4,
         _ => 0,
     }
 }
@@ -69,6 +77,8 @@ pub mod known {
     pub const NETNS: u8 = 1 << 1;
     /// `remote_address` and `remote_port` are set.
     pub const REMOTE: u8 = 1 << 2;
+    /// `cookie` is no cookie but the kernel's address of the socket, where the hook knows no better.
+    pub const ADDRESS: u8 = 1 << 3;
 }
 
 /// One event as the kernel side writes it into the ring buffer, in the host's byte order but for
@@ -78,7 +88,8 @@ pub mod known {
 pub struct Report {
     /// `CLOCK_MONOTONIC` nanoseconds (`bpf_ktime_get_ns`).
     pub time_ns: u64,
-    /// Socket cookie, the listener's on an accept; 0 when the kernel side does not know it.
+    /// Socket cookie, the listener's on an accept; 0 when the kernel side does not know it. See
+    /// [`known::ADDRESS`].
     pub cookie: u64,
     /// Cookie of the socket's network namespace.
     pub netns_cookie: u64,
@@ -149,8 +160,15 @@ mod tests {
 
     #[test]
     fn every_watched_protocol_has_a_bit_of_its_own() {
-        let bits = [PROTOCOL_TCP, PROTOCOL_UDP, PROTOCOL_UDPLITE].map(watch_bit);
-        assert_eq!(bits.iter().fold(0, |all, bit| all | bit).count_ones(), 3);
+        let protocols = [
+            PROTOCOL_TCP,
+            PROTOCOL_UDP,
+            PROTOCOL_UDPLITE,
+            PROTOCOL_SCTP,
+            PROTOCOL_DCCP,
+        ];
+        let bits = protocols.map(watch_bit);
+        assert_eq!(bits.iter().fold(0, |all, bit| all | bit).count_ones(), 5);
         assert_eq!(watch_bit(1), 0);
     }
 }

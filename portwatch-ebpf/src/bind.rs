@@ -8,7 +8,7 @@ use aya_ebpf::{
 use portwatch_common::{FAMILY_IPV4, FAMILY_IPV6, kind};
 
 use crate::{
-    emit::{Asks, Socket, emit},
+    emit::{Asks, Key, Socket, emit},
     maps::{Occupant, is_watched, occupy},
 };
 
@@ -74,7 +74,7 @@ fn bound(
     // SAFETY: the context of a cgroup_sock program.
     unsafe { occupy(sock.cast(), occupant) };
     let socket = Socket {
-        cookie,
+        key: Key::Cookie(cookie),
         family,
         protocol,
         local_address: address,

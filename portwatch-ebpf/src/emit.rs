@@ -18,8 +18,7 @@ use crate::maps::reserve;
 
 /// What the hooks know of a socket, whichever context they have it from.
 pub struct Socket {
-    /// 0 when unknown.
-    pub cookie: u64,
+    pub key: Key,
     pub family: u8,
     pub protocol: u8,
     /// Network byte order; an IPv4 address takes the first word.
@@ -28,6 +27,15 @@ pub struct Socket {
     pub local_port: u16,
     /// Address and port in the same forms.
     pub remote: Option<([u32; 4], u16)>,
+}
+
+/// What tells a socket from others.
+#[derive(Clone, Copy)]
+pub enum Key {
+    /// Its cookie; 0 when unknown.
+    Cookie(u64),
+    /// The kernel's address of it, for as long as it lives.
+    Address(u64),
 }
 
 /// Which helpers the hook may call: the verifier must not meet the others.
@@ -50,7 +58,14 @@ pub fn emit<C: EbpfContext>(ctx: &C, kind: u8, socket: &Socket, asks: Asks) {
     // is written exactly once on each path, and the record has no padding.
     unsafe {
         (&raw mut (*report).time_ns).write(bpf_ktime_get_ns());
-        (&raw mut (*report).cookie).write(socket.cookie);
+        let key = match socket.key {
+            Key::Cookie(cookie) => cookie,
+            Key::Address(address) => {
+                knows |= known::ADDRESS;
+                address
+            }
+        };
+        (&raw mut (*report).cookie).write(key);
         (&raw mut (*report).local_address)
             .cast::<[u32; 4]>()
             .write(socket.local_address);

@@ -13,6 +13,7 @@ mod bind;
 mod emit;
 mod maps;
 mod release;
+mod state;
 mod tcp;
 
 /// BPF programs cannot unwind, and nothing here panics.

@@ -9,7 +9,7 @@ use aya_ebpf::{
 use portwatch_common::kind;
 
 use crate::{
-    emit::{Asks, Socket, emit},
+    emit::{Asks, Key, Socket, emit},
     maps::{Occupant, occupant},
 };
 
@@ -33,7 +33,7 @@ pub fn closed<C: EbpfContext>(ctx: &C, occupant: &mut Occupant, cookie: u64, net
     }
     occupant.closed = 1;
     let socket = Socket {
-        cookie,
+        key: Key::Cookie(cookie),
         family: occupant.family,
         protocol: occupant.protocol,
         local_address: occupant.address,

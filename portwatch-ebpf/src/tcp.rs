@@ -14,7 +14,7 @@ use aya_ebpf::{
 use portwatch_common::{FAMILY_IPV4, FAMILY_IPV6, PROTOCOL_TCP, kind};
 
 use crate::{
-    emit::{Asks, Socket, emit},
+    emit::{Asks, Key, Socket, emit},
     maps::{Occupant, is_watched, occupant, occupy, sock_ops_sees_netns, sock_ops_sees_task},
     release::closed,
 };
@@ -152,7 +152,7 @@ fn socket(ops: *mut bpf_sock_ops, cookie: u64, remote: Option<([u32; 4], u16)>) 
         (FAMILY_IPV4, [field!(ops, local_ip4), 0, 0, 0])
     };
     Socket {
-        cookie,
+        key: Key::Cookie(cookie),
         family,
         protocol: PROTOCOL_TCP,
         local_address,

@@ -1,6 +1,6 @@
 //! What happened to a socket on a watched port, as the rooms after the sensor see it.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -101,15 +101,20 @@ pub struct Event {
     pub kind: EventKind,
     /// When, by the host's clock.
     pub time: Timestamp,
+    /// Tells the socket from others among events; an accept has its listener's. None as `cookie`.
+    pub key: Option<u64>,
     /// Socket cookie, the listener's on an accept. None on an accept of a listener that was there
-    /// before the kernel side was.
+    /// before the kernel side was, and where the hook knows none (SCTP, DCCP).
     pub cookie: Option<u64>,
     /// Cookie of the socket's network namespace, where the kernel tells it.
     pub netns_cookie: Option<u64>,
     /// The socket's transport.
     pub transport: Transport,
-    /// The address and port that were taken. An IPv4-mapped address is given as IPv4.
-    pub local: SocketAddr,
+    /// The address that was taken, where the hook knows it (not for SCTP, which can have many). An
+    /// IPv4-mapped one is given as IPv4.
+    pub address: Option<IpAddr>,
+    /// The port that was taken.
+    pub port: u16,
     /// The other end, on accept and connect, in the same form.
     pub peer: Option<SocketAddr>,
     /// Who acted, where the kernel tells it.

@@ -1,7 +1,7 @@
 //! What the occupancies ask of the machine they run on; tests ask another one.
 
 use std::{
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     rc::Rc,
     time::{Duration, Instant},
 };
@@ -10,7 +10,7 @@ use nix::ifaddrs::getifaddrs;
 
 use crate::{
     event::{Event, EventKind, Task},
-    process::{Namespaces, Process, Processes},
+    process::{Namespaces, Process, Processes, netns_inode_of},
     snapshot::{self, State},
 };
 
@@ -24,6 +24,9 @@ pub trait Host {
 
     /// The inode of the network namespace with that cookie, which thread `tid` is probably in.
     fn netns(&mut self, cookie: u64, tid: Option<u32>) -> Option<u64>;
+
+    /// The inode of the network namespace that thread `tid` is in.
+    fn thread_netns(&mut self, tid: u32) -> Option<u64>;
 
     /// Whether `address` is one of this host's own.
     fn is_own_address(&mut self, address: IpAddr) -> bool;
@@ -51,9 +54,10 @@ impl Host for ThisHost {
             (EventKind::Connect, Some(peer)) => State::Connected(peer),
             _ => State::Listening,
         };
-        let candidates = snapshot::held(event.local.port()).ok()?;
+        let local = SocketAddr::new(event.address?, event.port);
+        let candidates = snapshot::held(event.port).ok()?;
         let mut candidates = candidates.into_iter().filter(|held| {
-            held.transport == event.transport && held.local == event.local && held.state == state
+            held.transport == event.transport && held.local == local && held.state == state
         });
         match event.netns_cookie {
             Some(cookie) => candidates.find_map(|held| {
@@ -72,6 +76,10 @@ impl Host for ThisHost {
 
     fn netns(&mut self, cookie: u64, tid: Option<u32>) -> Option<u64> {
         self.namespaces.inode(cookie, tid)
+    }
+
+    fn thread_netns(&mut self, tid: u32) -> Option<u64> {
+        netns_inode_of(tid)
     }
 
     fn is_own_address(&mut self, address: IpAddr) -> bool {

@@ -10,13 +10,14 @@ use tokio::{
 
 use crate::{
     cli,
+    event::Transport,
     host::ThisHost,
     occupancy::Occupancies,
     output::{Format, FormatName, Stdout},
     policy::Policy,
     printable::Printable,
     registry::Registry,
-    sensor::{self, Sensor},
+    sensor::{self, Sensor, Tracepoint},
 };
 
 /// What the monitor is asked to do.
@@ -57,7 +58,7 @@ async fn watch(options: &Options, registry: Registry) -> Result<()> {
     let mut interrupt = signal(SignalKind::interrupt()).context("waiting for SIGINT")?;
     let mut terminate = signal(SignalKind::terminate()).context("waiting for SIGTERM")?;
     let stdout = Stdout::take()?;
-    let watched = options.policy.watched(&registry, &sensor::TRANSPORTS);
+    let watched = options.policy.watched(&registry, &Transport::ALL);
     let sensor = Sensor::arm(&options.sensor, watched)?;
     cli::say(&armed(options, &registry, &sensor));
 
@@ -150,17 +151,30 @@ async fn until(deadline: Option<Instant>) {
 
 /// The line that says that the monitor is armed, and what it covers.
 fn armed(options: &Options, registry: &Registry, sensor: &Sensor) -> String {
-    let count = |transport| options.policy.watched(registry, &[transport]).count();
-    let counts: Vec<String> = sensor::TRANSPORTS
-        .into_iter()
-        .map(|transport| format!("{} {}", count(transport), transport.name()))
+    let counts: Vec<String> = sensor
+        .transports()
+        .map(|transport| {
+            let count = options.policy.watched(registry, &[transport]).count();
+            format!("{count} {}", transport.name())
+        })
         .collect();
     let as_of = registry
         .as_of()
         .map_or_else(|| "of unknown date".into(), |date| date.to_string());
+    let uncovered = match sensor.tracepoint() {
+        Tracepoint::NotNeeded => "sctp and dccp are not on this kernel".into(),
+        Tracepoint::Attached(_) => "sctp and dccp from listen on".into(),
+        Tracepoint::Refused(transports, why) => {
+            let names: Vec<&str> = transports
+                .iter()
+                .map(|transport| transport.name())
+                .collect();
+            format!("not covered: {} ({why})", names.join(", "))
+        }
+    };
     format!(
         "armed: {} programs at {}; watching {} ports ({}; registry {as_of}) in every network \
-         namespace; not covered: sctp, dccp, what was there before",
+         namespace; {uncovered}; what was there before is not covered",
         sensor.programs(),
         sensor.cgroup(),
         counts.join(", "),

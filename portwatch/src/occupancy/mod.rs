@@ -34,7 +34,7 @@ pub struct Occupancies<H> {
     host: H,
     registry: Registry,
     name: Printable,
-    /// By socket cookie; cookies grow, so the first is about the oldest.
+    /// By the events' key, a cookie mostly; cookies grow, so the first is about the oldest.
     open: BTreeMap<u64, Occupancy>,
     /// The newest that closed: an accept on another CPU can be reported after the close.
     closed: VecDeque<(u64, Occupancy)>,
@@ -69,7 +69,7 @@ impl<H: Host> Occupancies<H> {
     pub fn observe(&mut self, event: &Event) -> Alert {
         let occupancy = self.update(event);
         let first_from_elsewhere = event.kind == EventKind::Accept && self.first_reach(event);
-        let port = event.local.port();
+        let port = event.port;
         let verdict = self.registry.verdict(port, event.transport);
         let as_of = self.registry.as_of();
         Alert {
@@ -81,8 +81,8 @@ impl<H: Host> Occupancies<H> {
             origin: Origin::Live,
             port: Some(port),
             transport: Some(event.transport),
-            family: Some(Family::from(event.local.ip())),
-            address: Some(event.local.ip()),
+            family: event.address.map(Family::from),
+            address: event.address,
             peer: event.peer.map(|peer| Peer {
                 address: peer.ip(),
                 port: peer.port(),
@@ -104,7 +104,7 @@ impl<H: Host> Occupancies<H> {
 
     /// Moves the event's occupancy on, and returns it as it is for this event.
     fn update(&mut self, event: &Event) -> Occupancy {
-        let known = event.cookie.and_then(|cookie| self.known(cookie)).cloned();
+        let known = event.key.and_then(|key| self.known(key)).cloned();
         let mut occupancy = known.unwrap_or_default();
         match event.kind {
             EventKind::Bind | EventKind::Listen | EventKind::Connect => {
@@ -120,37 +120,38 @@ impl<H: Host> Occupancies<H> {
         if occupancy.netns.is_none() {
             let actor = event.task.as_ref().map(|task| task.tid);
             let tid = actor.or_else(|| occupancy.process.as_ref().map(|process| process.pid));
-            occupancy.netns = event
-                .netns_cookie
-                .and_then(|cookie| self.host.netns(cookie, tid));
+            occupancy.netns = match event.netns_cookie {
+                Some(cookie) => self.host.netns(cookie, tid),
+                None => actor.and_then(|tid| self.host.thread_netns(tid)),
+            };
         }
-        if let Some(cookie) = event.cookie {
-            self.store(cookie, &occupancy, event.kind);
+        if let Some(key) = event.key {
+            self.store(key, &occupancy, event.kind);
         }
         occupancy
     }
 
-    fn known(&self, cookie: u64) -> Option<&Occupancy> {
-        self.open.get(&cookie).or_else(|| {
+    fn known(&self, key: u64) -> Option<&Occupancy> {
+        self.open.get(&key).or_else(|| {
             self.closed
                 .iter()
                 .rev()
-                .find(|(closed, _)| *closed == cookie)
+                .find(|(closed, _)| *closed == key)
                 .map(|(_, kept)| kept)
         })
     }
 
-    fn store(&mut self, cookie: u64, occupancy: &Occupancy, kind: EventKind) {
+    fn store(&mut self, key: u64, occupancy: &Occupancy, kind: EventKind) {
         match kind {
             EventKind::Bind | EventKind::Listen | EventKind::Connect => {
-                self.open.insert(cookie, occupancy.clone());
+                self.open.insert(key, occupancy.clone());
                 if self.open.len() > OPEN {
                     self.open.pop_first();
                 }
             }
             EventKind::Close => {
-                self.open.remove(&cookie);
-                self.closed.push_back((cookie, occupancy.clone()));
+                self.open.remove(&key);
+                self.closed.push_back((key, occupancy.clone()));
                 if self.closed.len() > CLOSED {
                     self.closed.pop_front();
                 }
@@ -163,16 +164,16 @@ impl<H: Host> Occupancies<H> {
     /// Whether this accept is the first on its listener from an address that is not this host's.
     fn first_reach(&mut self, event: &Event) -> bool {
         let Some(peer) = event.peer else { return false };
-        let open = event.cookie.and_then(|cookie| self.open.get(&cookie));
-        let stranger = (event.netns_cookie, event.transport, event.local.port());
+        let open = event.key.and_then(|key| self.open.get(&key));
+        let stranger = (event.netns_cookie, event.transport, event.port);
         let reached = match open {
             Some(occupancy) => occupancy.reached,
             None => self.reached.contains(&stranger),
         };
-        if reached || self.is_own(peer.ip(), event.local.ip()) {
+        if reached || self.is_own(peer.ip(), event.address) {
             return false;
         }
-        match event.cookie.and_then(|cookie| self.open.get_mut(&cookie)) {
+        match event.key.and_then(|key| self.open.get_mut(&key)) {
             Some(occupancy) => occupancy.reached = true,
             None => {
                 if self.reached.len() >= REACHED {
@@ -184,8 +185,8 @@ impl<H: Host> Occupancies<H> {
         true
     }
 
-    fn is_own(&mut self, peer: IpAddr, local: IpAddr) -> bool {
-        peer == local || self.host.is_own_address(peer)
+    fn is_own(&mut self, peer: IpAddr, local: Option<IpAddr>) -> bool {
+        Some(peer) == local || self.host.is_own_address(peer)
     }
 }
 

@@ -19,6 +19,7 @@ const HOLDER: u32 = 99;
 const HELD: u64 = 9;
 const NETNS_COOKIE: u64 = 77;
 const NETNS: u64 = 4_026_531_840;
+const THREAD_NETNS: u64 = 4_026_532_000;
 
 impl Host for PaperHost {
     fn identify(&mut self, task: &Task) -> Process {
@@ -54,6 +55,10 @@ impl Host for PaperHost {
         (cookie == NETNS_COOKIE && tid.is_some()).then_some(NETNS)
     }
 
+    fn thread_netns(&mut self, _: u32) -> Option<u64> {
+        Some(THREAD_NETNS)
+    }
+
     fn is_own_address(&mut self, address: IpAddr) -> bool {
         address.is_loopback() || address == IpAddr::from([10, 0, 0, 1])
     }
@@ -69,10 +74,12 @@ fn event(kind: EventKind, cookie: u64, pid: u32) -> Event {
     Event {
         kind,
         time: Timestamp::UNIX_EPOCH,
+        key: (cookie != 0).then_some(cookie),
         cookie: (cookie != 0).then_some(cookie),
         netns_cookie: Some(NETNS_COOKIE),
         transport: Transport::Tcp,
-        local: SocketAddr::from(([10, 0, 0, 1], 976)),
+        address: Some(IpAddr::from([10, 0, 0, 1])),
+        port: 976,
         peer: None,
         task: (pid != 0).then(|| Task {
             pid,
@@ -255,6 +262,31 @@ fn the_first_reach_counts_per_listener_and_not_from_this_host() {
             event.cookie, event.peer
         );
     }
+}
+
+#[test]
+fn a_socket_without_a_cookie_has_a_life_too() {
+    use EventKind::{Close, Listen};
+
+    let mut occupancies = occupancies();
+    for (kind, pid_told) in [(Listen, 812), (Close, 0)] {
+        let event = Event {
+            cookie: None,
+            netns_cookie: None,
+            transport: Transport::Sctp,
+            ..event(kind, 5, pid_told)
+        };
+        let alert = occupancies.observe(&event);
+        assert_eq!(pid(&alert), Some(812));
+        assert_eq!(
+            alert.socket,
+            Socket {
+                cookie: None,
+                netns: Some(THREAD_NETNS)
+            }
+        );
+    }
+    assert!(occupancies.open.is_empty());
 }
 
 #[test]

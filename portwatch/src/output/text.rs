@@ -47,15 +47,12 @@ impl Text {
                 " {lost} reports found the ring buffer full and are lost; see --ring-size"
             )?;
         }
-        if let (Some(transport), Some(address), Some(port)) =
-            (alert.transport, alert.address, alert.port)
-        {
-            write!(
-                text,
-                " {} {}",
-                transport.name(),
-                SocketAddr::new(address, port)
-            )?;
+        if let (Some(transport), Some(port)) = (alert.transport, alert.port) {
+            write!(text, " {} ", transport.name())?;
+            match alert.address {
+                Some(address) => write!(text, "{}", SocketAddr::new(address, port))?,
+                None => write!(text, "port {port}")?,
+            }
         }
         if let Some(peer) = alert.peer {
             let arrow = if alert.event == EventKind::Connect {

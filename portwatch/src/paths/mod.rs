@@ -56,6 +56,7 @@ pub const ALL: &[Path] = &[
         uring::bind_and_listen_sqpoll,
     ),
     path("io_uring accept", uring::accept),
+    path("SCTP listen", plain::sctp),
     path("listen without bind", plain::listen_without_bind),
     path(
         "bind with IP_BIND_ADDRESS_NO_PORT",
@@ -100,3 +101,24 @@ pub const ALL: &[Path] = &[
     path("silent: assigned ports", silent::assigned),
     path("silent: port 0 and ports from 1024 up", silent::high),
 ];
+
+#[cfg(test)]
+mod tests {
+    /// The outcomes are `cargo xtask vm`'s to check; here, that no path is missing.
+    #[test]
+    fn docs_coverage_lists_every_path_in_order() {
+        let page = include_str!("../../../docs/coverage.md");
+        let rows: Vec<&str> = page
+            .lines()
+            .skip_while(|line| !line.starts_with("| path "))
+            .skip(2)
+            .map_while(|line| line.strip_prefix("| "))
+            .filter_map(|line| line.split(" |").next())
+            .collect();
+        let paths: Vec<&str> = super::ALL.iter().map(|path| path.name).collect();
+        assert_eq!(
+            rows, paths,
+            "docs/coverage.md is stale: run `cargo xtask vm --write`"
+        );
+    }
+}

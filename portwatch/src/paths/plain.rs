@@ -165,6 +165,19 @@ pub(super) fn mptcp_fallback(script: &mut Script) -> Result<(), Stop> {
     mptcp_listener(script, None)
 }
 
+/// SCTP has no bind hook: the tracepoint tells it from listen on, without a cookie.
+pub(super) fn sctp(script: &mut Script) -> Result<(), Stop> {
+    let local = at("127.0.0.1")?;
+    let socket = open(local, Type::STREAM, Some(libc::IPPROTO_SCTP))?;
+    let actor = script.socket(Transport::Sctp, local).without_address();
+    socket.bind(&local.into())?;
+    socket.listen(8)?;
+    actor.expect(Listen);
+    drop(socket);
+    actor.expect(Close);
+    Ok(())
+}
+
 fn address_of(socket: &Socket) -> Result<SocketAddr, Stop> {
     socket
         .local_addr()?

@@ -3,6 +3,7 @@
 use std::{
     fmt,
     io::{self, BufRead as _, BufReader, Write as _},
+    net::IpAddr,
     path::PathBuf,
     process::{Child, Command, Stdio},
     sync::mpsc::{Receiver, channel},
@@ -331,13 +332,16 @@ impl Told {
     }
 
     fn of_expected(expected: &Expected) -> Self {
-        let at = |address: std::net::SocketAddr| format!("{} {}", address.ip(), address.port());
+        let at = |address: Option<IpAddr>, port: u16| {
+            let address = address.map_or_else(|| "?".into(), |address| address.to_string());
+            format!("{address} {port}")
+        };
         Self {
             socket: Some(expected.socket.into()),
             event: expected.event.name().into(),
             transport: expected.transport.name().into(),
-            local: at(expected.local),
-            peer: expected.peer.map(at),
+            local: at(expected.address, expected.port),
+            peer: expected.peer.map(|peer| at(Some(peer.ip()), peer.port())),
             pid: Some(expected.pid.into()),
         }
     }

@@ -30,8 +30,10 @@ pub struct Expected {
     pub event: EventKind,
     /// The alert's transport.
     pub transport: Transport,
-    /// The alert's address and port.
-    pub local: SocketAddr,
+    /// The alert's address.
+    pub address: Option<IpAddr>,
+    /// The alert's port.
+    pub port: u16,
     /// The alert's peer.
     pub peer: Option<SocketAddr>,
     /// The alert's process.
@@ -93,7 +95,8 @@ impl Script {
         Actor {
             socket: self.sockets,
             transport,
-            local,
+            address: Some(local.ip()),
+            port: local.port(),
             pid: std::process::id(),
         }
     }
@@ -120,11 +123,20 @@ impl Script {
 pub(super) struct Actor {
     socket: u32,
     transport: Transport,
-    local: SocketAddr,
+    address: Option<IpAddr>,
+    port: u16,
     pid: u32,
 }
 
 impl Actor {
+    /// The same socket, with alerts that cannot know its address.
+    pub(super) fn without_address(self) -> Self {
+        Self {
+            address: None,
+            ..self
+        }
+    }
+
     /// The same socket, with alerts that must name another process.
     pub(super) fn of(self, pid: u32) -> Self {
         Self { pid, ..self }
@@ -132,24 +144,24 @@ impl Actor {
 
     /// This event must be told, about the address that was taken.
     pub(super) fn expect(self, event: EventKind) {
-        self.tell(event, self.local, None);
+        self.tell(event, self.address, None);
     }
 
     /// An accept on that address from `peer` must be told.
     pub(super) fn expect_accept(self, on: IpAddr, peer: SocketAddr) {
-        let local = SocketAddr::new(on.to_canonical(), self.local.port());
-        self.tell(EventKind::Accept, local, Some(peer));
+        self.tell(EventKind::Accept, Some(on.to_canonical()), Some(peer));
     }
 
     /// A connect to `peer` must be told.
     pub(super) fn expect_connect(self, peer: SocketAddr) {
-        self.tell(EventKind::Connect, self.local, Some(peer));
+        self.tell(EventKind::Connect, self.address, Some(peer));
     }
 
-    fn tell(self, event: EventKind, local: SocketAddr, peer: Option<SocketAddr>) {
+    fn tell(self, event: EventKind, address: Option<IpAddr>, peer: Option<SocketAddr>) {
         let Self {
             socket,
             transport,
+            port,
             pid,
             ..
         } = self;
@@ -159,7 +171,8 @@ impl Actor {
             socket,
             event,
             transport,
-            local,
+            address,
+            port,
             peer,
             pid,
         }));

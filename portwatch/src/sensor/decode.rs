@@ -5,7 +5,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use jiff::Timestamp;
 use nix::time::{ClockId, clock_gettime};
 use portwatch_common::{
-    FAMILY_IPV4, FAMILY_IPV6, PROTOCOL_TCP, PROTOCOL_UDP, PROTOCOL_UDPLITE, Report, kind, known,
+    FAMILY_IPV4, FAMILY_IPV6, PROTOCOL_DCCP, PROTOCOL_SCTP, PROTOCOL_TCP, PROTOCOL_UDP,
+    PROTOCOL_UDPLITE, Report, kind, known,
 };
 
 use crate::event::{Event, EventKind, Task, Transport};
@@ -45,6 +46,8 @@ pub(super) fn decode(bytes: &[u8], clock: Clock) -> Option<Event> {
         PROTOCOL_TCP => Transport::Tcp,
         PROTOCOL_UDP => Transport::Udp,
         PROTOCOL_UDPLITE => Transport::UdpLite,
+        PROTOCOL_SCTP => Transport::Sctp,
+        PROTOCOL_DCCP => Transport::Dccp,
         _ => return None,
     };
     let address = |bytes: [u8; 16]| match report.family {
@@ -55,7 +58,7 @@ pub(super) fn decode(bytes: &[u8], clock: Clock) -> Option<Event> {
         FAMILY_IPV6 => Some(IpAddr::V6(Ipv6Addr::from(bytes)).to_canonical()),
         _ => None,
     };
-    let local = SocketAddr::new(address(report.local_address)?, report.local_port);
+    let local = address(report.local_address)?;
     let peer = if report.known & known::REMOTE != 0 {
         Some(SocketAddr::new(
             address(report.remote_address)?,
@@ -79,10 +82,13 @@ pub(super) fn decode(bytes: &[u8], clock: Clock) -> Option<Event> {
     Some(Event {
         kind,
         time: clock.time(report.time_ns),
-        cookie: (report.cookie != 0).then_some(report.cookie),
+        key: (report.cookie != 0).then_some(report.cookie),
+        cookie: (report.cookie != 0 && report.known & known::ADDRESS == 0).then_some(report.cookie),
         netns_cookie: (report.known & known::NETNS != 0).then_some(report.netns_cookie),
         transport,
-        local,
+        // The tracepoint shows one that an SCTP socket does not keep up to date.
+        address: (transport != Transport::Sctp).then_some(local),
+        port: report.local_port,
         peer,
         task,
     })
@@ -122,10 +128,12 @@ mod tests {
             Event {
                 kind: EventKind::Bind,
                 time: Timestamp::from_nanosecond(1_000_000_005).unwrap(),
+                key: Some(8193),
                 cookie: Some(8193),
                 netns_cookie: Some(1),
                 transport: Transport::UdpLite,
-                local: "127.0.0.1:976".parse().unwrap(),
+                address: Some("127.0.0.1".parse().unwrap()),
+                port: 976,
                 peer: None,
                 task: Some(Task {
                     pid: 812,
@@ -156,8 +164,20 @@ mod tests {
             (event.cookie, event.netns_cookie, event.task),
             (None, None, None)
         );
-        assert_eq!(event.local.to_string(), "10.0.0.1:976");
+        assert_eq!(event.address.unwrap().to_string(), "10.0.0.1");
         assert_eq!(event.peer.unwrap().to_string(), "[fe80::1]:40000");
+    }
+
+    #[test]
+    fn an_address_is_a_key_and_no_cookie() {
+        let sctp = Report {
+            protocol: PROTOCOL_SCTP,
+            known: known::ADDRESS,
+            ..report()
+        };
+        let event = decode(bytemuck::bytes_of(&sctp), Clock(0)).unwrap();
+        assert_eq!((event.key, event.cookie), (Some(8193), None));
+        assert_eq!((event.transport, event.address), (Transport::Sctp, None));
     }
 
     #[test]

@@ -10,7 +10,8 @@ use aya::{
 };
 use caps::{CapSet, Capability};
 use portwatch_common::{
-    PROTOCOL_TCP, PROTOCOL_UDP, PROTOCOL_UDPLITE, SYSTEM_PORTS, names, watch_bit,
+    PROTOCOL_DCCP, PROTOCOL_SCTP, PROTOCOL_TCP, PROTOCOL_UDP, PROTOCOL_UDPLITE, SYSTEM_PORTS,
+    names, watch_bit,
 };
 
 use super::SensorError;
@@ -135,7 +136,8 @@ pub(super) fn fill(
                 Transport::Tcp => PROTOCOL_TCP,
                 Transport::Udp => PROTOCOL_UDP,
                 Transport::UdpLite => PROTOCOL_UDPLITE,
-                Transport::Sctp | Transport::Dccp => 0,
+                Transport::Sctp => PROTOCOL_SCTP,
+                Transport::Dccp => PROTOCOL_DCCP,
             });
         }
     }

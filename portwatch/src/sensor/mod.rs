@@ -7,12 +7,14 @@ mod decode;
 mod error;
 mod load;
 mod probe;
+mod tracepoint;
 
 use std::{io, path::PathBuf};
 
 use aya::{
     Ebpf,
     maps::{MapData, PerCpuArray, RingBuf},
+    programs::Program,
 };
 use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
 use portwatch_common::names;
@@ -27,6 +29,7 @@ pub use self::{
     cgroup::mounted as cgroup_root,
     error::SensorError,
     probe::{Check, PRIVILEGES, probe},
+    tracepoint::Tracepoint,
 };
 use crate::event::{Event, Transport};
 
@@ -42,8 +45,8 @@ pub struct Options {
     pub cgroup: Option<PathBuf>,
 }
 
-/// The transports that these hooks see.
-pub const TRANSPORTS: [Transport; 3] = [Transport::Tcp, Transport::Udp, Transport::UdpLite];
+/// The transports that the cgroup hooks see.
+const TRANSPORTS: [Transport; 3] = [Transport::Tcp, Transport::Udp, Transport::UdpLite];
 
 /// The kernel side, armed; dropping it detaches.
 pub struct Sensor {
@@ -54,6 +57,7 @@ pub struct Sensor {
     lost_before: u64,
     cgroup: String,
     programs: usize,
+    tracepoint: Tracepoint,
 }
 
 impl Sensor {
@@ -104,14 +108,15 @@ impl Sensor {
         )?;
 
         // All are loaded before any is attached, so that a refusal leaves nothing behind.
-        for (name, program) in ebpf.programs_mut() {
+        for (name, program) in required(&mut ebpf) {
             load_program(program).map_err(|error| SensorError::program(name, error))?;
         }
         let mut programs = 0;
-        for (name, program) in ebpf.programs_mut() {
+        for (name, program) in required(&mut ebpf) {
             attach_program(program, &cgroup).map_err(|error| SensorError::attach(name, &error))?;
             programs += 1;
         }
+        let tracepoint = Tracepoint::attach(&mut ebpf);
         #[cfg(feature = "debug")]
         debug::forward_log(&mut ebpf);
         Ok(Self {
@@ -121,6 +126,7 @@ impl Sensor {
             lost_before: 0,
             cgroup: label,
             programs,
+            tracepoint,
         })
     }
 
@@ -134,6 +140,19 @@ impl Sensor {
     #[must_use]
     pub const fn programs(&self) -> usize {
         self.programs
+    }
+
+    /// The transports that are covered.
+    pub fn transports(&self) -> impl Iterator<Item = Transport> {
+        TRANSPORTS
+            .into_iter()
+            .chain(self.tracepoint.transports().iter().copied())
+    }
+
+    /// What became of the optional sensor.
+    #[must_use]
+    pub const fn tracepoint(&self) -> &Tracepoint {
+        &self.tracepoint
     }
 
     /// Waits until the ring may hold reports.
@@ -177,4 +196,10 @@ impl Sensor {
     pub fn disarm(&mut self) {
         self.ebpf = None;
     }
+}
+
+/// The programs without which nothing works: all but the tracepoint's.
+fn required(ebpf: &mut Ebpf) -> impl Iterator<Item = (&str, &mut Program)> {
+    ebpf.programs_mut()
+        .filter(|(name, _)| *name != names::TRACEPOINT)
 }

@@ -14,6 +14,7 @@ use super::{
     cgroup::{self, Cgroup},
     error::release,
     load::{Helpers, attach_program, check_privileges, load, load_program, map},
+    tracepoint,
 };
 use crate::printable::Printable;
 
@@ -90,7 +91,7 @@ pub fn probe() -> Vec<Check> {
                 true,
                 ring.map(|_| "works".into()).map_err(said),
             );
-            for (name, program) in object.programs_mut() {
+            for (name, program) in super::required(&mut object) {
                 let result = load_program(program)
                     .map_err(|error| SensorError::program(name, error))
                     .and_then(|()| {
@@ -105,6 +106,22 @@ pub fn probe() -> Vec<Check> {
             add("ring buffer and maps", true, Err(error.to_string()));
         }
     }
+    let here = tracepoint::present();
+    let here: Vec<&str> = here.iter().map(|transport| transport.name()).collect();
+    let here = if here.is_empty() {
+        "neither is on this kernel now".into()
+    } else {
+        here.join(", ")
+    };
+    let tracepoint =
+        load(OBJECT, 1 << 12).and_then(|mut object| tracepoint::load_and_attach(&mut object));
+    add(
+        "tracepoint for sctp and dccp",
+        false,
+        tracepoint
+            .map(|()| format!("loads and attaches; {here}"))
+            .map_err(|error| format!("{error}; {here}")),
+    );
     let helpers = Helpers::probe();
     let optional = |has: bool, with: &str, without: &str| {
         if has {

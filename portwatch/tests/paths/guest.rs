@@ -56,6 +56,7 @@ fn mount_all() {
         ("devtmpfs", "/dev"),
         ("tmpfs", "/tmp"),
         ("cgroup2", "/sys/fs/cgroup"),
+        ("tracefs", "/sys/kernel/tracing"),
     ] {
         fs::create_dir_all(target).unwrap();
         match mount(

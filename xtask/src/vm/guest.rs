@@ -145,8 +145,18 @@ fn archive(files: &Files, binaries: &Binaries) -> Result<Vec<u8>> {
 fn emulate(files: &Files, initramfs: &Path, console: &PathBuf, timeout: Duration) -> Result<()> {
     let log = fs::File::create(console)?;
     let mut machine = Command::new("qemu-system-x86_64")
-        // Emulated, so that it runs wherever this does.
-        .args(["-accel", "tcg", "-cpu", "qemu64", "-smp", "2", "-m", "768"])
+        // Emulated, so that it runs wherever this does; by one thread, since with one a CPU a
+        // kernel that patches itself while it loads a module was seen to crash.
+        .args([
+            "-accel",
+            "tcg,thread=single",
+            "-cpu",
+            "qemu64",
+            "-smp",
+            "2",
+            "-m",
+            "768",
+        ])
         .args([
             "-display", "none", "-monitor", "none", "-serial", "stdio", "-nic", "none",
         ])
