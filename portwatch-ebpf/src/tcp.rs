@@ -78,6 +78,11 @@ fn established(ctx: &SockOpsContext, ops: *mut bpf_sock_ops) {
         if let Some(inherited) = unsafe { occupant(sk.cast()) } {
             // SAFETY: the kernel's pointer to a live value, valid for the whole run.
             cookie = unsafe { (*inherited.as_ptr()).cookie };
+            // Two that connect to each other at once: no listener is there to accept.
+            // SAFETY: the helper takes this program type's context.
+            if cookie == unsafe { bpf_get_socket_cookie(ctx.as_ptr()) } {
+                return;
+            }
         }
     }
     let socket = socket(ops, cookie, Some(remote(ops)));

@@ -30,7 +30,7 @@ Exit codes:
   3  not root, or a capability is missing
   4  the kernel cannot do it or refused
   5  an input file is missing or malformed
-  6  nobody reads stdout any more
+  6  stdout takes no more: its reader went away, or its disk is full
   7  the self-test saw a path that was not told as it must be";
 
 /// Tells, within a millisecond, what has taken a system port (0-1023) that IANA has not assigned

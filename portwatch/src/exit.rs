@@ -25,7 +25,7 @@ pub enum Exit {
     Kernel = 4,
     /// An input file is missing or malformed.
     Input = 5,
-    /// Nobody reads stdout any more.
+    /// Stdout takes no more: its reader went away, or its disk is full.
     Stdout = 6,
     /// The self-test failed.
     NotCovered = 7,

@@ -72,7 +72,7 @@ pub fn explain(spec: PortSpec, registry: &Registry, out: &mut impl io::Write) ->
     sockets.retain(|held| transports.contains(&held.transport));
     writeln!(text, "On this host now:")?;
     if sockets.is_empty() {
-        writeln!(text, "  nothing")?;
+        writeln!(text, "  nothing that /proc shows")?;
     }
     let here = crate::process::netns_inode_of(std::process::id());
     for held in &sockets {

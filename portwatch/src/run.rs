@@ -1,6 +1,6 @@
 //! The monitor: arms the sensor and turns its events into lines until it is told to stop.
 
-use std::time::Duration;
+use std::{os::unix::fs::MetadataExt as _, time::Duration};
 
 use anyhow::{Context as _, Result};
 use tokio::{
@@ -61,6 +61,9 @@ async fn watch(options: &Options, registry: Registry) -> Result<()> {
     let watched = options.policy.watched(&registry, &Transport::ALL);
     let sensor = Sensor::arm(&options.sensor, watched)?;
     cli::say(&armed(options, &registry, &sensor));
+    for limit in limits(options) {
+        cli::say(limit);
+    }
 
     let colour = stdout.is_terminal() && std::env::var_os("NO_COLOR").is_none();
     let mut monitor = Monitor {
@@ -162,7 +165,9 @@ fn armed(options: &Options, registry: &Registry, sensor: &Sensor) -> String {
         .as_of()
         .map_or_else(|| "of unknown date".into(), |date| date.to_string());
     let uncovered = match sensor.tracepoint() {
-        Tracepoint::NotNeeded => "sctp and dccp are not on this kernel".into(),
+        Tracepoint::NotNeeded => {
+            "sctp and dccp are not loaded, and not covered if they are later".into()
+        }
         Tracepoint::Attached(_) => "sctp and dccp from listen on".into(),
         Tracepoint::Refused(transports, why) => {
             let names: Vec<&str> = transports
@@ -184,6 +189,28 @@ fn armed(options: &Options, registry: &Registry, sensor: &Sensor) -> String {
             "not assigned by IANA"
         },
     )
+}
+
+/// Inodes of the first namespaces of their kind (include/linux/proc_ns.h, `PROC_*_INIT_INO`).
+const INITIAL_CGROUP_NAMESPACE: u64 = 0xEFFF_FFFB;
+const INITIAL_PID_NAMESPACE: u64 = 0xEFFF_FFFC;
+
+/// What the namespaces that the agent itself is in keep from it.
+fn limits(options: &Options) -> Vec<&'static str> {
+    let elsewhere = |kind: &str, initial: u64| {
+        std::fs::metadata(format!("/proc/self/ns/{kind}"))
+            .is_ok_and(|namespace| namespace.ino() != initial)
+    };
+    let mut limits = Vec::new();
+    if options.sensor.cgroup.is_none() && elsewhere("cgroup", INITIAL_CGROUP_NAMESPACE) {
+        limits.push(
+            "in a cgroup namespace: only this cgroup and those below it are watched, not the host",
+        );
+    }
+    if elsewhere("pid", INITIAL_PID_NAMESPACE) {
+        limits.push("in a pid namespace: /proc does not show the processes of the host");
+    }
+    limits
 }
 
 fn host_name() -> Printable {

@@ -164,17 +164,20 @@ impl<H: Host> Occupancies<H> {
     /// Whether this accept is the first on its listener from an address that is not this host's.
     fn first_reach(&mut self, event: &Event) -> bool {
         let Some(peer) = event.peer else { return false };
-        let open = event.key.and_then(|key| self.open.get(&key));
         let stranger = (event.netns_cookie, event.transport, event.port);
-        let reached = match open {
-            Some(occupancy) => occupancy.reached,
+        let reached = match event.key {
+            Some(key) => self.known(key).is_some_and(|occupancy| occupancy.reached),
             None => self.reached.contains(&stranger),
         };
         if reached || self.is_own(peer.ip(), event.address) {
             return false;
         }
-        match event.key.and_then(|key| self.open.get_mut(&key)) {
-            Some(occupancy) => occupancy.reached = true,
+        match event.key {
+            Some(key) => {
+                if let Some(occupancy) = self.open.get_mut(&key) {
+                    occupancy.reached = true;
+                }
+            }
             None => {
                 if self.reached.len() >= REACHED {
                     self.reached.clear();

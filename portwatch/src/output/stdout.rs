@@ -16,12 +16,12 @@ use tokio::io::{Interest, unix::AsyncFd};
 #[derive(Debug, thiserror::Error)]
 pub enum StdoutGone {
     /// Writing failed; with [`ErrorKind::BrokenPipe`] when the reader went away.
-    #[error("stdout: {0}")]
+    #[error("stdout")]
     Io(#[from] io::Error),
     /// The reader took nothing for too long while the monitor was to stop.
-    #[error("stdout: its reader stalled; {lines} alerts are not printed")]
+    #[error("stdout: its reader stalled; at least {lines} alerts are not printed")]
     Stalled {
-        /// Alerts that were made and not written.
+        /// Alerts that were made and not written; reports that wait in the ring come on top.
         lines: usize,
     },
 }
@@ -33,6 +33,9 @@ impl StdoutGone {
         matches!(self, Self::Io(error) if error.kind() == ErrorKind::BrokenPipe)
     }
 }
+
+/// What poll(2) says of a pipe or a socket whose reader went away.
+const GONE: PollFlags = PollFlags::POLLERR.union(PollFlags::POLLHUP);
 
 /// A pipe that poll(2) calls writable takes this many bytes without blocking (pipe(7)).
 const CHUNK: usize = libc::PIPE_BUF;
@@ -62,8 +65,11 @@ impl Stdout {
         // SAFETY: an `OwnedFd` has one descriptor and keeps it open until it is dropped.
         let target = match unsafe { AsyncFd::register_with_interest(fd, interest) } {
             Ok(polled) => Target::Polled(polled),
-            // epoll(7) refuses what is always ready with EPERM.
-            Err(error) => Target::Ready(error.into_parts().0),
+            Err(error) => match error.into_parts() {
+                // epoll(7) refuses what is always ready.
+                (fd, cause) if cause.raw_os_error() == Some(libc::EPERM) => Target::Ready(fd),
+                (_, cause) => return Err(cause.into()),
+            },
         };
         Ok(Self {
             target,
@@ -119,6 +125,8 @@ impl Stdout {
             // The descriptor blocks, so no write says EAGAIN: poll(2) says whether this is news.
             if !self.is_writable() {
                 ready.clear_ready();
+                // Should the readiness not go away, a signal must still get through.
+                tokio::task::yield_now().await;
             }
         }
     }
@@ -137,7 +145,7 @@ impl Stdout {
                 let Ok(mut ready) = readiness.ready(Interest::ERROR).await else {
                     break;
                 };
-                if self.has(PollFlags::POLLERR) {
+                if self.has(GONE) {
                     return StdoutGone::Io(ErrorKind::BrokenPipe.into());
                 }
                 ready.clear_ready();
@@ -148,7 +156,7 @@ impl Stdout {
 
     /// Whether a chunk can be written, or fails, without blocking.
     fn is_writable(&self) -> bool {
-        matches!(self.target, Target::Ready(_)) || self.has(PollFlags::POLLOUT | PollFlags::POLLERR)
+        matches!(self.target, Target::Ready(_)) || self.has(PollFlags::POLLOUT | GONE)
     }
 
     fn fd(&self) -> BorrowedFd<'_> {

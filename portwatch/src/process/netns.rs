@@ -1,6 +1,6 @@
 //! Network namespaces: the kernel side knows their cookies, people know their inodes.
 
-use std::{collections::HashMap, fs::File, os::unix::fs::MetadataExt as _};
+use std::{collections::HashMap, fs::File, os::unix::fs::MetadataExt as _, thread};
 
 use nix::{
     errno::Errno,
@@ -61,7 +61,7 @@ fn ask(tid: u32) -> Option<(u64, Option<u64>)> {
     let namespace = File::open(format!("/proc/{tid}/ns/net")).ok()?;
     let inode = namespace.metadata().ok()?.ino();
     // A thread of its own, since what it enters it cannot be trusted to leave.
-    let cookie = std::thread::spawn(move || {
+    let asking = thread::Builder::new().spawn(move || {
         setns(namespace, CloneFlags::CLONE_NEWNET)?;
         let probe = socket(
             AddressFamily::Unix,
@@ -70,9 +70,9 @@ fn ask(tid: u32) -> Option<(u64, Option<u64>)> {
             None,
         )?;
         getsockopt(&probe, NetnsCookie)
-    })
-    .join()
-    .ok()?;
+    });
+    // A host that is out of threads has no answer.
+    let cookie = asking.ok()?.join().ok()?;
     match cookie {
         Ok(cookie) => Some((inode, Some(cookie))),
         Err(Errno::ENOPROTOOPT) => Some((inode, None)),

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use super::*;
 
-/// IANA's file of that date; None, said aloud, where there is none (never under CI).
+/// IANA's file of that date; None where there is none, which under CI is a failure.
 fn iana(date: &str) -> Option<Registry> {
     let directory = std::env::var_os("PORTWATCH_IANA_DIR").map_or_else(
         || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../shared/iana"),

@@ -11,8 +11,9 @@ use crate::printable::Printable;
 pub enum SensorError {
     /// The process may not load BPF programs.
     #[error(
-        "loading BPF programs needs {missing}: run portwatch as root, or give it CAP_BPF and \
-         CAP_NET_ADMIN (and CAP_SYS_PTRACE to name other users' programs)"
+        "loading BPF programs needs {missing}: run portwatch as root of the host, or give it \
+         CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON (and CAP_SYS_PTRACE to name other users' \
+         programs, CAP_SYS_ADMIN to name network namespaces)"
     )]
     Privilege {
         /// The capabilities that are missing.
@@ -112,6 +113,14 @@ impl SensorError {
     /// The error for an object that did not load.
     pub(super) fn object(error: &EbpfError) -> Self {
         match error {
+            EbpfError::MapError(MapError::CreateError { io_error, .. })
+                if io_error.raw_os_error() == Some(libc::EPERM) =>
+            {
+                // The capabilities were there, so they are not those of the host.
+                Self::Privilege {
+                    missing: "root outside of any user namespace".into(),
+                }
+            }
             EbpfError::MapError(MapError::CreateError { name, io_error }) => {
                 Self::kernel(&format!("the map {name}"), io_error)
             }

@@ -78,22 +78,27 @@ pub(super) fn check_ring_size(size: u32) -> Result<(), SensorError> {
     Err(SensorError::RingSize { size, minimum })
 }
 
-/// What `bpf(2)` asks for: CAP_BPF and CAP_NET_ADMIN, each of which CAP_SYS_ADMIN includes.
+/// What `bpf(2)` asks for, each of which CAP_SYS_ADMIN includes: CAP_BPF; CAP_NET_ADMIN for these
+/// types of program; CAP_PERFMON for pointers into what a helper returned.
 pub(super) fn check_privileges() -> Result<(), SensorError> {
     let has = |capability| caps::has_cap(None, CapSet::Effective, capability).unwrap_or(false);
     if has(Capability::CAP_SYS_ADMIN) {
         return Ok(());
     }
-    let missing: Vec<String> = [Capability::CAP_BPF, Capability::CAP_NET_ADMIN]
-        .into_iter()
-        .filter(|capability| !has(*capability))
-        .map(|capability| capability.to_string())
-        .collect();
+    let missing: Vec<String> = [
+        Capability::CAP_BPF,
+        Capability::CAP_NET_ADMIN,
+        Capability::CAP_PERFMON,
+    ]
+    .into_iter()
+    .filter(|capability| !has(*capability))
+    .map(|capability| capability.to_string())
+    .collect();
     if missing.is_empty() {
         return Ok(());
     }
     Err(SensorError::Privilege {
-        missing: missing.join(" and "),
+        missing: missing.join(", "),
     })
 }
 

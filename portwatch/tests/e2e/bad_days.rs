@@ -136,8 +136,23 @@ fn without_privileges_it_says_which_are_missing() {
     assert_eq!(finished.status.code(), Some(3), "{}", finished.stderr);
     assert_eq!(
         finished.stderr,
-        "portwatch: loading BPF programs needs CAP_BPF and CAP_NET_ADMIN: run portwatch as root, \
-         or give it CAP_BPF and CAP_NET_ADMIN (and CAP_SYS_PTRACE to name other users' programs)\n"
+        "portwatch: loading BPF programs needs CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON: run portwatch \
+         as root of the host, or give it CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON (and \
+         CAP_SYS_PTRACE to name other users' programs, CAP_SYS_ADMIN to name network namespaces)\n"
+    );
+    // Root of a user namespace has every capability there, and none that counts.
+    let finished = finish(
+        Command::new("unshare")
+            .args(["--user", "--map-root-user"])
+            .arg(binary()),
+    );
+    assert_eq!(finished.status.code(), Some(3), "{}", finished.stderr);
+    assert!(
+        finished
+            .stderr
+            .contains("root outside of any user namespace"),
+        "{}",
+        finished.stderr
     );
     // What needs no privilege works without.
     let explained = finish(

@@ -101,7 +101,7 @@ fn boot(column: &mut Column, binaries: &Binaries, timeout: Duration) -> Result<(
     let initramfs = folder.join("initramfs.cpio");
     fs::write(&initramfs, archive(&files, binaries)?)?;
     let console = folder.join("console.log");
-    let end = emulate(&files, &initramfs, &console, timeout);
+    let end = emulate(column.kernel, &files, &initramfs, &console, timeout);
     let text = fs::read(&console).unwrap_or_default();
     let text = String::from_utf8_lossy(&text);
     let done = read_rows(&text, &mut column.rows);
@@ -142,20 +142,18 @@ fn archive(files: &Files, binaries: &Binaries) -> Result<Vec<u8>> {
 }
 
 /// Runs the guest until it switches itself off.
-fn emulate(files: &Files, initramfs: &Path, console: &PathBuf, timeout: Duration) -> Result<()> {
+fn emulate(
+    kernel: &Kernel,
+    files: &Files,
+    initramfs: &Path,
+    console: &PathBuf,
+    timeout: Duration,
+) -> Result<()> {
     let log = fs::File::create(console)?;
     let mut machine = Command::new("qemu-system-x86_64")
-        // Emulated, so that it runs wherever this does; by one thread, since with one a CPU a
-        // kernel that patches itself while it loads a module was seen to crash.
+        // Emulated, so that it runs wherever this does.
         .args([
-            "-accel",
-            "tcg,thread=single",
-            "-cpu",
-            "qemu64",
-            "-smp",
-            "2",
-            "-m",
-            "768",
+            "-accel", "tcg", "-cpu", kernel.cpu, "-smp", "2", "-m", "768",
         ])
         .args([
             "-display", "none", "-monitor", "none", "-serial", "stdio", "-nic", "none",
