@@ -162,6 +162,8 @@ pub struct Alert {
     pub process: Option<Rc<Process>>,
     /// On a loss, how many reports were lost.
     pub lost: Option<u64>,
+    /// On a health alert, what happened, for people.
+    pub detail: Option<Printable>,
 }
 
 /// The value of [`Alert::schema`].
@@ -172,11 +174,28 @@ impl Alert {
     #[must_use]
     pub fn loss(count: u64, host: Printable) -> Self {
         Self {
+            lost: Some(count),
+            ..Self::of_the_monitor(EventKind::Loss, Severity::Warning, host)
+        }
+    }
+
+    /// The alert for a part of the sensor that was lost or regained.
+    #[must_use]
+    pub fn health(severity: Severity, detail: Printable, host: Printable) -> Self {
+        Self {
+            detail: Some(detail),
+            ..Self::of_the_monitor(EventKind::Health, severity, host)
+        }
+    }
+
+    /// An alert that is about no socket.
+    fn of_the_monitor(event: EventKind, severity: Severity, host: Printable) -> Self {
+        Self {
             schema: SCHEMA,
             time: Timestamp::now(),
             host,
-            event: EventKind::Loss,
-            severity: Severity::Warning,
+            event,
+            severity,
             origin: Origin::Live,
             port: None,
             transport: None,
@@ -186,7 +205,8 @@ impl Alert {
             registry: None,
             socket: Socket::default(),
             process: None,
-            lost: Some(count),
+            lost: None,
+            detail: None,
         }
     }
 }

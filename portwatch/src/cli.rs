@@ -4,6 +4,7 @@ use std::{
     io::{self, Write as _},
     path::PathBuf,
     process::ExitCode,
+    time::Duration,
 };
 
 use anyhow::Result;
@@ -104,6 +105,11 @@ struct RunArgs {
     /// says how many.
     #[arg(long, value_name = "BYTES", default_value_t = 1 << 20)]
     ring_size: u32,
+    /// Seconds between two looks at whether the sensor is whole
+    ///
+    /// What was detached is attached again, and a `health` alert says so.
+    #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    health_interval: u64,
     /// Watch only this cgroup and those below it
     ///
     /// A folder in the cgroup v2 hierarchy. By default all of the host is watched, wherever the
@@ -170,6 +176,7 @@ fn dispatch(cli: Cli) -> Result<()> {
                     ring_size: args.ring_size,
                     cgroup: args.cgroup,
                 },
+                health_interval: Duration::from_secs(args.health_interval),
             };
             run::run(&options, registry)
         }

@@ -62,6 +62,8 @@ pub enum EventKind {
     Close,
     /// Reports found the ring buffer full.
     Loss,
+    /// A part of the sensor was lost or regained.
+    Health,
 }
 
 impl EventKind {
@@ -75,6 +77,7 @@ impl EventKind {
             Self::Connect => "connect",
             Self::Close => "close",
             Self::Loss => "loss",
+            Self::Health => "health",
         }
     }
 }
@@ -97,7 +100,7 @@ pub struct Task {
 /// One fact about one socket on a watched port.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Event {
-    /// What happened; never [`EventKind::Loss`].
+    /// What happened; never [`EventKind::Loss`] or [`EventKind::Health`].
     pub kind: EventKind,
     /// When, by the host's clock.
     pub time: Timestamp,

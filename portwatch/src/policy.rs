@@ -46,7 +46,9 @@ pub const fn severity(
             Transport::Udp | Transport::UdpLite => Severity::Warning,
         },
         EventKind::Accept if first_from_elsewhere => Severity::Critical,
-        EventKind::Listen | EventKind::Accept | EventKind::Loss => Severity::Warning,
+        EventKind::Listen | EventKind::Accept | EventKind::Loss | EventKind::Health => {
+            Severity::Warning
+        }
         EventKind::Connect | EventKind::Close => Severity::Notice,
     }
 }

@@ -5,19 +5,20 @@ use std::{os::unix::fs::MetadataExt as _, time::Duration};
 use anyhow::{Context as _, Result};
 use tokio::{
     signal::unix::{SignalKind, signal},
-    time::{Instant, sleep_until, timeout},
+    time::{Instant, Interval, interval_at, sleep_until, timeout},
 };
 
 use crate::{
+    alert::Severity,
     cli,
-    event::Transport,
+    event::{Event, Transport},
     host::ThisHost,
     occupancy::Occupancies,
     output::{Format, FormatName, Stdout},
     policy::Policy,
     printable::Printable,
     registry::Registry,
-    sensor::{self, Sensor, Tracepoint},
+    sensor::{self, Health, Sensor, Tracepoint},
 };
 
 /// What the monitor is asked to do.
@@ -29,6 +30,8 @@ pub struct Options {
     pub policy: Policy,
     /// How to arm the sensor.
     pub sensor: sensor::Options,
+    /// How often to look whether the sensor is whole.
+    pub health_interval: Duration,
 }
 
 /// Reports that are taken from the ring before the agent looks at its signals again.
@@ -72,6 +75,10 @@ async fn watch(options: &Options, registry: Registry) -> Result<()> {
         format: options.format.format(colour),
         stdout,
         events: Vec::with_capacity(BATCH),
+        health: interval_at(
+            Instant::now() + options.health_interval,
+            options.health_interval,
+        ),
     };
     tokio::select! {
         biased;
@@ -87,7 +94,8 @@ struct Monitor {
     occupancies: Occupancies<ThisHost>,
     format: Box<dyn Format>,
     stdout: Stdout,
-    events: Vec<crate::event::Event>,
+    events: Vec<Event>,
+    health: Interval,
 }
 
 impl Monitor {
@@ -101,6 +109,7 @@ impl Monitor {
                     settled = Some(Instant::now() + SETTLED);
                 }
                 () = until(settled) => settled = None,
+                _ = self.health.tick() => self.check_health(),
                 gone = self.stdout.gone() => return Err(gone.into()),
             }
             while self.print_batch().await? {
@@ -128,6 +137,19 @@ impl Monitor {
         }
         self.stdout.flush().await?;
         Ok(taken == BATCH)
+    }
+
+    /// Looks whether the sensor is whole, and queues an alert for each change.
+    fn check_health(&mut self) {
+        for Health { regained, detail } in self.sensor.check() {
+            let severity = if regained {
+                Severity::Warning
+            } else {
+                Severity::Critical
+            };
+            let alert = self.occupancies.report_health(severity, &detail);
+            self.format.write(&alert, self.stdout.pending());
+        }
     }
 
     /// Detaches, and prints what was reported until then.

@@ -8,7 +8,7 @@ use std::{
 };
 
 use crate::{
-    alert::{Alert, Family, Origin, Peer, RegistryWord, SCHEMA, Socket},
+    alert::{Alert, Family, Origin, Peer, RegistryWord, SCHEMA, Severity, Socket},
     event::{Event, EventKind, Transport},
     host::Host,
     policy::severity,
@@ -94,12 +94,18 @@ impl<H: Host> Occupancies<H> {
             },
             process: occupancy.process,
             lost: None,
+            detail: None,
         }
     }
 
     /// The alert for reports that found the ring full.
     pub fn lose(&self, count: u64) -> Alert {
         Alert::loss(count, self.name.clone())
+    }
+
+    /// The alert for a part of the sensor that was lost or regained.
+    pub fn report_health(&self, severity: Severity, detail: &str) -> Alert {
+        Alert::health(severity, Printable::from(detail), self.name.clone())
     }
 
     /// Moves the event's occupancy on, and returns it as it is for this event.
@@ -115,7 +121,7 @@ impl<H: Host> Occupancies<H> {
                     occupancy.process = self.host.holder(event);
                 }
             }
-            EventKind::Accept | EventKind::Close | EventKind::Loss => {}
+            EventKind::Accept | EventKind::Close | EventKind::Loss | EventKind::Health => {}
         }
         if occupancy.netns.is_none() {
             let actor = event.task.as_ref().map(|task| task.tid);
@@ -157,7 +163,7 @@ impl<H: Host> Occupancies<H> {
                 }
             }
             // Neither begins nor ends a stay: after a close it must not bring one back.
-            EventKind::Accept | EventKind::Loss => {}
+            EventKind::Accept | EventKind::Loss | EventKind::Health => {}
         }
     }
 

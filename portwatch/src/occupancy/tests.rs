@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use jiff::Timestamp;
 
 use super::*;
-use crate::{alert::Severity, event::Task, registry::Status};
+use crate::{event::Task, registry::Status};
 
 /// A host on which every process but number 404 is still there.
 #[derive(Default)]

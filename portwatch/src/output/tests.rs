@@ -55,6 +55,7 @@ fn alert(comm: &[u8], cmdline: &[&[u8]]) -> Alert {
             container: None,
         })),
         lost: None,
+        detail: None,
     }
 }
 
@@ -84,7 +85,7 @@ fn a_json_line_has_the_contracts_keys_in_order() {
             r#""process":{"pid":812,"ppid":1,"comm":"nc","exe":"/usr/bin/nc","#,
             r#""cmdline":["nc","-l","976"],"uid":0,"user":"root","gid":0,"#,
             r#""cgroup":"/system.slice/x.service","unit":"x.service","container":null},"#,
-            r#""lost":null}"#,
+            r#""lost":null,"detail":null}"#,
             "\n"
         )
     );

@@ -47,6 +47,9 @@ impl Text {
                 " {lost} reports found the ring buffer full and are lost; see --ring-size"
             )?;
         }
+        if let Some(detail) = &alert.detail {
+            write!(text, " {detail}")?;
+        }
         if let (Some(transport), Some(port)) = (alert.transport, alert.port) {
             write!(text, " {} ", transport.name())?;
             match alert.address {

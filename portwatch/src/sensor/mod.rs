@@ -5,11 +5,13 @@ mod cgroup;
 mod debug;
 mod decode;
 mod error;
+mod health;
+mod hooks;
 mod load;
 mod probe;
 mod tracepoint;
 
-use std::{io, path::PathBuf};
+use std::{collections::BTreeSet, io, os::fd::OwnedFd, path::PathBuf};
 
 use aya::{
     Ebpf,
@@ -28,6 +30,7 @@ use self::{
 pub use self::{
     cgroup::mounted as cgroup_root,
     error::SensorError,
+    health::Health,
     probe::{Check, PRIVILEGES, probe},
     tracepoint::Tracepoint,
 };
@@ -58,6 +61,10 @@ pub struct Sensor {
     cgroup: String,
     programs: usize,
     tracepoint: Tracepoint,
+    /// Where the programs are attached.
+    cgroup_fd: OwnedFd,
+    /// The programs that could not be attached again.
+    missing: BTreeSet<&'static str>,
 }
 
 impl Sensor {
@@ -127,6 +134,8 @@ impl Sensor {
             cgroup: label,
             programs,
             tracepoint,
+            cgroup_fd: cgroup,
+            missing: BTreeSet::new(),
         })
     }
 

@@ -1,9 +1,6 @@
 //! What this host gives the sensor, one thing at a time.
 
-use std::{
-    io,
-    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd},
-};
+use std::os::fd::AsFd as _;
 
 use aya::{maps::RingBuf, programs::loaded_programs};
 use portwatch_common::names;
@@ -13,6 +10,7 @@ use super::{
     OBJECT, SensorError,
     cgroup::{self, Cgroup},
     error::release,
+    hooks::{HOOKS, attached},
     load::{Helpers, attach_program, check_privileges, load, load_program, map},
     tracepoint,
 };
@@ -33,14 +31,6 @@ pub struct Check {
 
 /// The name of the check that fails when this process may not load BPF programs.
 pub const PRIVILEGES: &str = "privileges";
-
-/// `BPF_CGROUP_*` of `enum bpf_attach_type` (include/uapi/linux/bpf.h), on which the sensor sits.
-const HOOKS: [(&str, u32); 4] = [
-    ("sock_ops", 3),
-    ("post_bind4", 12),
-    ("post_bind6", 13),
-    ("sock_release", 34),
-];
 
 /// Everything that the sensor needs or can use, tried; it leaves nothing behind.
 #[must_use]
@@ -155,49 +145,6 @@ pub fn probe() -> Vec<Check> {
         add(&format!("others on {hook}"), false, others);
     }
     checks
-}
-
-/// `union bpf_attr` as far as `BPF_PROG_QUERY` reaches.
-#[repr(C)]
-struct Query {
-    target: u32,
-    attach_type: u32,
-    query_flags: u32,
-    attach_flags: u32,
-    ids: u64,
-    count: u32,
-    padding: u32,
-}
-
-const BPF_PROG_QUERY: libc::c_long = 16;
-
-/// The ids of the programs that are attached to a cgroup's hook.
-fn attached(cgroup: BorrowedFd<'_>, attach_type: u32) -> io::Result<Vec<u32>> {
-    // A cgroup's hook takes 64 programs (BPF_CGROUP_MAX_PROGS in kernel/bpf/cgroup.c).
-    let mut ids = vec![0_u32; 64];
-    let mut query = Query {
-        target: cgroup.as_raw_fd() as u32,
-        attach_type,
-        query_flags: 0,
-        attach_flags: 0,
-        ids: ids.as_mut_ptr() as u64,
-        count: ids.len() as u32,
-        padding: 0,
-    };
-    // SAFETY: the kernel reads and writes `query`, and at most `count` ids; both outlive the call.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_bpf,
-            BPF_PROG_QUERY,
-            &raw mut query,
-            size_of::<Query>(),
-        )
-    };
-    if result != 0 {
-        return Err(io::Error::last_os_error());
-    }
-    ids.truncate(query.count as usize);
-    Ok(ids)
 }
 
 /// Programs by name, for people.

@@ -6,6 +6,7 @@
 
 mod bad_days;
 mod commands;
+mod health;
 mod life;
 mod loss;
 mod names;

@@ -107,6 +107,20 @@ impl Agent {
         }
     }
 
+    /// The next alert about the sensor itself.
+    pub fn health(&self) -> Value {
+        loop {
+            let alert = parse(&self.line());
+            if alert["event"] == "health" {
+                return alert;
+            }
+        }
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// The next alerts from that network namespace, that many.
     pub fn alerts(&self, netns: u64, count: usize) -> Vec<Value> {
         (0..count).map(|_| self.alert(netns)).collect()
