@@ -187,9 +187,7 @@ fn armed(options: &Options, registry: &Registry, sensor: &Sensor) -> String {
         .as_of()
         .map_or_else(|| "of unknown date".into(), |date| date.to_string());
     let uncovered = match sensor.tracepoint() {
-        Tracepoint::NotNeeded => {
-            "sctp and dccp are not loaded, and not covered if they are later".into()
-        }
+        Tracepoint::NotNeeded => "sctp and dccp are not loaded".into(),
         Tracepoint::Attached(_) => "sctp and dccp from listen on".into(),
         Tracepoint::Refused(transports, why) => {
             let names: Vec<&str> = transports
