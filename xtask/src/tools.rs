@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::{as_root, cargo, run};
 
-/// A tool from crates.io, pinned, in a folder of its own.
+/// A tool that cargo installs, pinned, in a folder of its own.
 struct Tool {
     name: &'static str,
     version: &'static str,
