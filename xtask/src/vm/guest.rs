@@ -153,7 +153,14 @@ fn emulate(
     let mut machine = Command::new("qemu-system-x86_64")
         // Emulated, so that it runs wherever this does.
         .args([
-            "-accel", "tcg", "-cpu", kernel.cpu, "-smp", "2", "-m", "768",
+            "-accel",
+            "tcg,thread=single",
+            "-cpu",
+            kernel.cpu,
+            "-smp",
+            "2",
+            "-m",
+            "768",
         ])
         .args([
             "-display", "none", "-monitor", "none", "-serial", "stdio", "-nic", "none",
