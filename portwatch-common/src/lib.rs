@@ -39,6 +39,10 @@ pub mod names {
     pub const SOCK_OPS_TASK: &str = "SOCK_OPS_TASK";
     /// `u8`: whether `sock_ops` programs may ask for the netns cookie (not on Linux 5.10).
     pub const SOCK_OPS_NETNS: &str = "SOCK_OPS_NETNS";
+    /// The [`Layout`](super::Layout) of this kernel.
+    pub const LAYOUT: &str = "LAYOUT";
+    /// What each socket on a watched port carries: an [`Occupant`](super::Occupant).
+    pub const OCCUPANTS: &str = "OCCUPANTS";
 }
 
 /// The bit that stands for an IP protocol number in the watched map; 0 for one that is never watched.
@@ -79,7 +83,17 @@ pub mod known {
     pub const REMOTE: u8 = 1 << 2;
     /// `cookie` is no cookie but the kernel's address of the socket, where the hook knows no better.
     pub const ADDRESS: u8 = 1 << 3;
+    /// `start_ns` is set.
+    pub const START: u8 = 1 << 4;
+    /// The socket is the kernel's own: the acting task is whichever happened to run.
+    pub const KERNEL: u8 = 1 << 5;
 }
+
+mod image;
+mod layout;
+
+pub use image::{ARGS_BYTES, EXE_BYTES, EXECFN_BYTES, Image, NAME_BYTES, image_flags};
+pub use layout::Layout;
 
 /// One event as the kernel side writes it into the ring buffer, in the host's byte order but for
 /// the addresses. Without padding, so that every byte is written before it is submitted.
@@ -95,6 +109,8 @@ pub struct Report {
     pub netns_cookie: u64,
     /// Id of the task's cgroup in the v2 hierarchy.
     pub cgroup_id: u64,
+    /// When the task's process started: `CLOCK_BOOTTIME` nanoseconds.
+    pub start_ns: u64,
     /// Process id (thread group id) in the initial pid namespace.
     pub tgid: u32,
     /// Thread id in the initial pid namespace.
@@ -107,6 +123,10 @@ pub struct Report {
     pub local_address: [u8; 16],
     /// As `local_address`.
     pub remote_address: [u8; 16],
+    /// Inode of the socket's network namespace; 0 when it is not known.
+    pub netns_inode: u32,
+    /// Zero.
+    pub reserved: u32,
     /// Host byte order.
     pub local_port: u16,
     /// Host byte order.
@@ -123,7 +143,26 @@ pub struct Report {
     pub comm: [u8; 16],
 }
 
-const _: () = assert!(size_of::<Report>() == 104 && align_of::<Report>() == 8);
+/// A socket's stay on a watched port, stored in the socket itself: it goes when the socket goes.
+/// A listener's children inherit a copy, which is how an accept names its listener.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct Occupant {
+    /// Cookie of the socket that took the port; in a child, its listener's.
+    pub cookie: u64,
+    /// The same bytes as in [`Report`], as words.
+    pub address: [u32; 4],
+    /// Host byte order.
+    pub port: u16,
+    /// As in [`Report`].
+    pub family: u8,
+    /// As in [`Report`].
+    pub protocol: u8,
+    /// Not 0 once the close was reported: two hooks can see the same one.
+    pub closed: u32,
+}
+
+const _: () = assert!(size_of::<Report>() == 120 && align_of::<Report>() == 8);
 
 #[cfg(test)]
 mod tests {
@@ -138,24 +177,27 @@ mod tests {
             (offset_of!(Report, cookie), 8),
             (offset_of!(Report, netns_cookie), 16),
             (offset_of!(Report, cgroup_id), 24),
-            (offset_of!(Report, tgid), 32),
-            (offset_of!(Report, tid), 36),
-            (offset_of!(Report, uid), 40),
-            (offset_of!(Report, gid), 44),
-            (offset_of!(Report, local_address), 48),
-            (offset_of!(Report, remote_address), 64),
-            (offset_of!(Report, local_port), 80),
-            (offset_of!(Report, remote_port), 82),
-            (offset_of!(Report, kind), 84),
-            (offset_of!(Report, family), 85),
-            (offset_of!(Report, protocol), 86),
-            (offset_of!(Report, known), 87),
-            (offset_of!(Report, comm), 88),
+            (offset_of!(Report, start_ns), 32),
+            (offset_of!(Report, tgid), 40),
+            (offset_of!(Report, tid), 44),
+            (offset_of!(Report, uid), 48),
+            (offset_of!(Report, gid), 52),
+            (offset_of!(Report, local_address), 56),
+            (offset_of!(Report, remote_address), 72),
+            (offset_of!(Report, netns_inode), 88),
+            (offset_of!(Report, reserved), 92),
+            (offset_of!(Report, local_port), 96),
+            (offset_of!(Report, remote_port), 98),
+            (offset_of!(Report, kind), 100),
+            (offset_of!(Report, family), 101),
+            (offset_of!(Report, protocol), 102),
+            (offset_of!(Report, known), 103),
+            (offset_of!(Report, comm), 104),
         ];
         for (actual, wire) in offsets {
             assert_eq!(actual, wire);
         }
-        assert_eq!(size_of::<Report>(), 104);
+        assert_eq!(size_of::<Report>(), 120);
     }
 
     #[test]

@@ -5,11 +5,12 @@ use aya_ebpf::{
     EbpfContext, bindings::bpf_sock, helpers::generated::bpf_get_socket_cookie,
     macros::cgroup_sock, programs::SockContext,
 };
-use portwatch_common::{FAMILY_IPV4, FAMILY_IPV6, kind};
+use portwatch_common::{FAMILY_IPV4, FAMILY_IPV6, Occupant, kind};
 
 use crate::{
     emit::{Asks, Key, Socket, emit},
-    maps::{Occupant, is_watched, occupy},
+    image::{is_kernels, netns_inode},
+    maps::{is_watched, occupy},
 };
 
 /// Lets the bind stand.
@@ -80,6 +81,8 @@ fn bound(
         local_address: address,
         local_port: port,
         remote: None,
+        netns_inode: netns_inode(sock),
+        kernels: is_kernels(sock, protocol),
     };
     emit(
         ctx,

@@ -14,7 +14,7 @@ use aya_ebpf::{
 };
 use portwatch_common::{Report, known};
 
-use crate::maps::reserve;
+use crate::{image, maps::reserve};
 
 /// What the hooks know of a socket, whichever context they have it from.
 pub struct Socket {
@@ -27,6 +27,10 @@ pub struct Socket {
     pub local_port: u16,
     /// Address and port in the same forms.
     pub remote: Option<([u32; 4], u16)>,
+    /// Inode of its network namespace; 0 when the hook cannot tell.
+    pub netns_inode: u32,
+    /// Whether the hook saw that it is the kernel's own.
+    pub kernels: bool,
 }
 
 /// What tells a socket from others.
@@ -49,6 +53,15 @@ pub struct Asks {
 /// Reports `kind` of `socket`; a full ring is counted.
 #[inline(always)]
 pub fn emit<C: EbpfContext>(ctx: &C, kind: u8, socket: &Socket, asks: Asks) {
+    let mut pid_tgid = 0;
+    let mut start = None;
+    if asks.task {
+        // SAFETY: takes no argument.
+        pid_tgid = unsafe { bpf_get_current_pid_tgid() };
+        if !socket.kernels {
+            start = image::tell((pid_tgid >> 32) as u32);
+        }
+    }
     let Some(mut entry) = reserve() else {
         return;
     };
@@ -94,10 +107,16 @@ pub fn emit<C: EbpfContext>(ctx: &C, kind: u8, socket: &Socket, asks: Asks) {
         (&raw mut (*report).netns_cookie).write(netns_cookie);
 
         (&raw mut (*report).comm).write([0; 16]);
-        let (mut pid_tgid, mut uid_gid, mut cgroup_id) = (0, 0, 0);
+        let (mut uid_gid, mut cgroup_id, mut start_ns) = (0, 0, 0);
+        if let Some(start) = start {
+            knows |= known::START;
+            start_ns = start;
+        }
+        if socket.kernels {
+            knows |= known::KERNEL;
+        }
         if asks.task {
             knows |= known::TASK;
-            pid_tgid = bpf_get_current_pid_tgid();
             uid_gid = bpf_get_current_uid_gid();
             cgroup_id = bpf_get_current_cgroup_id();
             // Fails only for a null task; the name is zero then.
@@ -108,6 +127,9 @@ pub fn emit<C: EbpfContext>(ctx: &C, kind: u8, socket: &Socket, asks: Asks) {
         (&raw mut (*report).uid).write(uid_gid as u32);
         (&raw mut (*report).gid).write((uid_gid >> 32) as u32);
         (&raw mut (*report).cgroup_id).write(cgroup_id);
+        (&raw mut (*report).netns_inode).write(socket.netns_inode);
+        (&raw mut (*report).reserved).write(0);
+        (&raw mut (*report).start_ns).write(start_ns);
         (&raw mut (*report).known).write(knows);
     }
     entry.submit(0);

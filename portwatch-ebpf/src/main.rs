@@ -1,7 +1,8 @@
 //! portwatch's kernel side: reports what happens to sockets on watched ports.
 //!
 //! Every program sits on a cgroup hook whose context is stable kernel ABI
-//! (`include/uapi/linux/bpf.h`), so that one object runs from Linux 5.10 on without kernel BTF.
+//! (`include/uapi/linux/bpf.h`), so that one object runs from Linux 5.10 on without kernel BTF. What
+//! a process runs is the exception: see `image`.
 
 #![no_std]
 #![no_main]
@@ -11,6 +12,7 @@
 
 mod bind;
 mod emit;
+mod image;
 mod maps;
 mod release;
 mod state;

@@ -11,11 +11,11 @@ use aya_ebpf::{
         BPF_F_CLONE, BPF_F_NO_PREALLOC, BPF_SK_STORAGE_GET_F_CREATE,
         bpf_map_type::BPF_MAP_TYPE_SK_STORAGE,
     },
-    btf_maps::{Array, PerCpuArray, RingBuf},
+    btf_maps::{Array, LruHashMap, PerCpuArray, RingBuf},
     helpers::generated::bpf_sk_storage_get,
     macros::btf_map,
 };
-use portwatch_common::{Report, SYSTEM_PORTS, watch_bit};
+use portwatch_common::{Image, Layout, Occupant, Report, SYSTEM_PORTS, watch_bit};
 
 /// Reports on their way to the agent, which sets the size.
 #[btf_map]
@@ -29,6 +29,36 @@ static LOST: PerCpuArray<u64, 1> = PerCpuArray::new();
 #[btf_map]
 static WATCHED: Array<u32, { SYSTEM_PORTS as usize }> = Array::new();
 
+/// The images that the agent has been told of, by process id.
+#[btf_map]
+static TOLD: LruHashMap<u32, Told, TOLD_PROCESSES> = LruHashMap::new();
+
+/// Processes whose images count as told. A power of two; the agent keeps twice as many.
+const TOLD_PROCESSES: usize = 1024;
+
+/// What tells one image of a process from the next: when it started, and where its arguments are,
+/// which is another place after execve(2).
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Told {
+    pub start_ns: u64,
+    pub args: u64,
+}
+
+/// Whether the agent knows this image of the process.
+#[inline(always)]
+pub fn is_told(tgid: u32, image: Told) -> bool {
+    // SAFETY: another CPU can write the value meanwhile; the worst is an image that is told twice.
+    unsafe { TOLD.get(tgid) }.is_some_and(|told| *told == image)
+}
+
+/// Notes that the agent knows this image of the process.
+#[inline(always)]
+pub fn told(tgid: u32, image: Told) {
+    // Without memory it is told once more.
+    let _ = TOLD.insert(tgid, image, 0);
+}
+
 /// What a socket on a watched port carries with it.
 #[btf_map]
 static OCCUPANTS: Occupants = Occupants::new();
@@ -38,6 +68,18 @@ static SOCK_OPS_TASK: u8 = 1;
 
 #[unsafe(no_mangle)]
 static SOCK_OPS_NETNS: u8 = 1;
+
+#[unsafe(no_mangle)]
+pub static LAYOUT: Layout = Layout::UNKNOWN;
+
+/// One field of the running kernel's layout.
+macro_rules! layout {
+    ($field:ident) => {
+        // SAFETY: as in `global`.
+        u64::from(unsafe { core::ptr::read_volatile(&raw const $crate::maps::LAYOUT.$field) })
+    };
+}
+pub(crate) use layout;
 
 /// Reads a global that the agent sets before loading; the verifier drops the branch it rules out.
 macro_rules! global {
@@ -70,6 +112,13 @@ pub fn is_watched(port: u32, protocol: u8) -> bool {
     }
 }
 
+/// Room for one image in the ring. One that does not fit is not counted: its process is told by
+/// what /proc shows.
+#[inline(always)]
+pub fn reserve_image() -> Option<aya_ebpf::maps::ring_buf::RingBufEntry<Image>> {
+    RING.reserve_untyped(0)
+}
+
 /// Room for one report in the ring, or None (counted) when it is full.
 #[inline(always)]
 pub fn reserve() -> Option<aya_ebpf::maps::ring_buf::RingBufEntry<Report>> {
@@ -82,23 +131,6 @@ pub fn reserve() -> Option<aya_ebpf::maps::ring_buf::RingBufEntry<Report>> {
         unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(lost, 1) };
     }
     entry
-}
-
-/// A socket's stay on a watched port, stored in the socket itself: it goes when the socket goes.
-/// A listener's children inherit a copy, which is how an accept names its listener.
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub struct Occupant {
-    /// Cookie of the socket that took the port; in a child, its listener's.
-    pub cookie: u64,
-    /// Network byte order, as in `Report`.
-    pub address: [u32; 4],
-    /// Host byte order.
-    pub port: u16,
-    pub family: u8,
-    pub protocol: u8,
-    /// Not 0 once the close was reported: two hooks can see the same one.
-    pub closed: u32,
 }
 
 /// `BPF_MAP_TYPE_SK_STORAGE` with `BPF_F_CLONE`; aya-ebpf's own `SkStorage` has neither that flag

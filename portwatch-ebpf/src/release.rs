@@ -6,11 +6,11 @@ use aya_ebpf::{
     EbpfContext, helpers::generated::bpf_get_socket_cookie, macros::cgroup_sock,
     programs::SockContext,
 };
-use portwatch_common::kind;
+use portwatch_common::{Occupant, kind};
 
 use crate::{
     emit::{Asks, Key, Socket, emit},
-    maps::{Occupant, occupant},
+    maps::occupant,
 };
 
 #[cgroup_sock(sock_release)]
@@ -39,6 +39,8 @@ pub fn closed<C: EbpfContext>(ctx: &C, occupant: &mut Occupant, cookie: u64, net
         local_address: occupant.address,
         local_port: occupant.port,
         remote: None,
+        netns_inode: 0,
+        kernels: false,
     };
     emit(ctx, kind::CLOSE, &socket, Asks { task: false, netns });
 }

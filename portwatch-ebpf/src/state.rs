@@ -72,6 +72,8 @@ fn changed(ctx: &TracePointContext, protocol: u8) {
         local_address,
         local_port: port,
         remote: None,
+        netns_inode: 0,
+        kernels: false,
     };
     // A listener's end can come from anywhere; who began to listen is the current task.
     let asks = Asks {

@@ -11,11 +11,11 @@ use aya_ebpf::{
     macros::sock_ops,
     programs::SockOpsContext,
 };
-use portwatch_common::{FAMILY_IPV4, FAMILY_IPV6, PROTOCOL_TCP, kind};
+use portwatch_common::{FAMILY_IPV4, FAMILY_IPV6, Occupant, PROTOCOL_TCP, kind};
 
 use crate::{
     emit::{Asks, Key, Socket, emit},
-    maps::{Occupant, is_watched, occupant, occupy, sock_ops_sees_netns, sock_ops_sees_task},
+    maps::{is_watched, occupant, occupy, sock_ops_sees_netns, sock_ops_sees_task},
     release::closed,
 };
 
@@ -163,6 +163,8 @@ fn socket(ops: *mut bpf_sock_ops, cookie: u64, remote: Option<([u32; 4], u16)>) 
         local_address,
         local_port: field!(ops, local_port) as u16,
         remote,
+        netns_inode: 0,
+        kernels: false,
     }
 }
 

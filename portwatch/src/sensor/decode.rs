@@ -1,15 +1,20 @@
 //! Turns the kernel side's records into events.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    num::NonZeroUsize,
+    rc::Rc,
+};
 
 use jiff::Timestamp;
+use lru::LruCache;
 use nix::time::{ClockId, clock_gettime};
 use portwatch_common::{
     FAMILY_IPV4, FAMILY_IPV6, PROTOCOL_DCCP, PROTOCOL_SCTP, PROTOCOL_TCP, PROTOCOL_UDP,
-    PROTOCOL_UDPLITE, Report, kind, known,
+    PROTOCOL_UDPLITE, Report, image_flags, kind, known,
 };
 
-use crate::event::{Event, EventKind, Task, Transport};
+use crate::event::{Event, EventKind, Image, Task, Transport};
 
 /// Relates the kernel side's clock to the host's: `CLOCK_REALTIME` minus `CLOCK_MONOTONIC`, in
 /// nanoseconds. Taken anew for every batch, since the host's clock can be set.
@@ -31,9 +36,83 @@ impl Clock {
     }
 }
 
-/// The event that a record stands for; None for bytes that are no record of this version.
-pub(super) fn decode(bytes: &[u8], clock: Clock) -> Option<Event> {
-    let report: Report = bytemuck::try_pod_read_unaligned(bytes).ok()?;
+/// Images that are kept: twice as many as the kernel side counts as told.
+const IMAGES: NonZeroUsize = NonZeroUsize::new(2048).expect("not zero");
+
+/// Joins the images of processes with the reports that come after them.
+pub(super) struct Decoder {
+    /// By process id, with the time at which it started.
+    images: LruCache<u32, (u64, Rc<Image>)>,
+}
+
+impl Decoder {
+    pub(super) fn new() -> Self {
+        // Unbounded to the crate, so that it does not allocate for all of them at once.
+        Self {
+            images: LruCache::unbounded(),
+        }
+    }
+
+    /// The event that a record stands for; None for an image, which the next one carries, and for
+    /// bytes that are no record of this version.
+    pub(super) fn decode(&mut self, bytes: &[u8], clock: Clock) -> Option<Event> {
+        if bytes.len() == size_of::<portwatch_common::Image>() {
+            let wire = bytemuck::try_pod_read_unaligned(bytes).ok()?;
+            self.keep(&wire);
+            return None;
+        }
+        let report: Report = bytemuck::try_pod_read_unaligned(bytes).ok()?;
+        let image = (report.known & known::START != 0)
+            .then(|| self.images.get(&report.tgid))
+            .flatten()
+            .filter(|(start_ns, _)| *start_ns == report.start_ns)
+            .map(|(_, image)| Rc::clone(image));
+        event(&report, image, clock)
+    }
+
+    fn keep(&mut self, wire: &portwatch_common::Image) {
+        let image = Rc::new(image(wire));
+        self.images.put(wire.tgid, (wire.start_ns, image));
+        if self.images.len() > IMAGES.get() {
+            self.images.pop_lru();
+        }
+    }
+}
+
+fn image(wire: &portwatch_common::Image) -> Image {
+    let has = |flag| wire.flags & flag != 0;
+    let set = |array: &[u8], len: u32| array.get(..len as usize).map(<[u8]>::to_vec);
+    let text = |bytes: Vec<u8>| bytes.strip_suffix(b"\0").map(<[u8]>::to_vec);
+    let exe = set(&wire.exe, wire.exe_len)
+        .filter(|bytes| has(image_flags::EXE) && !bytes.is_empty())
+        .map(|names| {
+            let mut path = Vec::with_capacity(names.len());
+            for name in names.split(|byte| *byte == 0).rev().skip(1) {
+                path.push(b'/');
+                path.extend_from_slice(name);
+            }
+            path
+        });
+    let args = set(&wire.args, wire.args_len)
+        .filter(|bytes| !bytes.is_empty())
+        .map(|bytes| {
+            let bytes = bytes.strip_suffix(b"\0").unwrap_or(&bytes);
+            bytes.split(|byte| *byte == 0).map(<[u8]>::to_vec).collect()
+        });
+    Image {
+        parent: wire.parent,
+        // `AUDIT_UID_UNSET` in include/uapi/linux/audit.h.
+        loginuid: (has(image_flags::LOGINUID) && wire.loginuid != u32::MAX)
+            .then_some(wire.loginuid),
+        exe,
+        // A memfd has no name anywhere, as proc_pid_exe(5) shows it.
+        deleted: has(image_flags::DELETED) || has(image_flags::DETACHED),
+        execfn: set(&wire.execfn, wire.execfn_len).and_then(text),
+        args,
+    }
+}
+
+fn event(report: &Report, image: Option<Rc<Image>>, clock: Clock) -> Option<Event> {
     let kind = match report.kind {
         kind::BIND => EventKind::Bind,
         kind::LISTEN => EventKind::Listen,
@@ -67,6 +146,7 @@ pub(super) fn decode(bytes: &[u8], clock: Clock) -> Option<Event> {
     } else {
         None
     };
+    let kernels = report.known & known::KERNEL != 0;
     let task = (report.known & known::TASK != 0).then(|| Task {
         pid: report.tgid,
         tid: report.tid,
@@ -78,6 +158,9 @@ pub(super) fn decode(bytes: &[u8], clock: Clock) -> Option<Event> {
             .copied()
             .take_while(|byte| *byte != 0)
             .collect(),
+        cgroup_id: Some(report.cgroup_id),
+        start_ns: (report.known & known::START != 0).then_some(report.start_ns),
+        image,
     });
     Some(Event {
         kind,
@@ -85,12 +168,19 @@ pub(super) fn decode(bytes: &[u8], clock: Clock) -> Option<Event> {
         key: (report.cookie != 0).then_some(report.cookie),
         cookie: (report.cookie != 0 && report.known & known::ADDRESS == 0).then_some(report.cookie),
         netns_cookie: (report.known & known::NETNS != 0).then_some(report.netns_cookie),
+        netns: (report.netns_inode != 0).then_some(report.netns_inode.into()),
         transport,
         // The tracepoint shows one that an SCTP socket does not keep up to date.
         address: (transport != Transport::Sctp).then_some(local),
         port: report.local_port,
         peer,
         task,
+        // The kernel side looks where it knows the layout, and only at a bind.
+        kernels: if kernels {
+            Some(true)
+        } else {
+            (report.known & known::START != 0).then_some(false)
+        },
     })
 }
 
@@ -100,11 +190,17 @@ mod tests {
 
     use super::*;
 
+    fn decode(report: &Report, clock: Clock) -> Option<Event> {
+        Decoder::new().decode(bytemuck::bytes_of(report), clock)
+    }
+
     fn report() -> Report {
         Report {
             time_ns: 5,
             cookie: 8193,
             netns_cookie: 1,
+            netns_inode: 5,
+            cgroup_id: 7,
             tgid: 812,
             tid: 813,
             uid: 1000,
@@ -122,7 +218,7 @@ mod tests {
 
     #[test]
     fn a_record_becomes_an_event() {
-        let event = decode(bytemuck::bytes_of(&report()), Clock(1_000_000_000)).unwrap();
+        let event = decode(&report(), Clock(1_000_000_000)).unwrap();
         assert_eq!(
             event,
             Event {
@@ -131,6 +227,7 @@ mod tests {
                 key: Some(8193),
                 cookie: Some(8193),
                 netns_cookie: Some(1),
+                netns: Some(5),
                 transport: Transport::UdpLite,
                 address: Some("127.0.0.1".parse().unwrap()),
                 port: 976,
@@ -140,8 +237,12 @@ mod tests {
                     tid: 813,
                     uid: 1000,
                     gid: 100,
-                    comm: b"n\xffc".to_vec()
+                    comm: b"n\xffc".to_vec(),
+                    cgroup_id: Some(7),
+                    start_ns: None,
+                    image: None,
                 }),
+                kernels: None,
             }
         );
     }
@@ -159,7 +260,7 @@ mod tests {
             known: known::REMOTE,
             ..report()
         };
-        let event = decode(bytemuck::bytes_of(&accept), Clock(0)).unwrap();
+        let event = decode(&accept, Clock(0)).unwrap();
         assert_eq!(
             (event.cookie, event.netns_cookie, event.task),
             (None, None, None)
@@ -175,7 +276,7 @@ mod tests {
             known: known::ADDRESS,
             ..report()
         };
-        let event = decode(bytemuck::bytes_of(&sctp), Clock(0)).unwrap();
+        let event = decode(&sctp, Clock(0)).unwrap();
         assert_eq!((event.key, event.cookie), (Some(8193), None));
         assert_eq!((event.transport, event.address), (Transport::Sctp, None));
     }
@@ -185,7 +286,7 @@ mod tests {
         let clock = Clock(0);
         let whole = report();
         let bytes = bytemuck::bytes_of(&whole);
-        assert!(decode(&bytes[1..], clock).is_none());
+        assert!(Decoder::new().decode(&bytes[1..], clock).is_none());
         for broken in [
             Report { kind: 0, ..whole },
             Report { kind: 99, ..whole },
@@ -195,7 +296,84 @@ mod tests {
             },
             Report { family: 1, ..whole },
         ] {
-            assert!(decode(bytemuck::bytes_of(&broken), clock).is_none());
+            assert!(decode(&broken, clock).is_none());
         }
+    }
+
+    fn wire_image() -> portwatch_common::Image {
+        let mut image = portwatch_common::Image {
+            start_ns: 40,
+            tgid: 812,
+            parent: 1,
+            loginuid: u32::MAX,
+            flags: image_flags::EXE | image_flags::LOGINUID,
+            exe_len: 12,
+            execfn_len: 5,
+            args_len: 9,
+            ..bytemuck::Zeroable::zeroed()
+        };
+        image.exe[..14].copy_from_slice(b"nc\0bin\0usr\0\0\xff\xff");
+        image.exe_len = 11;
+        image.execfn[..5].copy_from_slice(b"./nc\0");
+        image.args[..9].copy_from_slice(b"nc\0-l\0\0x\0");
+        image
+    }
+
+    #[test]
+    fn an_image_goes_with_the_reports_of_its_process_only() {
+        let mut decoder = Decoder::new();
+        let clock = Clock(0);
+        assert!(
+            decoder
+                .decode(bytemuck::bytes_of(&wire_image()), clock)
+                .is_none()
+        );
+        let started = Report {
+            start_ns: 40,
+            known: known::TASK | known::START,
+            ..report()
+        };
+        let mut image_of = |report: &Report| {
+            let event = decoder.decode(bytemuck::bytes_of(report), clock).unwrap();
+            event.task.unwrap().image
+        };
+        let image = image_of(&started).unwrap();
+        assert_eq!(image.exe.as_deref(), Some(&b"/usr/bin/nc"[..]));
+        assert_eq!(image.execfn.as_deref(), Some(&b"./nc"[..]));
+        let args = [&b"nc"[..], b"-l", b"", b"x"].map(<[u8]>::to_vec).to_vec();
+        assert_eq!(image.args, Some(args));
+        assert_eq!(
+            (image.parent, image.loginuid, image.deleted),
+            (1, None, false)
+        );
+        for other in [
+            Report {
+                tgid: 813,
+                ..started
+            },
+            Report {
+                start_ns: 41,
+                ..started
+            },
+            Report {
+                known: known::TASK,
+                ..started
+            },
+        ] {
+            assert_eq!(image_of(&other), None);
+        }
+    }
+
+    #[test]
+    fn of_an_image_only_what_is_set_and_whole_is_taken() {
+        let cut = portwatch_common::Image {
+            flags: image_flags::DETACHED,
+            execfn_len: 4,
+            args_len: 9999,
+            ..wire_image()
+        };
+        let image = image(&cut);
+        assert_eq!((image.exe, image.execfn, image.args), (None, None, None));
+        assert!(image.deleted);
     }
 }

@@ -10,8 +10,8 @@ use aya::{
 };
 use caps::{CapSet, Capability};
 use portwatch_common::{
-    PROTOCOL_DCCP, PROTOCOL_SCTP, PROTOCOL_TCP, PROTOCOL_UDP, PROTOCOL_UDPLITE, SYSTEM_PORTS,
-    names, watch_bit,
+    Layout, PROTOCOL_DCCP, PROTOCOL_SCTP, PROTOCOL_TCP, PROTOCOL_UDP, PROTOCOL_UDPLITE,
+    SYSTEM_PORTS, names, watch_bit,
 };
 
 use super::SensorError;
@@ -103,12 +103,13 @@ pub(super) fn check_privileges() -> Result<(), SensorError> {
 }
 
 /// Loads the object's maps, with the branches that this kernel's helpers rule out switched off.
-pub(super) fn load(object: &[u8], ring_size: u32) -> Result<Ebpf, SensorError> {
+pub(super) fn load(object: &[u8], ring_size: u32, layout: &Layout) -> Result<Ebpf, SensorError> {
     let Helpers { task, netns } = Helpers::probe();
     let (task, netns) = (u8::from(task), u8::from(netns));
     EbpfLoader::new()
         .override_global(names::SOCK_OPS_TASK, &task, true)
         .override_global(names::SOCK_OPS_NETNS, &netns, true)
+        .override_global(names::LAYOUT, bytemuck::bytes_of(layout), true)
         .map_max_entries(names::RING, ring_size)
         .load(object)
         .map_err(|error| SensorError::object(&error))
@@ -129,6 +130,17 @@ pub(super) fn map<M, T, E: std::error::Error>(
     convert(map).map_err(|error| SensorError::kernel(&format!("the map {name}"), &error))
 }
 
+/// The IP protocol number.
+pub(super) const fn protocol(transport: Transport) -> u8 {
+    match transport {
+        Transport::Tcp => PROTOCOL_TCP,
+        Transport::Udp => PROTOCOL_UDP,
+        Transport::UdpLite => PROTOCOL_UDPLITE,
+        Transport::Sctp => PROTOCOL_SCTP,
+        Transport::Dccp => PROTOCOL_DCCP,
+    }
+}
+
 /// Tells the kernel side which (port, transport) to report.
 pub(super) fn fill(
     ebpf: &mut Ebpf,
@@ -137,13 +149,7 @@ pub(super) fn fill(
     let mut bits = [0; SYSTEM_PORTS as usize];
     for (port, transport) in watched {
         if let Some(bits) = bits.get_mut(usize::from(port)) {
-            *bits |= watch_bit(match transport {
-                Transport::Tcp => PROTOCOL_TCP,
-                Transport::Udp => PROTOCOL_UDP,
-                Transport::UdpLite => PROTOCOL_UDPLITE,
-                Transport::Sctp => PROTOCOL_SCTP,
-                Transport::Dccp => PROTOCOL_DCCP,
-            });
+            *bits |= watch_bit(protocol(transport));
         }
     }
     let mut map: Array<&mut MapData, u32> = map(

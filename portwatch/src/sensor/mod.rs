@@ -7,11 +7,18 @@ mod decode;
 mod error;
 mod health;
 mod hooks;
+mod layout;
 mod load;
+mod occupants;
 mod probe;
 mod tracepoint;
 
-use std::{collections::BTreeSet, io, os::fd::OwnedFd, path::PathBuf};
+use std::{
+    collections::BTreeSet,
+    io,
+    os::fd::{BorrowedFd, OwnedFd},
+    path::PathBuf,
+};
 
 use aya::{
     Ebpf,
@@ -19,18 +26,20 @@ use aya::{
     programs::Program,
 };
 use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
-use portwatch_common::names;
+use portwatch_common::{Layout, names};
 use tokio::io::{Interest, unix::AsyncFd};
 
 use self::{
     cgroup::Cgroup,
-    decode::{Clock, decode},
+    decode::{Clock, Decoder},
     load::{attach_program, check_privileges, check_ring_size, fill, load, load_program, map},
+    occupants::Occupants,
 };
 pub use self::{
     cgroup::mounted as cgroup_root,
     error::SensorError,
     health::Health,
+    occupants::Adoption,
     probe::{Check, PRIVILEGES, probe},
     tracepoint::Tracepoint,
 };
@@ -58,6 +67,10 @@ pub struct Sensor {
     ring: AsyncFd<RingBuf<MapData>>,
     lost: PerCpuArray<MapData, u64>,
     lost_before: u64,
+    decoder: Decoder,
+    occupants: Occupants,
+    /// Why processes are told by what /proc still shows; None where their images are read.
+    imageless: Option<String>,
     cgroup: String,
     programs: usize,
     tracepoint: Tracepoint,
@@ -101,7 +114,11 @@ impl Sensor {
         // Before Linux 5.11 maps count as locked memory. Where this is refused it is not needed.
         let _ = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY);
 
-        let mut ebpf = load(object, options.ring_size)?;
+        let (layout, imageless) = match layout::of_this_kernel() {
+            Ok(layout) => (layout, None),
+            Err(error) => (Layout::UNKNOWN, Some(error.to_string())),
+        };
+        let mut ebpf = load(object, options.ring_size, &layout)?;
         fill(&mut ebpf, watched)?;
         let ring = map(ebpf.take_map(names::RING), names::RING, RingBuf::try_from)?;
         // SAFETY: `RingBuf` owns the descriptor of its map, returns no other, and keeps it open
@@ -113,6 +130,8 @@ impl Sensor {
             names::LOST,
             PerCpuArray::try_from,
         )?;
+
+        let occupants = Occupants::of(&mut ebpf)?;
 
         // All are loaded before any is attached, so that a refusal leaves nothing behind.
         for (name, program) in required(&mut ebpf) {
@@ -131,6 +150,9 @@ impl Sensor {
             ring,
             lost,
             lost_before: 0,
+            decoder: Decoder::new(),
+            occupants,
+            imageless,
             cgroup: label,
             programs,
             tracepoint,
@@ -175,14 +197,18 @@ impl Sensor {
         Ok(())
     }
 
-    /// Takes the reports that are in the ring now, oldest first, `limit` at most.
-    pub fn take(&mut self, limit: usize, events: &mut Vec<Event>) {
+    /// Takes the records that are in the ring now, oldest first, `limit` at most. How many there
+    /// were: not each is an event.
+    pub fn take(&mut self, limit: usize, events: &mut Vec<Event>) -> usize {
         let clock = Clock::now();
         let ring = self.ring.get_mut();
-        for _ in 0..limit {
-            let Some(record) = ring.next() else { break };
-            events.extend(decode(&record, clock));
+        for taken in 0..limit {
+            let Some(record) = ring.next() else {
+                return taken;
+            };
+            events.extend(self.decoder.decode(&record, clock));
         }
+        limit
     }
 
     /// How many reports found the ring full since the last call.
@@ -199,6 +225,19 @@ impl Sensor {
         let newly = lost - self.lost_before;
         self.lost_before = lost;
         Ok(newly)
+    }
+
+    /// Why processes are told only by what /proc still shows of them; None where the kernel side
+    /// reads what they run.
+    #[must_use]
+    pub fn imageless(&self) -> Option<&str> {
+        self.imageless.as_deref()
+    }
+
+    /// Marks a socket from before the kernel side was there: its close and its accepts are then
+    /// reported like any other's. `socket` is a descriptor of it. False when it cannot be marked.
+    pub fn adopt(&mut self, socket: BorrowedFd<'_>, occupant: &Adoption) -> bool {
+        self.occupants.adopt(socket, occupant)
     }
 
     /// Detaches the programs; what is in the ring stays readable.

@@ -3,7 +3,7 @@
 use std::os::fd::AsFd as _;
 
 use aya::{maps::RingBuf, programs::loaded_programs};
-use portwatch_common::names;
+use portwatch_common::{Layout, names};
 use serde::Serialize;
 
 use super::{
@@ -11,6 +11,7 @@ use super::{
     cgroup::{self, Cgroup},
     error::release,
     hooks::{HOOKS, attached},
+    layout,
     load::{Helpers, attach_program, check_privileges, load, load_program, map},
     tracepoint,
 };
@@ -73,7 +74,9 @@ pub fn probe() -> Vec<Check> {
     if !may {
         return checks;
     }
-    match load(OBJECT, 1 << 12) {
+    let layout = layout::of_this_kernel();
+    let used = layout.as_ref().copied().unwrap_or(Layout::UNKNOWN);
+    match load(OBJECT, 1 << 12, &used) {
         Ok(mut object) => {
             let ring = map(object.map_mut(names::RING), names::RING, RingBuf::try_from);
             add(
@@ -103,14 +106,23 @@ pub fn probe() -> Vec<Check> {
     } else {
         here.join(", ")
     };
-    let tracepoint =
-        load(OBJECT, 1 << 12).and_then(|mut object| tracepoint::load_and_attach(&mut object));
+    let tracepoint = load(OBJECT, 1 << 12, &used)
+        .and_then(|mut object| tracepoint::load_and_attach(&mut object));
     add(
         "tracepoint for sctp and dccp",
         false,
         tracepoint
             .map(|()| format!("loads and attaches; {here}"))
             .map_err(|error| format!("{error}; {here}")),
+    );
+    add(
+        "what a process runs",
+        false,
+        layout
+            .map(|_| "read at the bind: short-lived programs are named in full".into())
+            .map_err(|error| {
+                format!("{error}: short-lived programs are named as far as /proc still shows them")
+            }),
     );
     let helpers = Helpers::probe();
     let optional = |has: bool, with: &str, without: &str| {
