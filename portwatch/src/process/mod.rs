@@ -1,16 +1,28 @@
-//! Who did it: what the event carries and what /proc still shows.
+//! Who did it: what the event carries, what the kernel side read at that moment and what /proc
+//! still shows.
 
+mod cgroup;
+mod container;
+mod entry;
 mod netns;
 mod users;
 
-use std::{io::Read as _, os::unix::ffi::OsStrExt, path::Path};
+use std::{num::NonZeroUsize, rc::Rc};
 
-use procfs::process::Process as ProcEntry;
-use serde::Serialize;
+use jiff::{SignedDuration, Timestamp};
+use lru::LruCache;
+use nix::time::{ClockId, clock_gettime};
+use serde::{Serialize, Serializer};
 
-pub use self::netns::{Namespaces, inode_of as netns_inode_of};
-use self::users::Users;
-use crate::{event::Task, printable::Printable};
+use self::{cgroup::Cgroups, entry::Entry, users::Users};
+pub use self::{
+    container::Container,
+    netns::{Namespaces, NetnsCookie, inode_of as netns_inode_of},
+};
+use crate::{
+    event::{Image, Task},
+    printable::Printable,
+};
 
 /// A process, as far as it is known. Pid, comm, uid and gid come with the event and are there
 /// even when the process is gone.
@@ -18,200 +30,337 @@ use crate::{event::Task, printable::Printable};
 pub struct Process {
     /// In the initial pid namespace.
     pub pid: u32,
+    /// The thread that acted, when it is not the first.
+    pub tid: Option<u32>,
     /// The parent's, at the time of the event.
     pub ppid: Option<u32>,
     /// The name of the thread that acted.
     pub comm: Printable,
-    /// The executable's path, as the kernel has it (`(deleted)` behind it when it is gone).
+    /// When the process started, by the host's clock.
+    #[serde(serialize_with = "milliseconds")]
+    pub started: Option<Timestamp>,
+    /// The executable's path.
     pub exe: Option<Printable>,
+    /// What is special about the executable.
+    pub exe_flags: Vec<ExeFlag>,
+    /// The script, when the executable is its interpreter by a `#!` line.
+    pub script: Option<Printable>,
     /// The arguments, of which the first 4,096 bytes are read.
     pub cmdline: Option<Vec<Printable>>,
+    /// The working directory.
+    pub cwd: Option<Printable>,
     /// Real user id in the initial user namespace.
     pub uid: u32,
     /// The user's name on this host.
     pub user: Option<Printable>,
     /// Real group id in the initial user namespace.
     pub gid: u32,
+    /// The user that logged in, by audit; stays the same through su and sudo.
+    pub loginuid: Option<u32>,
+    /// For another user than root: the capability that let it take the port, when it has it.
+    pub capabilities: Option<Vec<&'static str>>,
     /// The path in the cgroup v2 hierarchy.
     pub cgroup: Option<Printable>,
     /// The systemd unit that the cgroup belongs to.
     pub unit: Option<Printable>,
-    /// The container's id.
-    pub container: Option<Printable>,
+    /// The container that the cgroup belongs to.
+    pub container: Option<Container>,
+    /// The parent, its parent and so on up to the first process.
+    pub ancestors: Vec<Ancestor>,
 }
 
-/// Bytes of a command line that are read.
-const CMDLINE_BYTES: u64 = 4096;
+/// What is special about an executable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ExeFlag {
+    /// It has been unlinked since it was started.
+    Deleted,
+    /// It never was in a file system: memfd_create(2).
+    Memfd,
+}
 
-/// Looks processes up; user names are cached.
-#[derive(Debug, Default)]
+impl ExeFlag {
+    /// The name in the output.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Deleted => "deleted",
+            Self::Memfd => "memfd",
+        }
+    }
+}
+
+/// A process that a process came from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Ancestor {
+    /// In the initial pid namespace.
+    pub pid: u32,
+    /// Its name.
+    pub comm: Printable,
+    /// The executable's path.
+    pub exe: Option<Printable>,
+}
+
+/// Ancestors that are named.
+const ANCESTORS: usize = 16;
+
+/// Processes that are remembered, so that those that act often are read once.
+const PROCESSES: NonZeroUsize = NonZeroUsize::new(1024).expect("not zero");
+
+/// How far the two clocks that say when a process started and acted may be apart: a tick of
+/// proc_pid_stat(5) and some.
+const SLACK: SignedDuration = SignedDuration::from_millis(20);
+
+/// Looks processes up.
+#[derive(Debug)]
 pub struct Processes {
     users: Users,
+    cgroups: Cgroups,
+    /// By process id.
+    known: LruCache<u32, Known>,
+}
+
+/// A process that was read, and what must be the same for it to be the same.
+#[derive(Debug)]
+struct Known {
+    start_ns: u64,
+    image: Option<Rc<Image>>,
+    process: Rc<Process>,
+}
+
+impl Default for Processes {
+    fn default() -> Self {
+        Self {
+            users: Users::default(),
+            cgroups: Cgroups::default(),
+            // Bounded below: the crate would allocate for all of them at once.
+            known: LruCache::unbounded(),
+        }
+    }
 }
 
 impl Processes {
-    /// Who `task` is: what it carries, joined with what /proc shows now.
-    pub fn identify(&mut self, task: &Task) -> Process {
-        let mut process = Process {
-            pid: task.pid,
-            ppid: None,
-            comm: Printable::from_bytes(&task.comm),
-            exe: None,
-            cmdline: None,
-            uid: task.uid,
-            user: self.users.name(task.uid),
-            gid: task.gid,
-            cgroup: None,
-            unit: None,
-            container: None,
+    /// Who `task`, which acted at `time`, is: what it carries, joined with what /proc shows of the
+    /// same process now.
+    pub fn identify(&mut self, task: &Task, time: Timestamp) -> Rc<Process> {
+        let Some(start_ns) = task.start_ns else {
+            return Rc::new(self.read(task, time));
         };
-        let Some(entry) = i32::try_from(task.pid)
-            .ok()
-            .and_then(|pid| ProcEntry::new(pid).ok())
-        else {
-            return process;
+        let image = |image: &Option<Rc<Image>>| image.as_ref().map(Rc::as_ptr);
+        let known = self.known.get(&task.pid).filter(|known| {
+            known.start_ns == start_ns && image(&known.image) == image(&task.image)
+        });
+        if let Some(Known { process, .. }) = known {
+            let tid = (task.tid != task.pid).then_some(task.tid);
+            let comm = Printable::from_bytes(&task.comm);
+            if (process.tid, &process.comm, process.uid, process.gid)
+                == (tid, &comm, task.uid, task.gid)
+            {
+                return Rc::clone(process);
+            }
+        }
+        let process = Rc::new(self.read(task, time));
+        let known = Known {
+            start_ns,
+            image: task.image.clone(),
+            process: Rc::clone(&process),
         };
-        process.ppid = entry
-            .stat()
-            .ok()
-            .and_then(|stat| u32::try_from(stat.ppid).ok());
-        process.exe = entry
-            .exe()
-            .ok()
-            .map(|path| Printable::from(path.as_os_str()));
-        process.cmdline = cmdline(&entry);
-        process.cgroup = cgroup(&entry);
-        process.unit = process.cgroup.as_deref().and_then(unit);
+        self.known.put(task.pid, known);
+        if self.known.len() > PROCESSES.get() {
+            self.known.pop_lru();
+        }
         process
     }
 
     /// The process with that pid as /proc shows it, without an event that speaks of it.
-    pub fn look_up(&mut self, entry: &ProcEntry) -> Option<Process> {
-        let status = entry.status().ok()?;
-        let comm = std::fs::read(format!("/proc/{}/comm", entry.pid())).ok()?;
-        Some(self.identify(&Task {
-            pid: u32::try_from(entry.pid()).ok()?,
-            tid: u32::try_from(entry.pid()).ok()?,
-            uid: status.ruid,
-            gid: status.rgid,
-            comm: comm.strip_suffix(b"\n").unwrap_or(&comm).to_vec(),
-        }))
+    pub fn look_up(&mut self, pid: u32) -> Option<Process> {
+        let entry = Entry::open(pid)?;
+        let (uid, gid) = entry.user()?;
+        let task = Task {
+            pid,
+            tid: pid,
+            uid,
+            gid,
+            comm: entry.comm().to_vec(),
+            cgroup_id: None,
+            start_ns: None,
+            image: None,
+        };
+        let mut process = self.bare(&task);
+        self.fill(&mut process, &entry, &task);
+        Some(process)
     }
-}
 
-/// None when it cannot be read and for kernel threads, which have none.
-fn cmdline(entry: &ProcEntry) -> Option<Vec<Printable>> {
-    let mut bytes = Vec::new();
-    entry
-        .open_relative("cmdline")
-        .ok()?
-        .take(CMDLINE_BYTES)
-        .read_to_end(&mut bytes)
-        .ok()?;
-    if bytes.is_empty() {
-        return None;
-    }
-    let bytes = bytes.strip_suffix(b"\0").unwrap_or(&bytes);
-    Some(
-        bytes
-            .split(|byte| *byte == 0)
-            .map(Printable::from_bytes)
-            .collect(),
-    )
-}
-
-/// The path in the v2 hierarchy, which is number 0 in proc_pid_cgroup(5).
-fn cgroup(entry: &ProcEntry) -> Option<Printable> {
-    let mut bytes = Vec::new();
-    entry
-        .open_relative("cgroup")
-        .ok()?
-        .read_to_end(&mut bytes)
-        .ok()?;
-    let path = bytes
-        .split(|byte| *byte == b'\n')
-        .find_map(|line| line.strip_prefix(b"0::"))?;
-    Some(Printable::from_bytes(path))
-}
-
-/// The innermost systemd unit that a cgroup path names (systemd.unit(5)).
-fn unit(cgroup: &str) -> Option<Printable> {
-    const KINDS: [&str; 5] = ["service", "scope", "socket", "mount", "swap"];
-    cgroup
-        .rsplit('/')
-        .find(|name| {
-            let kind = Path::new(name).extension().map(OsStrExt::as_bytes);
-            KINDS.iter().any(|known| kind == Some(known.as_bytes()))
-        })
-        .map(Printable::from)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_unit_is_the_innermost_one() {
-        let cases = [
-            ("/system.slice/x.service", Some("x.service")),
-            ("/system.slice/ssh@3.service/sub", Some("ssh@3.service")),
-            (
-                "/user.slice/user-0.slice/user@0.service/app.slice/run-1.scope",
-                Some("run-1.scope"),
-            ),
-            ("/user.slice/user-0.slice", None),
-            ("/docker/0123", None),
-            ("/", None),
-        ];
-        for (path, expected) in cases {
-            assert_eq!(unit(path).as_deref(), expected, "{path}");
+    /// What the task carries, and nothing that must be looked for.
+    fn bare(&mut self, task: &Task) -> Process {
+        let image = task.image.as_deref();
+        Process {
+            pid: task.pid,
+            tid: (task.tid != task.pid).then_some(task.tid),
+            ppid: image.map(|image| image.parent),
+            comm: Printable::from_bytes(&task.comm),
+            started: task.start_ns.and_then(since_boot),
+            exe: None,
+            exe_flags: Vec::new(),
+            script: None,
+            cmdline: None,
+            cwd: None,
+            uid: task.uid,
+            user: self.users.name(task.uid),
+            gid: task.gid,
+            loginuid: image.and_then(|image| image.loginuid),
+            capabilities: None,
+            cgroup: None,
+            unit: None,
+            container: None,
+            ancestors: Vec::new(),
         }
     }
 
-    #[test]
-    fn this_process_is_found_with_all_that_proc_shows() {
-        let task = Task {
-            pid: std::process::id(),
-            tid: 0,
-            uid: 0,
-            gid: 0,
-            comm: b"tests".to_vec(),
-        };
-        let process = Processes::default().identify(&task);
-        let exe = std::env::current_exe().unwrap();
-        assert_eq!(process.exe.as_deref(), exe.to_str());
-        assert_eq!(process.ppid, Some(std::os::unix::process::parent_id()));
-        let arguments: Vec<String> = std::env::args().collect();
-        let cmdline: Vec<String> = process
-            .cmdline
-            .unwrap()
-            .iter()
-            .map(ToString::to_string)
-            .collect();
-        assert_eq!(cmdline, arguments);
-        assert_eq!(process.user.as_deref(), Some("root"));
+    fn read(&mut self, task: &Task, time: Timestamp) -> Process {
+        let mut process = self.bare(task);
+        // Another process can have the number by now.
+        let entry = Entry::open(task.pid).filter(|entry| match task.start_ns {
+            Some(start_ns) => entry.started_at(start_ns),
+            None => since_boot(entry.start_ns())
+                .is_none_or(|started| started.duration_since(time) <= SLACK),
+        });
+        match entry {
+            Some(entry) => self.fill(&mut process, &entry, task),
+            None => self.fill_from_image(&mut process, task),
+        }
+        process
     }
 
-    #[test]
-    fn a_process_that_is_gone_keeps_what_its_event_carried() {
-        // Above the kernel's limit, so nobody has it.
-        let task = Task {
-            pid: 1 << 30,
-            tid: 1 << 30,
-            uid: 4_000_000,
-            gid: 7,
-            comm: b"gone".to_vec(),
+    /// Adds what is known of a process that is still there.
+    fn fill(&mut self, process: &mut Process, entry: &Entry, task: &Task) {
+        let image = task.image.as_deref();
+        process.ppid = process.ppid.or(Some(entry.ppid()));
+        process.started = process.started.or_else(|| since_boot(entry.start_ns()));
+        if image.is_none() {
+            process.loginuid = entry.loginuid();
+        }
+        process.cwd = entry.cwd();
+        let read;
+        let image = match image {
+            Some(image) if image.exe.is_some() && image.args.is_some() => image,
+            _ => {
+                read = entry.image();
+                &read
+            }
         };
-        let process = Processes::default().identify(&task);
-        assert_eq!(
-            (process.pid, process.uid, process.gid),
-            (1 << 30, 4_000_000, 7)
-        );
-        assert_eq!(&*process.comm, "gone");
-        assert_eq!(
-            (process.ppid, process.exe, process.cmdline),
-            (None, None, None)
-        );
-        assert_eq!((process.user, process.cgroup), (None, None));
+        set_image(process, image);
+        process.capabilities =
+            (task.uid != 0 && entry.may_bind()).then(|| vec!["CAP_NET_BIND_SERVICE"]);
+        let cgroups = entry.cgroups();
+        process.cgroup = cgroup::in_v2(&cgroups).map(Printable::from_bytes);
+        process.unit = cgroup::unit(&cgroups);
+        process.container = container::of(&cgroups);
+        process.ancestors = ancestors(process.ppid, entry.start_ns());
+    }
+
+    /// Adds what is known of a process that is gone.
+    fn fill_from_image(&mut self, process: &mut Process, task: &Task) {
+        if let Some(image) = task.image.as_deref() {
+            set_image(process, image);
+        }
+        if let Some(path) = task.cgroup_id.and_then(|id| self.cgroups.path(id)) {
+            let cgroups = [&b"0::"[..], &path].concat();
+            process.cgroup = Some(Printable::from_bytes(&path));
+            process.unit = cgroup::unit(&cgroups);
+            process.container = container::of(&cgroups);
+        }
+        if let Some(start_ns) = task.start_ns {
+            process.ancestors = ancestors(process.ppid, start_ns);
+        }
     }
 }
+
+/// Adds executable, script and arguments.
+fn set_image(process: &mut Process, image: &Image) {
+    process.exe = image.exe.as_deref().map(Printable::from_bytes);
+    process.exe_flags.clear();
+    if image.deleted {
+        process.exe_flags.push(ExeFlag::Deleted);
+    }
+    if image
+        .exe
+        .as_deref()
+        .is_some_and(|exe| exe.starts_with(b"/memfd:"))
+        && image.deleted
+    {
+        process.exe_flags.push(ExeFlag::Memfd);
+    }
+    let words = |words: &Vec<Vec<u8>>| {
+        words
+            .iter()
+            .map(|word| Printable::from_bytes(word))
+            .collect()
+    };
+    process.cmdline = image.args.as_ref().map(words);
+    process.script = script(image, process.cwd.as_deref());
+}
+
+/// The script that the kernel was asked to execute: it puts the interpreter and its argument before
+/// it (fs/binfmt_script.c).
+fn script(image: &Image, cwd: Option<&str>) -> Option<Printable> {
+    let (execfn, args) = (image.execfn.as_ref()?, image.args.as_ref()?);
+    let [interpreter, rest @ ..] = args.as_slice() else {
+        return None;
+    };
+    let at_its_place = rest.iter().take(2).any(|word| word == execfn);
+    if !at_its_place || interpreter == execfn || image.exe.as_ref() == Some(execfn) {
+        return None;
+    }
+    let name = Printable::from_bytes(execfn);
+    match cwd {
+        Some(cwd) if !name.starts_with('/') => {
+            let name = name.strip_prefix("./").unwrap_or(&name);
+            Some(Printable::from(
+                format!("{}/{name}", cwd.trim_end_matches('/')).as_str(),
+            ))
+        }
+        _ => Some(name),
+    }
+}
+
+/// The chain of parents of a process that started at `start_ns`; it ends where one is gone.
+fn ancestors(mut parent: Option<u32>, mut start_ns: u64) -> Vec<Ancestor> {
+    let mut chain = Vec::new();
+    while let Some(pid) = parent.filter(|pid| *pid != 0) {
+        let Some(entry) = Entry::open(pid).filter(|_| chain.len() < ANCESTORS) else {
+            break;
+        };
+        // A parent is older than its child; a younger one only has its number.
+        if entry.start_ns() > start_ns {
+            break;
+        }
+        start_ns = entry.start_ns() + entry::TICK_NS;
+        chain.push(Ancestor {
+            pid,
+            comm: Printable::from_bytes(entry.comm()),
+            exe: entry.exe().0.as_deref().map(Printable::from_bytes),
+        });
+        parent = Some(entry.ppid());
+    }
+    chain
+}
+
+/// The time of the host's clock at which `CLOCK_BOOTTIME` showed that many nanoseconds.
+fn since_boot(nanoseconds: u64) -> Option<Timestamp> {
+    let now = clock_gettime(ClockId::CLOCK_BOOTTIME).ok()?;
+    let now = i128::from(now.tv_sec()) * 1_000_000_000 + i128::from(now.tv_nsec());
+    let then = Timestamp::now().as_nanosecond() - now + i128::from(nanoseconds);
+    Timestamp::from_nanosecond(then).ok()
+}
+
+/// RFC 3339 in UTC. /proc knows no more than hundredths of a second.
+fn milliseconds<S: Serializer>(time: &Option<Timestamp>, serializer: S) -> Result<S::Ok, S::Error> {
+    match time {
+        Some(time) => serializer.collect_str(&format_args!("{time:.3}")),
+        None => serializer.serialize_none(),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -39,11 +39,16 @@ impl Namespaces {
         let Some(found) = found else {
             return Some(inode);
         };
+        self.learn(found, inode);
+        (found == cookie).then_some(inode)
+    }
+
+    /// Notes the inode of the namespace with that cookie.
+    pub fn learn(&mut self, cookie: u64, inode: u64) {
         if self.0.len() >= BOUND {
             self.0.clear();
         }
-        self.0.insert(found, inode);
-        (found == cookie).then_some(inode)
+        self.0.insert(cookie, inode);
     }
 }
 
