@@ -1,37 +1,36 @@
-//! The sockets that are there already, as /proc shows them.
+//! The sockets that are there already, read from the kernel: by sock_diag(7) in every network
+//! namespace, or from /proc/PID/net where that is refused; and the processes that have them open.
 
+mod diag;
+mod holders;
+mod namespaces;
 mod tables;
 
 use std::{
-    collections::{HashMap, hash_map::Entry},
+    collections::{HashMap, HashSet},
+    io,
     net::SocketAddr,
-    rc::Rc,
+    ops::RangeInclusive,
+    thread,
 };
 
-use procfs::{
-    ProcResult,
-    process::{FDTarget, Process as ProcEntry, all_processes},
-};
-
-use self::tables::read;
-use crate::{
-    event::Transport,
-    process::{Process, Processes, netns_inode_of},
-};
+pub use self::holders::{Holder, duplicate, is_held_by};
+use self::namespaces::{Door, Found};
+use crate::event::Transport;
 
 /// What a socket does with its port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum State {
     /// A TCP listener.
     Listening,
-    /// A datagram socket.
+    /// Bound, and no more; for a datagram socket that is all there is.
     Bound,
-    /// A connection, accepted or made from that port.
+    /// A connection from or to that port.
     Connected(SocketAddr),
 }
 
 /// A socket on a port.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Held {
     /// Its transport.
     pub transport: Transport,
@@ -39,75 +38,203 @@ pub struct Held {
     pub local: SocketAddr,
     /// What it does there.
     pub state: State,
-    /// Its number in the socket file system; 0 when no process holds it any more.
+    /// Its cookie; None where only /proc/PID/net could be read.
+    pub cookie: Option<u64>,
+    /// Its number in the socket file system.
     pub inode: u64,
     /// Inode of its network namespace.
     pub netns: u64,
-    /// The processes that have it open, as far as this user may see.
-    pub holders: Vec<Rc<Process>>,
+    /// Number of the v2 cgroup that it was made in, where the kernel tells it.
+    pub cgroup: Option<u64>,
+    /// The processes that have it open, as far as this user may see; none for the kernel's own.
+    pub holders: Vec<Holder>,
 }
 
-/// The sockets on `port` in every network namespace that has a process.
+/// What was there.
+#[derive(Clone, Debug, Default)]
+pub struct Snapshot {
+    /// The sockets, by namespace, transport and address.
+    pub sockets: Vec<Held>,
+    /// Inode and cookie of each network namespace that was entered; no cookie before Linux 5.14.
+    pub namespaces: Vec<(u64, Option<u64>)>,
+    /// Namespaces that could not be read, by inode.
+    pub unread: Vec<u64>,
+    /// Transports that this kernel has and does not show.
+    pub unshown: Vec<Transport>,
+    /// Whether this kernel shows TCP sockets that are bound and do nothing else (from Linux 6.8 on).
+    pub shows_bound: bool,
+}
+
+/// Reads the sockets on `ports` in every network namespace that a process, a mount or a descriptor
+/// keeps, and their holders. Works without privilege for what this user may see.
 ///
 /// # Errors
 ///
-/// What reading /proc as a whole said; a process that goes away meanwhile is no error.
-pub fn held(port: u16) -> ProcResult<Vec<Held>> {
-    let mut sockets = Vec::new();
-    let mut entered = HashMap::new();
-    let processes: Vec<ProcEntry> = all_processes()?.filter_map(Result::ok).collect();
-    for entry in &processes {
-        let netns = u32::try_from(entry.pid()).ok().and_then(netns_inode_of);
-        // Another user's namespace cannot be told; this user's own can.
-        let Some(netns) = netns else { continue };
-        if let Entry::Vacant(vacant) = entered.entry(netns) {
-            vacant.insert(());
-            read(entry.pid(), netns, port, &mut sockets);
+/// When /proc as a whole cannot be read, or no thread be started; what goes away meanwhile is no
+/// error.
+pub fn take(ports: RangeInclusive<u16>) -> io::Result<Snapshot> {
+    // A thread of its own: what it enters it cannot be trusted to leave.
+    thread::Builder::new()
+        .name("snapshot".into())
+        .spawn(move || read(&ports))?
+        .join()
+        .unwrap_or_else(|_| Err(io::Error::other("the snapshot's thread ended early")))
+}
+
+fn read(ports: &RangeInclusive<u16>) -> io::Result<Snapshot> {
+    let mut snapshot = Snapshot {
+        shows_bound: diag::shows_bound(),
+        ..Snapshot::default()
+    };
+    // Where this thread is: without the right to enter others it can still read its own.
+    let mut here = namespaces::own();
+    let mut doors = namespaces::find()?;
+    let mut seen: HashSet<u64> = HashSet::new();
+    // A second round only for namespaces that nothing but a descriptor keeps.
+    while !doors.is_empty() {
+        for Found { inode, door } in doors.drain(..) {
+            if seen.insert(inode) {
+                read_namespace(ports, inode, &door, &mut here, &mut snapshot);
+            }
         }
+        drop_accepted(&mut snapshot.sockets);
+        let by_descriptor = holders::find(&mut snapshot.sockets)?;
+        doors.extend(
+            by_descriptor
+                .into_iter()
+                .filter(|found| !seen.contains(&found.inode)),
+        );
     }
-    if !sockets.is_empty() {
-        find_holders(&processes, &mut sockets);
-    }
-    sockets.sort_by_key(|held| {
+    snapshot.sockets.sort_by_key(|held| {
         (
             held.netns,
             held.transport,
-            held.state,
             held.local,
+            held.state,
             held.inode,
         )
     });
-    Ok(sockets)
+    Ok(snapshot)
 }
 
-fn find_holders(processes: &[ProcEntry], sockets: &mut [Held]) {
-    let mut names = Processes::default();
-    let by_inode: HashMap<u64, usize> = sockets
-        .iter()
-        .enumerate()
-        .filter(|(_, held)| held.inode != 0)
-        .map(|(index, held)| (held.inode, index))
-        .collect();
-    for entry in processes {
-        let Ok(descriptors) = entry.fd() else {
-            continue;
-        };
-        let mut process: Option<Rc<Process>> = None;
-        for descriptor in descriptors.flatten() {
-            let FDTarget::Socket(inode) = descriptor.target else {
-                continue;
-            };
-            let Some(index) = by_inode.get(&inode) else {
-                continue;
-            };
-            if process.is_none() {
-                process = names.look_up(entry).map(Rc::new);
-            }
-            let Some(process) = &process else { break };
-            let holders = &mut sockets[*index].holders;
-            if !holders.iter().any(|holder| holder.pid == process.pid) {
-                holders.push(Rc::clone(process));
-            }
+fn read_namespace(
+    ports: &RangeInclusive<u16>,
+    netns: u64,
+    door: &Door,
+    here: &mut Option<u64>,
+    snapshot: &mut Snapshot,
+) {
+    let entered = if Some(netns) == *here {
+        Ok(())
+    } else {
+        door.enter().inspect(|()| *here = Some(netns))
+    };
+    let read = entered.and_then(|()| diag::dump(ports));
+    match read {
+        Ok(dump) => {
+            snapshot.namespaces.push((netns, dump.cookie));
+            snapshot.unshown.extend(dump.unshown);
+            let held = dump.rows.into_iter().map(|row| row.held(netns));
+            snapshot.sockets.extend(held);
         }
+        // Without the privilege to enter, or a kernel without sock_diag.
+        Err(_) => match door.process() {
+            Some(pid) => {
+                snapshot.shows_bound = false;
+                tables::read(pid, netns, ports, &mut snapshot.sockets);
+            }
+            None => snapshot.unread.push(netns),
+        },
+    }
+}
+
+/// Drops connections to a listener that is there: they are part of its stay.
+fn drop_accepted(sockets: &mut Vec<Held>) {
+    let mut listeners: HashMap<(u64, Transport, u16), Vec<SocketAddr>> = HashMap::new();
+    for held in sockets.iter().filter(|held| held.state == State::Listening) {
+        let place = (held.netns, held.transport, held.local.port());
+        listeners.entry(place).or_default().push(held.local);
+    }
+    sockets.retain(|held| {
+        let is_connection = matches!(held.state, State::Connected(_))
+            && matches!(
+                held.transport,
+                Transport::Tcp | Transport::Sctp | Transport::Dccp
+            );
+        let place = (held.netns, held.transport, held.local.port());
+        !is_connection
+            || !listeners.get(&place).is_some_and(|locals| {
+                locals
+                    .iter()
+                    .any(|local| local.ip().is_unspecified() || local.ip() == held.local.ip())
+            })
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{TcpListener, TcpStream, UdpSocket};
+
+    use super::*;
+
+    #[test]
+    fn own_sockets_are_found_with_cookie_and_holder() {
+        // From 1024 up, so that this needs no privilege and meets nobody.
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let udp = UdpSocket::bind("[::1]:0").unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (_accepted, _) = listener.accept().unwrap();
+        let me = std::process::id();
+        let find = |local: SocketAddr| {
+            let snapshot = take(local.port()..=local.port()).unwrap();
+            let mut sockets = snapshot.sockets;
+            sockets.retain(|held| held.local == local);
+            assert_eq!(sockets.len(), 1, "{sockets:?}");
+            sockets.remove(0)
+        };
+        let held = find(listener.local_addr().unwrap());
+        assert_eq!(
+            (held.transport, held.state),
+            (Transport::Tcp, State::Listening)
+        );
+        assert!(held.cookie.is_some());
+        assert_eq!(
+            held.holders
+                .iter()
+                .map(|holder| holder.pid)
+                .collect::<Vec<_>>(),
+            [me]
+        );
+        let held = find(udp.local_addr().unwrap());
+        assert_eq!((held.transport, held.state), (Transport::Udp, State::Bound));
+        let held = find(client.local_addr().unwrap());
+        assert_eq!(held.state, State::Connected(listener.local_addr().unwrap()));
+        drop(listener);
+    }
+
+    #[test]
+    fn connections_to_a_listener_are_part_of_its_stay() {
+        let held = |local: &str, state, netns| Held {
+            transport: Transport::Tcp,
+            local: local.parse().unwrap(),
+            state,
+            cookie: None,
+            inode: 1,
+            netns,
+            cgroup: None,
+            holders: Vec::new(),
+        };
+        let peer = State::Connected("10.0.0.9:40000".parse().unwrap());
+        let mut sockets = vec![
+            held("0.0.0.0:976", State::Listening, 1),
+            held("10.0.0.1:976", peer, 1),
+            held("10.0.0.1:976", peer, 2),
+            held("10.0.0.1:977", peer, 1),
+            held("10.0.0.2:978", State::Listening, 1),
+            held("10.0.0.1:978", peer, 1),
+        ];
+        let stays = [0, 2, 3, 4, 5].map(|index: usize| sockets[index].clone());
+        drop_accepted(&mut sockets);
+        assert_eq!(sockets, stays);
     }
 }

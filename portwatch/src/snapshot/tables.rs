@@ -5,6 +5,7 @@ use std::{
     fs::File,
     io::{BufRead as _, BufReader},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    ops::RangeInclusive,
 };
 
 use super::{Held, State};
@@ -22,15 +23,17 @@ const TABLES: [(&str, Transport); 6] = [
 /// `TCP_LISTEN` in include/net/tcp_states.h.
 const LISTEN: u8 = 10;
 
-/// Adds the sockets on `port` in the network namespace `netns`, which `pid` is in.
-pub(super) fn read(pid: i32, netns: u64, port: u16, sockets: &mut Vec<Held>) {
+/// Adds the sockets on `ports` in the network namespace `netns`, which `pid` is in.
+pub(super) fn read(pid: u32, netns: u64, ports: &RangeInclusive<u16>, sockets: &mut Vec<Held>) {
     for (table, transport) in TABLES {
         // A kernel without IPv6 or UDP-Lite has no such table; a process can have gone.
         let Ok(file) = File::open(format!("/proc/{pid}/net/{table}")) else {
             continue;
         };
         for line in BufReader::new(file).lines().map_while(Result::ok) {
-            let Some(row) = parse(&line).filter(|row| row.local.port() == port) else {
+            let Some(row) =
+                parse(&line).filter(|row| ports.contains(&row.local.port()) && row.inode != 0)
+            else {
                 continue;
             };
             let state = match (transport, row.state) {
@@ -43,8 +46,10 @@ pub(super) fn read(pid: i32, netns: u64, port: u16, sockets: &mut Vec<Held>) {
                 transport,
                 local,
                 state,
+                cookie: None,
                 inode,
                 netns,
+                cgroup: None,
                 holders: Vec::new(),
             });
         }

@@ -1,0 +1,357 @@
+//! sock_diag(7) in the network namespace of the calling thread. The crates for it cannot ask for
+//! ports: without that the kernel hands over every connection of the host.
+
+use std::{
+    collections::HashSet,
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    ops::RangeInclusive,
+    os::fd::{AsRawFd as _, OwnedFd},
+    sync::OnceLock,
+};
+
+use bytemuck::{Pod, Zeroable};
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, SockaddrIn, bind,
+    getsockopt, recv, sendto, socket,
+};
+
+use super::{Held, State};
+use crate::{event::Transport, process::NetnsCookie};
+
+/// One socket, as the kernel shows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Row {
+    transport: Transport,
+    local: SocketAddr,
+    state: State,
+    cookie: u64,
+    inode: u32,
+    cgroup: Option<u64>,
+}
+
+impl Row {
+    pub(super) fn held(self, netns: u64) -> Held {
+        Held {
+            transport: self.transport,
+            local: self.local,
+            state: self.state,
+            cookie: Some(self.cookie),
+            inode: self.inode.into(),
+            netns,
+            cgroup: self.cgroup,
+            holders: Vec::new(),
+        }
+    }
+}
+
+/// `struct inet_diag_sockid` in include/uapi/linux/inet_diag.h.
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct SocketId {
+    /// Network byte order.
+    local_port: [u8; 2],
+    remote_port: [u8; 2],
+    local: [u8; 16],
+    remote: [u8; 16],
+    interface: u32,
+    cookie: [u32; 2],
+}
+
+/// `struct nlmsghdr`, `struct inet_diag_req_v2` and a filter (`struct nlattr` and four
+/// `struct inet_diag_bc_op`).
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct Request {
+    length: u32,
+    kind: u16,
+    flags: u16,
+    sequence: u32,
+    port_id: u32,
+    family: u8,
+    protocol: u8,
+    extensions: u8,
+    pad: u8,
+    states: u32,
+    id: SocketId,
+    filter_length: u16,
+    filter_kind: u16,
+    filter: [Step; 4],
+}
+
+/// `struct inet_diag_bc_op`: a comparison takes two, the second for what to compare with.
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct Step {
+    code: u8,
+    /// Bytes to go on by when it holds.
+    yes: u8,
+    /// When it does not: past the end refuses. In the second of two: the port.
+    no: u16,
+}
+
+/// `struct nlmsghdr` and `struct inet_diag_msg`.
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct Answer {
+    length: u32,
+    kind: u16,
+    flags: u16,
+    sequence: u32,
+    port_id: u32,
+    family: u8,
+    state: u8,
+    timer: u8,
+    retransmits: u8,
+    id: SocketId,
+    expires: u32,
+    receive_queue: u32,
+    send_queue: u32,
+    uid: u32,
+    inode: u32,
+}
+
+const HEADER: usize = 16;
+const SOCK_DIAG_BY_FAMILY: u16 = 20;
+const REQUEST_BYTECODE: u16 = 1;
+const PORT_AT_LEAST: u8 = 2;
+const PORT_AT_MOST: u8 = 3;
+/// `TCP_CLOSE` and `TCP_LISTEN` in include/net/tcp_states.h.
+const CLOSE: u8 = 7;
+const LISTEN: u8 = 10;
+/// All states but TIME_WAIT (6) and the two of half-open connections (3, 12), which no process
+/// holds; `TCP_BOUND_INACTIVE` (13) shows sockets that are bound and no more.
+const STATES: u32 = 0x3fff & !(1 << 6) & !(1 << 3) & !(1 << 12);
+
+/// What is in a network namespace.
+#[derive(Default)]
+pub(super) struct Dump {
+    /// The namespace's cookie.
+    pub(super) cookie: Option<u64>,
+    pub(super) rows: Vec<Row>,
+    /// Transports that this kernel has and does not show.
+    pub(super) unshown: Vec<Transport>,
+}
+
+/// The sockets on `ports` in the calling thread's network namespace.
+pub(super) fn dump(ports: &RangeInclusive<u16>) -> io::Result<Dump> {
+    let netlink = open()?;
+    let mut dump = Dump {
+        cookie: getsockopt(&netlink, NetnsCookie).ok(),
+        ..Dump::default()
+    };
+    let rows = &mut dump.rows;
+    for transport in present() {
+        for family in [libc::AF_INET, libc::AF_INET6] {
+            let before = rows.len();
+            match dump_one(&netlink, transport, family, ports, rows) {
+                // In more than one piece, sockets can slip through between two of them.
+                Ok(pieces) if pieces > 2 => {
+                    dump_one(&netlink, transport, family, ports, rows)?;
+                    let mut seen = HashSet::new();
+                    let mut index = 0;
+                    rows.retain(|row| {
+                        index += 1;
+                        index <= before || seen.insert(row.cookie)
+                    });
+                }
+                Ok(_) => {}
+                // Without IPv6, no socket of it is there.
+                Err(_) if family == libc::AF_INET6 => {}
+                Err(error) if transport == Transport::Tcp => return Err(error),
+                Err(_) => dump.unshown.push(transport),
+            }
+        }
+    }
+    Ok(dump)
+}
+
+/// The transports of this kernel: asking for another would make it load a module.
+fn present() -> Vec<Transport> {
+    let protocols = std::fs::read_to_string("/proc/thread-self/net/protocols").unwrap_or_default();
+    let has = |name: &str| {
+        protocols
+            .lines()
+            .any(|line| line.split_ascii_whitespace().next() == Some(name))
+    };
+    let mut transports = vec![Transport::Tcp, Transport::Udp];
+    transports.extend(has("UDP-Lite").then_some(Transport::UdpLite));
+    transports.extend(has("SCTP").then_some(Transport::Sctp));
+    transports.extend(has("DCCP").then_some(Transport::Dccp));
+    transports
+}
+
+fn open() -> io::Result<OwnedFd> {
+    Ok(socket(
+        AddressFamily::Netlink,
+        SockType::Raw,
+        SockFlag::SOCK_CLOEXEC,
+        SockProtocol::NetlinkSockDiag,
+    )?)
+}
+
+/// Adds the rows; in how many pieces they came, the last of which is the end.
+fn dump_one(
+    netlink: &OwnedFd,
+    transport: Transport,
+    family: i32,
+    ports: &RangeInclusive<u16>,
+    rows: &mut Vec<Row>,
+) -> io::Result<usize> {
+    let compare = |code, port, left: u16| {
+        let test = Step {
+            code,
+            yes: 8,
+            no: left + 4,
+        };
+        let operand = Step {
+            code: 0,
+            yes: 0,
+            no: port,
+        };
+        [test, operand]
+    };
+    let [first, first_port] = compare(PORT_AT_LEAST, *ports.start(), 16);
+    let [last, last_port] = compare(PORT_AT_MOST, *ports.end(), 8);
+    let request = Request {
+        length: size_of::<Request>() as u32,
+        kind: SOCK_DIAG_BY_FAMILY,
+        flags: (libc::NLM_F_REQUEST | libc::NLM_F_DUMP) as u16,
+        family: family as u8,
+        protocol: match transport {
+            Transport::Tcp => libc::IPPROTO_TCP as u8,
+            Transport::Udp => libc::IPPROTO_UDP as u8,
+            Transport::UdpLite => libc::IPPROTO_UDPLITE as u8,
+            Transport::Sctp => libc::IPPROTO_SCTP as u8,
+            Transport::Dccp => libc::IPPROTO_DCCP as u8,
+        },
+        states: STATES,
+        filter_length: 20,
+        filter_kind: REQUEST_BYTECODE,
+        filter: [first, first_port, last, last_port],
+        ..Zeroable::zeroed()
+    };
+    sendto(
+        netlink.as_raw_fd(),
+        bytemuck::bytes_of(&request),
+        &NetlinkAddr::new(0, 0),
+        MsgFlags::empty(),
+    )?;
+    let mut buffer = vec![0; 1 << 16];
+    let mut pieces = 0;
+    loop {
+        let received = recv(netlink.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
+        let mut rest = buffer.get(..received).unwrap_or(&[]);
+        pieces += 1;
+        while let Some(header) = rest.get(..HEADER) {
+            let length: u32 = bytemuck::pod_read_unaligned(&header[..4]);
+            let kind: u16 = bytemuck::pod_read_unaligned(&header[4..6]);
+            match i32::from(kind) {
+                libc::NLMSG_DONE => return Ok(pieces),
+                libc::NLMSG_ERROR => {
+                    let number = rest
+                        .get(HEADER..HEADER + 4)
+                        .map_or(0, bytemuck::pod_read_unaligned::<i32>);
+                    return Err(io::Error::from_raw_os_error(-number));
+                }
+                _ => {}
+            }
+            let message = rest.get(..length as usize).unwrap_or(rest);
+            if let Some((answer, attributes)) = message.split_at_checked(size_of::<Answer>()) {
+                let cgroup = cgroup(attributes);
+                rows.extend(row(
+                    transport,
+                    &bytemuck::pod_read_unaligned(answer),
+                    cgroup,
+                ));
+            }
+            // Messages begin at multiples of four bytes.
+            rest = rest
+                .get(length.max(HEADER as u32).next_multiple_of(4) as usize..)
+                .unwrap_or(&[]);
+        }
+    }
+}
+
+/// The number of the socket's cgroup among a message's attributes (`struct nlattr`), from Linux 5.8.
+fn cgroup(mut attributes: &[u8]) -> Option<u64> {
+    /// `INET_DIAG_CGROUP_ID` in include/uapi/linux/inet_diag.h.
+    const CGROUP_ID: u16 = 21;
+    loop {
+        let length: u16 = bytemuck::pod_read_unaligned(attributes.get(..2)?);
+        let kind: u16 = bytemuck::pod_read_unaligned(attributes.get(2..4)?);
+        if kind == CGROUP_ID {
+            return attributes.get(4..12).map(bytemuck::pod_read_unaligned);
+        }
+        attributes = attributes.get(usize::from(length.max(4)).next_multiple_of(4)..)?;
+    }
+}
+
+/// None for what no process holds: a connection that waits to be accepted, or that was closed.
+fn row(transport: Transport, answer: &Answer, cgroup: Option<u64>) -> Option<Row> {
+    if answer.inode == 0 {
+        return None;
+    }
+    let address = |bytes: [u8; 16], port: [u8; 2]| {
+        let ip = if i32::from(answer.family) == libc::AF_INET {
+            let [a, b, c, d, ..] = bytes;
+            IpAddr::V4(Ipv4Addr::new(a, b, c, d))
+        } else {
+            IpAddr::V6(Ipv6Addr::from(bytes)).to_canonical()
+        };
+        SocketAddr::new(ip, u16::from_be_bytes(port))
+    };
+    let remote = address(answer.id.remote, answer.id.remote_port);
+    let [low, high] = answer.id.cookie;
+    Some(Row {
+        transport,
+        local: address(answer.id.local, answer.id.local_port),
+        state: match answer.state {
+            LISTEN => State::Listening,
+            CLOSE => State::Bound,
+            _ if remote.port() == 0 => State::Bound,
+            _ => State::Connected(remote),
+        },
+        cookie: u64::from(high) << 32 | u64::from(low),
+        inode: answer.inode,
+        cgroup,
+    })
+}
+
+/// Whether the kernel shows TCP sockets that are bound and no more: asked once, with one of our own
+/// on a port that nobody watches.
+pub(super) fn shows_bound() -> bool {
+    static ANSWER: OnceLock<bool> = OnceLock::new();
+    /// The last of the dynamic ports (RFC 6335 section 6); one of them is free.
+    const PORTS: RangeInclusive<u16> = 65_400..=65_535;
+    let ask = || -> io::Result<bool> {
+        let bound = socket(
+            AddressFamily::Inet,
+            SockType::Stream,
+            SockFlag::SOCK_CLOEXEC,
+            None,
+        )?;
+        let is_bound =
+            |port: &u16| bind(bound.as_raw_fd(), &SockaddrIn::new(127, 0, 0, 1, *port)).is_ok();
+        let Some(port) = PORTS.into_iter().find(is_bound) else {
+            return Ok(false);
+        };
+        let mut rows = Vec::new();
+        let ports = port..=port;
+        dump_one(&open()?, Transport::Tcp, libc::AF_INET, &ports, &mut rows)?;
+        Ok(rows.iter().any(|row| row.state == State::Bound))
+    };
+    *ANSWER.get_or_init(|| ask().unwrap_or(false))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_structures_are_the_kernels() {
+        assert_eq!(size_of::<SocketId>(), 48);
+        assert_eq!(size_of::<Request>(), 16 + 56 + 4 + 16);
+        assert_eq!(size_of::<Answer>(), 16 + 72);
+    }
+}

@@ -1,0 +1,173 @@
+//! What a snapshot shows, in the form in which events come: which of it is watched, what holds it,
+//! and who that is.
+
+use std::{
+    collections::{HashMap, HashSet},
+    io,
+    ops::RangeInclusive,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+    rc::Rc,
+};
+
+use jiff::Timestamp;
+
+use crate::{
+    event::{Coverage, Event, EventKind, Finding, Transport},
+    host::{Host as _, ThisHost},
+    process::{Process, Processes},
+    snapshot::{self, Held, Snapshot, State, is_held_by},
+};
+
+/// A snapshot of the watched ports, with the processes in it.
+#[derive(Debug)]
+pub struct Survey {
+    began: Timestamp,
+    snapshot: Snapshot,
+    processes: HashMap<u32, Process>,
+}
+
+/// What of a snapshot counts.
+#[derive(Clone, Debug, Default)]
+pub struct Scope {
+    /// The ports that are watched.
+    pub watched: HashSet<(u16, Transport)>,
+    /// The cgroup that is watched with those below it; None for all of the host.
+    pub cgroup: Option<PathBuf>,
+}
+
+/// The numbers of a cgroup and of those below it.
+fn below(cgroup: &Path) -> HashSet<u64> {
+    let mut numbers = HashSet::new();
+    let mut folders = vec![cgroup.to_owned()];
+    while let Some(folder) = folders.pop() {
+        numbers.extend(std::fs::metadata(&folder).map(|folder| folder.ino()));
+        let entries = std::fs::read_dir(&folder).into_iter().flatten().flatten();
+        folders.extend(
+            entries
+                .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+                .map(|entry| entry.path()),
+        );
+    }
+    numbers
+}
+
+/// The system ports that a socket can have.
+const PORTS: RangeInclusive<u16> = 1..=1023;
+
+/// Holders of one socket that are named.
+const HOLDERS: usize = 32;
+
+impl Survey {
+    /// Takes one; it takes its time, so not on the thread that reads the ring.
+    ///
+    /// # Errors
+    ///
+    /// When /proc cannot be read.
+    pub fn take(scope: &Scope) -> io::Result<Self> {
+        let began = Timestamp::now();
+        let mut snapshot = snapshot::take(PORTS)?;
+        let cgroups = scope.cgroup.as_deref().map(below);
+        snapshot.sockets.retain(|held| {
+            let place = (held.local.port(), held.transport);
+            let is_within =
+                |cgroups: &HashSet<u64>| held.cgroup.is_none_or(|id| cgroups.contains(&id));
+            scope.watched.contains(&place) && cgroups.as_ref().is_none_or(is_within)
+        });
+        let mut names = Processes::default();
+        let mut processes = HashMap::new();
+        for held in &mut snapshot.sockets {
+            held.holders.truncate(HOLDERS);
+            let mut holders = std::mem::take(&mut held.holders);
+            for holder in &holders {
+                if !processes.contains_key(&holder.pid)
+                    && let Some(process) = names.look_up(holder.pid)
+                {
+                    processes.insert(holder.pid, process);
+                }
+            }
+            // Looked at once more, so that no process is named that got the number of another.
+            holders.retain(|holder| is_held_by(held, *holder));
+            holders.sort_by_key(|holder| {
+                let started = processes
+                    .get(&holder.pid)
+                    .and_then(|process| process.started);
+                (started, holder.pid)
+            });
+            held.holders = holders;
+        }
+        Ok(Self {
+            began,
+            snapshot,
+            processes,
+        })
+    }
+
+    /// Tells `host` what was seen on the way.
+    pub fn teach(&self, host: &mut ThisHost) {
+        for (inode, cookie) in &self.snapshot.namespaces {
+            if let Some(cookie) = cookie {
+                host.learn(*cookie, *inode);
+            }
+        }
+    }
+
+    /// The findings. `mark` gets each socket and its event, and says whether the kernel side
+    /// reports its close from now on; None when the socket is gone.
+    pub fn findings(
+        self,
+        mut mark: impl FnMut(&Held, &Event) -> Option<bool>,
+    ) -> (Vec<Finding>, Coverage) {
+        let processes: HashMap<u32, Rc<Process>> = self
+            .processes
+            .into_iter()
+            .map(|(pid, process)| (pid, Rc::new(process)))
+            .collect();
+        let coverage = Coverage {
+            unread: self.snapshot.unread,
+            unshown: self.snapshot.unshown,
+            bound: self.snapshot.shows_bound,
+        };
+        let findings = self.snapshot.sockets.iter().filter_map(|held| {
+            let event = event(held, self.began);
+            let marked = mark(held, &event)?;
+            let holders = held.holders.iter();
+            Some(Finding {
+                event,
+                netns: held.netns,
+                holders: holders
+                    .filter_map(|one| processes.get(&one.pid).cloned())
+                    .collect(),
+                marked,
+            })
+        });
+        (findings.collect(), coverage)
+    }
+}
+
+/// What would have been told when the socket came to be as it is.
+fn event(held: &Held, time: Timestamp) -> Event {
+    /// Sets what has no cookie apart from what has.
+    const WITHOUT_COOKIE: u64 = 1 << 63;
+    let is_datagram = matches!(held.transport, Transport::Udp | Transport::UdpLite);
+    let (kind, peer) = match held.state {
+        State::Listening => (EventKind::Listen, None),
+        State::Connected(peer) if !is_datagram => (EventKind::Connect, Some(peer)),
+        State::Bound | State::Connected(_) => (EventKind::Bind, None),
+    };
+    Event {
+        kind,
+        time,
+        key: held.cookie.or(Some(WITHOUT_COOKIE | held.inode)),
+        cookie: held.cookie,
+        netns_cookie: None,
+        netns: Some(held.netns),
+        transport: held.transport,
+        address: Some(held.local.ip()),
+        port: held.local.port(),
+        peer,
+        task: None,
+        // Without a holder it can be the kernel's, or on its way from one process to another.
+        kernels: (!held.holders.is_empty()).then_some(false),
+    }
+}
