@@ -8,7 +8,7 @@ use serde::{Serialize, Serializer};
 use crate::{
     event::{EventKind, Transport},
     printable::Printable,
-    process::Process,
+    process::{Container, Process},
     registry::{Basis, Status, Verdict},
 };
 
@@ -42,6 +42,19 @@ impl Severity {
 pub enum Origin {
     /// The kernel reported it as it happened.
     Live,
+    /// It was found to be so: before the monitor was there, or after reports were lost.
+    Snapshot,
+}
+
+impl Origin {
+    /// The name in the output.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Live => "live",
+            Self::Snapshot => "snapshot",
+        }
+    }
 }
 
 /// The IP version of the addresses in an alert.
@@ -126,6 +139,43 @@ pub struct Socket {
     pub cookie: Option<u64>,
     /// Inode of its network namespace, as `/proc/PID/ns/net` shows it.
     pub netns: Option<u64>,
+    /// Whether that is the namespace of the host's first process.
+    pub host_netns: Option<bool>,
+    /// Whether it is the kernel's own: no process has it, `process` is None.
+    pub kernel: Option<bool>,
+}
+
+/// A process that has the socket open.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Holder {
+    /// In the initial pid namespace.
+    pub pid: u32,
+    /// Its name.
+    pub comm: Printable,
+    /// The executable's path.
+    pub exe: Option<Printable>,
+    /// The user's name, or else the number.
+    pub user: Printable,
+    /// The systemd unit.
+    pub unit: Option<Printable>,
+    /// The container.
+    pub container: Option<Container>,
+}
+
+impl From<&Process> for Holder {
+    fn from(process: &Process) -> Self {
+        Self {
+            pid: process.pid,
+            comm: process.comm.clone(),
+            exe: process.exe.clone(),
+            user: process
+                .user
+                .clone()
+                .unwrap_or_else(|| Printable::from(process.uid.to_string().as_str())),
+            unit: process.unit.clone(),
+            container: process.container.clone(),
+        }
+    }
 }
 
 /// One line for the operator. What is not known is None, never guessed.
@@ -158,8 +208,13 @@ pub struct Alert {
     pub registry: Option<RegistryWord>,
     /// The socket.
     pub socket: Socket,
-    /// Who did it; on accept and close, who holds the socket's occupancy.
+    /// When the socket took the port; None where it was there before.
+    #[serde(serialize_with = "maybe_nanoseconds")]
+    pub since: Option<Timestamp>,
+    /// Who did it; on accept and close, who took the port; in a snapshot, the oldest holder.
     pub process: Option<Rc<Process>>,
+    /// The processes that had the socket open when that was last looked at.
+    pub holders: Rc<[Holder]>,
     /// On a loss, how many reports were lost.
     pub lost: Option<u64>,
     /// On a health alert, what happened, for people.
@@ -204,7 +259,9 @@ impl Alert {
             peer: None,
             registry: None,
             socket: Socket::default(),
+            since: None,
             process: None,
+            holders: Rc::default(),
             lost: None,
             detail: None,
         }
@@ -214,4 +271,15 @@ impl Alert {
 /// RFC 3339 in UTC with all nine digits, so that lines sort as text.
 fn nanoseconds<S: Serializer>(time: &Timestamp, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(&format_args!("{time:.9}"))
+}
+
+/// As [`nanoseconds`].
+fn maybe_nanoseconds<S: Serializer>(
+    time: &Option<Timestamp>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    match time {
+        Some(time) => nanoseconds(time, serializer),
+        None => serializer.serialize_none(),
+    }
 }

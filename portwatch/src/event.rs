@@ -1,9 +1,14 @@
 //! What happened to a socket on a watched port, as the rooms after the sensor see it.
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    net::{IpAddr, SocketAddr},
+    rc::Rc,
+};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+
+use crate::process::Process;
 
 /// A transport protocol with ports. MPTCP is [`Tcp`](Self::Tcp).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -95,6 +100,29 @@ pub struct Task {
     pub gid: u32,
     /// The thread's name: any bytes but NUL, 15 at most.
     pub comm: Vec<u8>,
+    /// Id of its cgroup in the v2 hierarchy; None when it is not known.
+    pub cgroup_id: Option<u64>,
+    /// When its process started, in nanoseconds of `CLOCK_BOOTTIME`, where the kernel side can tell.
+    pub start_ns: Option<u64>,
+    /// What its process ran at that moment, where the kernel side can tell.
+    pub image: Option<Rc<Image>>,
+}
+
+/// What a process ran when it took a port, as the kernel side read it: any bytes, the user's.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Image {
+    /// Process id of the parent.
+    pub parent: u32,
+    /// The audit login user; None when nobody logged in, or without audit.
+    pub loginuid: Option<u32>,
+    /// Path of the executable; None when it was too long to read.
+    pub exe: Option<Vec<u8>>,
+    /// Whether the executable had been unlinked.
+    pub deleted: bool,
+    /// The name that was given to execve(2).
+    pub execfn: Option<Vec<u8>>,
+    /// The arguments.
+    pub args: Option<Vec<Vec<u8>>>,
 }
 
 /// One fact about one socket on a watched port.
@@ -111,6 +139,8 @@ pub struct Event {
     pub cookie: Option<u64>,
     /// Cookie of the socket's network namespace, where the kernel tells it.
     pub netns_cookie: Option<u64>,
+    /// Inode of the socket's network namespace, where the kernel side can tell.
+    pub netns: Option<u64>,
     /// The socket's transport.
     pub transport: Transport,
     /// The address that was taken, where the hook knows it (not for SCTP, which can have many). An
@@ -120,6 +150,32 @@ pub struct Event {
     pub port: u16,
     /// The other end, on accept and connect, in the same form.
     pub peer: Option<SocketAddr>,
-    /// Who acted, where the kernel tells it.
+    /// Who acted, where the kernel tells it; for a socket of the kernel's own, who happened to run.
     pub task: Option<Task>,
+    /// Whether the socket is the kernel's own, where that is known.
+    pub kernels: Option<bool>,
+}
+
+/// A socket that a snapshot found on a port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    /// What would have been told when it came to be as it is; without task.
+    pub event: Event,
+    /// Inode of its network namespace.
+    pub netns: u64,
+    /// The processes that have it open, the oldest first.
+    pub holders: Vec<Rc<Process>>,
+    /// Whether the kernel side reports its close from now on.
+    pub marked: bool,
+}
+
+/// What a snapshot covers: of what it does not show, it says nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Coverage {
+    /// Inodes of the network namespaces that could not be read.
+    pub unread: Vec<u64>,
+    /// Transports that are not shown at all.
+    pub unshown: Vec<Transport>,
+    /// Whether TCP sockets are shown that are bound and do nothing else.
+    pub bound: bool,
 }

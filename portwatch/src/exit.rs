@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use crate::{
     doctor::{NotCovered, Unfit},
+    list::Taken,
     output::StdoutGone,
     registry::ReadError,
     sensor::SensorError,
@@ -29,6 +30,8 @@ pub enum Exit {
     Stdout = 6,
     /// The self-test failed.
     NotCovered = 7,
+    /// `list --check` found something.
+    Taken = 8,
 }
 
 impl From<Exit> for ExitCode {
@@ -55,6 +58,8 @@ pub fn of(error: &anyhow::Error) -> Exit {
         } else {
             Exit::Kernel
         }
+    } else if error.is::<Taken>() {
+        Exit::Taken
     } else if error.is::<NotCovered>() {
         Exit::NotCovered
     } else if error.is::<StdoutGone>() {

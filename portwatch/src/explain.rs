@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 
 use crate::{
     event::Transport,
-    process::Process,
+    process::{Process, Processes, netns_inode_of},
     registry::{Registry, Verdict},
     snapshot::{self, Held, State},
 };
@@ -68,27 +68,34 @@ pub fn explain(spec: PortSpec, registry: &Registry, out: &mut impl io::Write) ->
             writeln!(text, "  {name:<12} {}", describe(verdict, *transport))?;
         }
     }
-    let mut sockets = snapshot::held(port).context("reading /proc")?;
+    let mut sockets = snapshot::take(port..=port)
+        .context("reading /proc")?
+        .sockets;
     sockets.retain(|held| transports.contains(&held.transport));
     writeln!(text, "On this host now:")?;
     if sockets.is_empty() {
-        writeln!(text, "  nothing that /proc shows")?;
+        writeln!(text, "  nothing that the kernel shows")?;
     }
-    let here = crate::process::netns_inode_of(std::process::id());
+    let here = netns_inode_of(std::process::id());
+    let mut names = Processes::default();
     for held in &sockets {
         write!(text, "  {}", socket(held))?;
         if Some(held.netns) != here {
             write!(text, " in network namespace {}", held.netns)?;
         }
         writeln!(text)?;
-        if held.holders.is_empty() && held.inode != 0 {
+        if held.holders.is_empty() {
             writeln!(
                 text,
                 "      by a process that this user may not see, or by the kernel"
             )?;
         }
-        for holder in &held.holders {
-            writeln!(text, "      by {}", describe_holder(holder))?;
+        for holder in held
+            .holders
+            .iter()
+            .filter_map(|holder| names.look_up(holder.pid))
+        {
+            writeln!(text, "      by {}", describe_holder(&holder))?;
         }
     }
     if !nix::unistd::geteuid().is_root() {

@@ -6,6 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use jiff::Timestamp;
 use nix::ifaddrs::getifaddrs;
 
 use crate::{
@@ -16,14 +17,20 @@ use crate::{
 
 /// The machine, as far as events do not carry it.
 pub trait Host {
-    /// Who `task` is, as far as it can still be seen.
-    fn identify(&mut self, task: &Task) -> Process;
+    /// Who `task`, which acted at `time`, is, as far as it can still be seen.
+    fn identify(&mut self, task: &Task, time: Timestamp) -> Rc<Process>;
 
     /// Who holds the TCP socket of `event`, when the kernel did not tell who acted.
     fn holder(&mut self, event: &Event) -> Option<Rc<Process>>;
 
+    /// The inode of the network namespace of the host's first process.
+    fn host_netns(&mut self) -> Option<u64>;
+
     /// The inode of the network namespace with that cookie, which thread `tid` is probably in.
     fn netns(&mut self, cookie: u64, tid: Option<u32>) -> Option<u64>;
+
+    /// Notes the inode of the network namespace with that cookie.
+    fn learn(&mut self, cookie: u64, inode: u64);
 
     /// The inode of the network namespace that thread `tid` is in.
     fn thread_netns(&mut self, tid: u32) -> Option<u64>;
@@ -37,6 +44,7 @@ pub trait Host {
 pub struct ThisHost {
     processes: Processes,
     namespaces: Namespaces,
+    host_netns: Option<u64>,
     addresses: Vec<IpAddr>,
     read_at: Option<Instant>,
 }
@@ -45,37 +53,48 @@ pub struct ThisHost {
 const ADDRESSES_ARE_GOOD_FOR: Duration = Duration::from_secs(1);
 
 impl Host for ThisHost {
-    fn identify(&mut self, task: &Task) -> Process {
-        self.processes.identify(task)
+    fn identify(&mut self, task: &Task, time: Timestamp) -> Rc<Process> {
+        self.processes.identify(task, time)
     }
 
     fn holder(&mut self, event: &Event) -> Option<Rc<Process>> {
+        let there = snapshot::take(event.port..=event.port).ok()?;
+        let local = SocketAddr::new(event.address?, event.port);
         let state = match (event.kind, event.peer) {
             (EventKind::Connect, Some(peer)) => State::Connected(peer),
             _ => State::Listening,
         };
-        let local = SocketAddr::new(event.address?, event.port);
-        let candidates = snapshot::held(event.port).ok()?;
-        let mut candidates = candidates.into_iter().filter(|held| {
-            held.transport == event.transport && held.local == local && held.state == state
+        let candidates = there.sockets.iter().filter(|held| match held.cookie {
+            Some(cookie) => Some(cookie) == event.cookie,
+            None => (held.transport, held.local, held.state) == (event.transport, local, state),
         });
-        match event.netns_cookie {
-            Some(cookie) => candidates.find_map(|held| {
-                let holder = first(&held.holders)?;
-                let inode = self.namespaces.inode(cookie, Some(holder.pid));
-                (inode == Some(held.netns)).then_some(holder)
-            }),
-            // Without a namespace only a single candidate can be it.
-            None => {
-                let only = candidates.next()?;
-                let holder = first(&only.holders)?;
-                candidates.next().is_none().then_some(holder)
-            }
+        let mut candidates = candidates.filter(|held| {
+            let tid = held.holders.first().map(|holder| holder.pid);
+            let netns = |cookie| self.namespaces.inode(cookie, tid) == Some(held.netns);
+            held.cookie.is_some() || event.netns_cookie.is_none_or(netns)
+        });
+        let only = candidates.next()?;
+        if candidates.next().is_some() {
+            return None;
         }
+        let first = only.holders.first()?;
+        self.processes.look_up(first.pid).map(Rc::new)
+    }
+
+    fn host_netns(&mut self) -> Option<u64> {
+        if self.host_netns.is_none() {
+            // The kernel's threads are in it too, should the first process not let itself be seen.
+            self.host_netns = netns_inode_of(1).or_else(|| netns_inode_of(2));
+        }
+        self.host_netns
     }
 
     fn netns(&mut self, cookie: u64, tid: Option<u32>) -> Option<u64> {
         self.namespaces.inode(cookie, tid)
+    }
+
+    fn learn(&mut self, cookie: u64, inode: u64) {
+        self.namespaces.learn(cookie, inode);
     }
 
     fn thread_netns(&mut self, tid: u32) -> Option<u64> {
@@ -97,9 +116,11 @@ impl Host for ThisHost {
     }
 }
 
-/// The holder that was there first, as far as its number tells.
-fn first(holders: &[Rc<Process>]) -> Option<Rc<Process>> {
-    holders.iter().min_by_key(|holder| holder.pid).cloned()
+impl ThisHost {
+    /// The process with that number, as it is now.
+    pub fn look_up(&mut self, pid: u32) -> Option<Rc<Process>> {
+        self.processes.look_up(pid).map(Rc::new)
+    }
 }
 
 /// The addresses of the agent's network namespace.

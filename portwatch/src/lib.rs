@@ -1,7 +1,7 @@
 //! portwatch tells an operator what has taken a system port (0-1023) that IANA has not assigned.
 //!
 //! The rooms, in the order in which the data flows: the kernel side's reports and what was there
-//! before them ([`sensor`], [`snapshot`]) become [`event::Event`]s; [`occupancy`] joins them into
+//! before them ([`sensor`], [`snapshot`], [`survey`]) become [`event::Event`]s; [`occupancy`] joins them into
 //! a socket's stay on a port and asks [`registry`], [`process`] and [`policy`] what an
 //! [`alert::Alert`] should say; [`output`] prints it. [`run`] holds them together.
 
@@ -12,6 +12,7 @@ pub mod event;
 pub mod exit;
 pub mod explain;
 pub mod host;
+pub mod list;
 pub mod occupancy;
 pub mod output;
 pub mod paths;
@@ -22,3 +23,4 @@ pub mod registry;
 pub mod run;
 pub mod sensor;
 pub mod snapshot;
+pub mod survey;

@@ -1,15 +1,15 @@
-//! The state machine: events in, alerts out. An occupancy is one socket's stay on a watched port,
-//! from bind to close; it gives the events that carry no process theirs.
+//! The state machine: events and snapshots in, alerts out. An occupancy is one socket's stay on a
+//! watched port, from bind to close; it gives the events that carry no process theirs.
 
-use std::{
-    collections::{BTreeMap, HashSet, VecDeque},
-    net::IpAddr,
-    rc::Rc,
-};
+mod reconcile;
+mod table;
 
+use std::rc::Rc;
+
+use self::table::{Occupancy, Place, Stage, Table};
 use crate::{
-    alert::{Alert, Family, Origin, Peer, RegistryWord, SCHEMA, Severity, Socket},
-    event::{Event, EventKind, Transport},
+    alert::{Alert, Family, Holder, Origin, Peer, RegistryWord, SCHEMA, Severity, Socket},
+    event::{Event, EventKind},
     host::Host,
     policy::severity,
     printable::Printable,
@@ -17,40 +17,15 @@ use crate::{
     registry::Registry,
 };
 
-/// One socket's stay on a watched port.
-#[derive(Clone, Debug, Default)]
-struct Occupancy {
-    process: Option<Rc<Process>>,
-    netns: Option<u64>,
-    /// Whether somebody from elsewhere has connected.
-    reached: bool,
-}
-
-/// A listener without a cookie, from before the kernel side was there.
-type Stranger = (Option<u64>, Transport, u16);
-
 /// The occupancies of this host.
 pub struct Occupancies<H> {
     host: H,
     registry: Registry,
     name: Printable,
-    /// By the events' key, a cookie mostly; cookies grow, so the first is about the oldest.
-    open: BTreeMap<u64, Occupancy>,
-    /// The newest that closed: an accept on another CPU can be reported after the close.
-    closed: VecDeque<(u64, Occupancy)>,
-    /// The listeners from before that somebody from elsewhere has reached.
-    reached: HashSet<Stranger>,
+    table: Table,
+    /// What waits for a snapshot that is being taken, None when none is.
+    waiting: Option<reconcile::Waiting>,
 }
-
-/// Open occupancies that are kept. Past that the oldest is forgotten: its later alerts name no
-/// process.
-const OPEN: usize = 65_536;
-
-/// Closed occupancies that are kept.
-const CLOSED: usize = 256;
-
-/// Listeners from before the kernel side that are remembered as reached.
-const REACHED: usize = 4096;
 
 impl<H: Host> Occupancies<H> {
     /// No occupancies yet, on the host called `name`.
@@ -59,27 +34,75 @@ impl<H: Host> Occupancies<H> {
             host,
             registry,
             name,
-            open: BTreeMap::new(),
-            closed: VecDeque::new(),
-            reached: HashSet::new(),
+            table: Table::default(),
+            waiting: None,
         }
     }
 
-    /// What the operator should read of `event`.
-    pub fn observe(&mut self, event: &Event) -> Alert {
-        let occupancy = self.update(event);
-        let first_from_elsewhere = event.kind == EventKind::Accept && self.first_reach(event);
-        let port = event.port;
-        let verdict = self.registry.verdict(port, event.transport);
+    /// The machine that is asked.
+    pub const fn host(&mut self) -> &mut H {
+        &mut self.host
+    }
+
+    /// Adds what the operator should read of `event`; nothing yet for one that a snapshot which is
+    /// being taken will explain.
+    pub fn observe(&mut self, event: Event, alerts: &mut Vec<Alert>) {
+        if let Some(event) = self.wait(event) {
+            self.settle(&event, alerts);
+        }
+    }
+
+    /// Adds what the operator should read of `event`.
+    fn settle(&mut self, event: &Event, alerts: &mut Vec<Alert>) {
+        let key = event.key.or_else(|| self.stranger(event));
+        let known = key.and_then(|key| self.table.known(key)).cloned();
+        // The snapshot saw it between the kernel's bind and the report of it.
+        let is_told = event.kind == EventKind::Bind
+            && known
+                .as_ref()
+                .is_some_and(|known| known.origin == Origin::Snapshot);
+        let occupancy = self.update(event, known, is_told);
+        let mut first_reach = false;
+        if event.kind == EventKind::Accept {
+            let stranger = key.is_none().then(|| (occupancy.netns, Place::of(event)));
+            let reached = occupancy.reached || stranger.is_some_and(|it| self.table.is_reached(it));
+            first_reach = !reached && self.is_from_elsewhere(event);
+            if let Some(stranger) = stranger.filter(|_| first_reach) {
+                self.table.reach(stranger);
+            }
+            if let Some(key) = key {
+                self.table.accepted(key, first_reach, event.time);
+            }
+        }
+        if let Some(key) = key {
+            self.table.store(key, &occupancy, event.kind);
+        }
+        if is_told {
+            return;
+        }
+        let severity = severity(event.kind, event.transport, first_reach);
+        alerts.push(self.alert(event, &occupancy, key, severity, Origin::Live));
+    }
+
+    fn alert(
+        &mut self,
+        event: &Event,
+        occupancy: &Occupancy,
+        key: Option<u64>,
+        severity: Severity,
+        origin: Origin,
+    ) -> Alert {
+        let verdict = self.registry.verdict(event.port, event.transport);
         let as_of = self.registry.as_of();
+        let host_netns = self.host.host_netns();
         Alert {
             schema: SCHEMA,
             time: event.time,
             host: self.name.clone(),
             event: event.kind,
-            severity: severity(event.kind, event.transport, first_from_elsewhere),
-            origin: Origin::Live,
-            port: Some(port),
+            severity,
+            origin,
+            port: Some(event.port),
             transport: Some(event.transport),
             family: event.address.map(Family::from),
             address: event.address,
@@ -89,10 +112,18 @@ impl<H: Host> Occupancies<H> {
             }),
             registry: verdict.map(|verdict| RegistryWord::new(verdict, as_of)),
             socket: Socket {
-                cookie: event.cookie,
+                // An accept that names no listener has that of the one it was found to belong to.
+                cookie: event.cookie.or(key.filter(|_| event.key.is_none())),
                 netns: occupancy.netns,
+                host_netns: occupancy
+                    .netns
+                    .zip(host_netns)
+                    .map(|(its, host)| its == host),
+                kernel: occupancy.kernels,
             },
-            process: occupancy.process,
+            since: occupancy.since,
+            process: occupancy.process.clone(),
+            holders: Rc::clone(&occupancy.holders),
             lost: None,
             detail: None,
         }
@@ -103,26 +134,53 @@ impl<H: Host> Occupancies<H> {
         Alert::loss(count, self.name.clone())
     }
 
-    /// The alert for a part of the sensor that was lost or regained.
+    /// The alert for a part of the monitor that was lost or regained.
     pub fn report_health(&self, severity: Severity, detail: &str) -> Alert {
         Alert::health(severity, Printable::from(detail), self.name.clone())
     }
 
-    /// Moves the event's occupancy on, and returns it as it is for this event.
-    fn update(&mut self, event: &Event) -> Occupancy {
-        let known = event.key.and_then(|key| self.known(key)).cloned();
-        let mut occupancy = known.unwrap_or_default();
-        match event.kind {
-            EventKind::Bind | EventKind::Listen | EventKind::Connect => {
-                if let Some(task) = &event.task {
-                    let now = self.host.identify(task);
-                    occupancy.process = Some(fuller(now, occupancy.process));
-                } else if occupancy.process.is_none() {
-                    occupancy.process = self.host.holder(event);
-                }
+    /// Occupancies that were forgotten since the last call, because there were too many.
+    pub const fn take_forgotten(&mut self) -> u64 {
+        self.table.take_forgotten()
+    }
+
+    /// Whether a snapshot would tell more: who holds a socket that was just taken, or whether one is
+    /// still there whose close is not reported.
+    pub fn wants_snapshot(&self) -> bool {
+        self.table.wants_snapshot()
+    }
+
+    /// Whether there are occupancies whose close nobody reports.
+    pub fn has_unmarked(&self) -> bool {
+        self.table.has_unmarked()
+    }
+
+    /// The event's occupancy as it is from this event on.
+    fn update(&mut self, event: &Event, known: Option<Occupancy>, is_told: bool) -> Occupancy {
+        let mut occupancy = known.unwrap_or_else(|| Occupancy::new(Place::of(event)));
+        let stage = match event.kind {
+            EventKind::Bind => Some(Stage::Bound),
+            EventKind::Listen => Some(Stage::Listening),
+            EventKind::Connect => Some(Stage::Connected),
+            EventKind::Accept | EventKind::Close | EventKind::Loss | EventKind::Health => None,
+        };
+        if let Some(stage) = stage {
+            if !is_told {
+                occupancy.stage = stage;
             }
-            EventKind::Accept | EventKind::Close | EventKind::Loss | EventKind::Health => {}
+            // A bind's word stands: no other hook looks.
+            occupancy.kernels = occupancy.kernels.or(event.kernels);
+            occupancy.address = event.address;
+            occupancy.since = occupancy.since.or(match occupancy.origin {
+                Origin::Live => Some(event.time),
+                Origin::Snapshot => None,
+            });
+            self.name_actor(event, &mut occupancy);
         }
+        if let Some((cookie, inode)) = event.netns_cookie.zip(event.netns) {
+            self.host.learn(cookie, inode);
+        }
+        occupancy.netns = occupancy.netns.or(event.netns);
         if occupancy.netns.is_none() {
             let actor = event.task.as_ref().map(|task| task.tid);
             let tid = actor.or_else(|| occupancy.process.as_ref().map(|process| process.pid));
@@ -131,79 +189,56 @@ impl<H: Host> Occupancies<H> {
                 None => actor.and_then(|tid| self.host.thread_netns(tid)),
             };
         }
-        if let Some(key) = event.key {
-            self.store(key, &occupancy, event.kind);
-        }
         occupancy
     }
 
-    fn known(&self, key: u64) -> Option<&Occupancy> {
-        self.open.get(&key).or_else(|| {
-            self.closed
+    /// Notes who acted, who has the socket open by that.
+    fn name_actor(&mut self, event: &Event, occupancy: &mut Occupancy) {
+        if occupancy.kernels == Some(true) {
+            return;
+        }
+        if let Some(task) = &event.task {
+            let now = self.host.identify(task, event.time);
+            let actor = fuller(now, occupancy.process.take());
+            if !occupancy
+                .holders
                 .iter()
-                .rev()
-                .find(|(closed, _)| *closed == key)
-                .map(|(_, kept)| kept)
-        })
-    }
-
-    fn store(&mut self, key: u64, occupancy: &Occupancy, kind: EventKind) {
-        match kind {
-            EventKind::Bind | EventKind::Listen | EventKind::Connect => {
-                self.open.insert(key, occupancy.clone());
-                if self.open.len() > OPEN {
-                    self.open.pop_first();
-                }
+                .any(|holder| holder.pid == actor.pid)
+            {
+                let others = occupancy.holders.iter().cloned();
+                occupancy.holders = others.chain([Holder::from(&*actor)]).collect();
             }
-            EventKind::Close => {
-                self.open.remove(&key);
-                self.closed.push_back((key, occupancy.clone()));
-                if self.closed.len() > CLOSED {
-                    self.closed.pop_front();
-                }
-            }
-            // Neither begins nor ends a stay: after a close it must not bring one back.
-            EventKind::Accept | EventKind::Loss | EventKind::Health => {}
+            occupancy.process = Some(actor);
+        } else if occupancy.process.is_none() {
+            occupancy.process = self.host.holder(event);
+            occupancy.holders = occupancy
+                .process
+                .iter()
+                .map(|one| Holder::from(&**one))
+                .collect();
         }
     }
 
-    /// Whether this accept is the first on its listener from an address that is not this host's.
-    fn first_reach(&mut self, event: &Event) -> bool {
-        let Some(peer) = event.peer else { return false };
-        let stranger = (event.netns_cookie, event.transport, event.port);
-        let reached = match event.key {
-            Some(key) => self.known(key).is_some_and(|occupancy| occupancy.reached),
-            None => self.reached.contains(&stranger),
-        };
-        if reached || self.is_own(peer.ip(), event.address) {
-            return false;
-        }
-        match event.key {
-            Some(key) => {
-                if let Some(occupancy) = self.open.get_mut(&key) {
-                    occupancy.reached = true;
-                }
-            }
-            None => {
-                if self.reached.len() >= REACHED {
-                    self.reached.clear();
-                }
-                self.reached.insert(stranger);
-            }
-        }
-        true
+    /// The occupancy that an event without a key is about: an accept of a listener from before the
+    /// kernel side.
+    fn stranger(&mut self, event: &Event) -> Option<u64> {
+        let netns = event
+            .netns_cookie
+            .and_then(|cookie| self.host.netns(cookie, None));
+        self.table.at(Place::of(event), event.address, netns)
     }
 
-    fn is_own(&mut self, peer: IpAddr, local: Option<IpAddr>) -> bool {
-        Some(peer) == local || self.host.is_own_address(peer)
+    fn is_from_elsewhere(&mut self, event: &Event) -> bool {
+        let mut is_own = |peer| Some(peer) == event.address || self.host.is_own_address(peer);
+        event.peer.is_some_and(|peer| !is_own(peer.ip()))
     }
 }
 
 /// `now`, or what was known of the same process before when it is gone by now.
-fn fuller(now: Process, before: Option<Rc<Process>>) -> Rc<Process> {
+fn fuller(now: Rc<Process>, before: Option<Rc<Process>>) -> Rc<Process> {
     match before {
         Some(before) if before.pid == now.pid && now.exe.is_none() => before,
-        _ => Rc::new(now),
+        _ => now,
     }
 }
 

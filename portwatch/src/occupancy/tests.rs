@@ -1,11 +1,17 @@
 //! Events in, alerts out, on a host that exists only here.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use jiff::Timestamp;
 
-use super::*;
-use crate::{event::Task, registry::Status};
+use super::{
+    table::{CLOSED, OPEN},
+    *,
+};
+use crate::{
+    event::{Coverage, Finding, Task, Transport},
+    registry::Status,
+};
 
 /// A host on which every process but number 404 is still there.
 #[derive(Default)]
@@ -22,38 +28,24 @@ const NETNS: u64 = 4_026_531_840;
 const THREAD_NETNS: u64 = 4_026_532_000;
 
 impl Host for PaperHost {
-    fn identify(&mut self, task: &Task) -> Process {
+    fn identify(&mut self, task: &Task, _: Timestamp) -> Rc<Process> {
         self.identified.push(task.pid);
-        let alive = task.pid != GONE;
-        Process {
-            pid: task.pid,
-            ppid: alive.then_some(1),
-            comm: Printable::from_bytes(&task.comm),
-            exe: alive.then(|| Printable::from("/usr/bin/nc")),
-            cmdline: None,
-            uid: task.uid,
-            user: None,
-            gid: task.gid,
-            cgroup: None,
-            unit: None,
-            container: None,
-        }
+        Rc::new(process(task.pid))
     }
 
     fn holder(&mut self, event: &Event) -> Option<Rc<Process>> {
-        let task = Task {
-            pid: HOLDER,
-            tid: HOLDER,
-            uid: 0,
-            gid: 0,
-            comm: b"nc".to_vec(),
-        };
-        (event.cookie == Some(HELD)).then(|| Rc::new(self.identify(&task)))
+        (event.cookie == Some(HELD)).then(|| Rc::new(process(HOLDER)))
+    }
+
+    fn host_netns(&mut self) -> Option<u64> {
+        Some(NETNS)
     }
 
     fn netns(&mut self, cookie: u64, tid: Option<u32>) -> Option<u64> {
         (cookie == NETNS_COOKIE && tid.is_some()).then_some(NETNS)
     }
+
+    fn learn(&mut self, _: u64, _: u64) {}
 
     fn thread_netns(&mut self, _: u32) -> Option<u64> {
         Some(THREAD_NETNS)
@@ -61,6 +53,47 @@ impl Host for PaperHost {
 
     fn is_own_address(&mut self, address: IpAddr) -> bool {
         address.is_loopback() || address == IpAddr::from([10, 0, 0, 1])
+    }
+}
+
+fn process(pid: u32) -> Process {
+    let alive = pid != GONE;
+    Process {
+        pid,
+        tid: None,
+        ppid: alive.then_some(1),
+        comm: Printable::from("nc"),
+        started: None,
+        exe: alive.then(|| Printable::from("/usr/bin/nc")),
+        exe_flags: Vec::new(),
+        script: None,
+        cmdline: None,
+        cwd: None,
+        uid: 0,
+        user: None,
+        gid: 0,
+        loginuid: None,
+        capabilities: None,
+        cgroup: None,
+        unit: None,
+        container: None,
+        ancestors: Vec::new(),
+    }
+}
+
+impl<H: Host> Occupancies<H> {
+    /// The alerts of one event.
+    fn told(&mut self, event: &Event) -> Vec<Alert> {
+        let mut alerts = Vec::new();
+        self.observe(event.clone(), &mut alerts);
+        alerts
+    }
+
+    /// The only alert of one event.
+    fn one(&mut self, event: &Event) -> Alert {
+        let mut alerts = self.told(event);
+        assert_eq!(alerts.len(), 1, "{alerts:?}");
+        alerts.remove(0)
     }
 }
 
@@ -77,6 +110,7 @@ fn event(kind: EventKind, cookie: u64, pid: u32) -> Event {
         key: (cookie != 0).then_some(cookie),
         cookie: (cookie != 0).then_some(cookie),
         netns_cookie: Some(NETNS_COOKIE),
+        netns: None,
         transport: Transport::Tcp,
         address: Some(IpAddr::from([10, 0, 0, 1])),
         port: 976,
@@ -87,7 +121,11 @@ fn event(kind: EventKind, cookie: u64, pid: u32) -> Event {
             uid: 0,
             gid: 0,
             comm: b"nc".to_vec(),
+            cgroup_id: None,
+            start_ns: None,
+            image: None,
         }),
+        kernels: None,
     }
 }
 
@@ -117,20 +155,22 @@ fn a_listeners_life_is_told_in_five_lines_with_one_cookie() {
         (event(Close, 5, 0), Notice),
     ];
     for (event, severity) in life {
-        let alert = occupancies.observe(&event);
+        let alert = occupancies.one(&event);
         assert_eq!((alert.event, alert.severity), (event.kind, severity));
         assert_eq!(pid(&alert), Some(812), "{:?}", event.kind);
         assert_eq!(
             alert.socket,
             Socket {
                 cookie: Some(5),
-                netns: Some(NETNS)
+                netns: Some(NETNS),
+                host_netns: Some(true),
+                kernel: None,
             }
         );
         assert_eq!(alert.peer.is_some(), event.kind == Accept);
         assert_eq!(alert.registry.unwrap().status, Status::Unassigned);
     }
-    assert!(occupancies.open.is_empty());
+    assert!(occupancies.table.len().0 == 0);
 }
 
 #[test]
@@ -150,7 +190,7 @@ fn severity_follows_transport_and_event() {
             transport,
             ..event(kind, 6, 1)
         };
-        let alert = occupancies().observe(&event);
+        let alert = occupancies().one(&event);
         assert_eq!(alert.severity, severity, "{transport:?} {kind:?}");
         assert_eq!(alert.transport, Some(transport));
     }
@@ -170,17 +210,19 @@ fn events_without_their_bind_say_what_they_know() {
         (vec![event(Close, 5, 0)], None),
         (vec![accept(5, [10, 0, 0, 9])], None),
         (vec![accept(0, [10, 0, 0, 9])], None),
-        (vec![event(Listen, 5, 812), accept(0, [10, 0, 0, 9])], None),
+        // It can only be that one.
+        (
+            vec![event(Listen, 5, 812), accept(0, [10, 0, 0, 9])],
+            Some(812),
+        ),
     ];
     for (events, expected) in cases {
         let mut occupancies = occupancies();
-        let alerts: Vec<Alert> = events
-            .iter()
-            .map(|event| occupancies.observe(event))
-            .collect();
+        let alerts: Vec<Alert> = events.iter().map(|event| occupancies.one(event)).collect();
         let last = alerts.last().unwrap();
         assert_eq!(pid(last), expected, "{events:?}");
-        assert_eq!(last.socket.cookie, events.last().unwrap().cookie);
+        let cookie = events.iter().find_map(|event| event.cookie);
+        assert_eq!(last.socket.cookie, cookie);
         if last.event == Accept {
             assert_eq!(last.severity, Severity::Critical);
         }
@@ -193,23 +235,17 @@ fn events_out_of_order_keep_their_process_and_leave_nothing_behind() {
 
     // The handshake completes on another CPU before listen() returns, or during close().
     let mut occupancies = occupancies();
-    occupancies.observe(&event(Bind, 5, 812));
-    assert_eq!(
-        pid(&occupancies.observe(&accept(5, [10, 0, 0, 9]))),
-        Some(812)
-    );
-    let listen = occupancies.observe(&event(Listen, 5, 0));
+    occupancies.one(&event(Bind, 5, 812));
+    assert_eq!(pid(&occupancies.one(&accept(5, [10, 0, 0, 9]))), Some(812));
+    let listen = occupancies.one(&event(Listen, 5, 0));
     assert_eq!(pid(&listen), Some(812));
-    occupancies.observe(&event(Close, 5, 0));
-    assert_eq!(
-        pid(&occupancies.observe(&accept(5, [10, 0, 0, 9]))),
-        Some(812)
-    );
-    assert!(occupancies.open.is_empty());
+    occupancies.one(&event(Close, 5, 0));
+    assert_eq!(pid(&occupancies.one(&accept(5, [10, 0, 0, 9]))), Some(812));
+    assert!(occupancies.table.len().0 == 0);
 
     // A listener that was shut down can listen again.
-    assert_eq!(pid(&occupancies.observe(&event(Listen, 5, 0))), Some(812));
-    assert_eq!(occupancies.open.len(), 1);
+    assert_eq!(pid(&occupancies.one(&event(Listen, 5, 0))), Some(812));
+    assert_eq!(occupancies.table.len().0, 1);
 }
 
 #[test]
@@ -217,14 +253,11 @@ fn the_one_who_listens_is_the_owner_unless_he_is_gone() {
     use EventKind::{Bind, Listen};
 
     let mut occupancies = occupancies();
-    occupancies.observe(&event(Bind, 5, 1));
-    assert_eq!(pid(&occupancies.observe(&event(Listen, 5, 812))), Some(812));
-    assert_eq!(
-        pid(&occupancies.observe(&accept(5, [127, 0, 0, 1]))),
-        Some(812)
-    );
+    occupancies.one(&event(Bind, 5, 1));
+    assert_eq!(pid(&occupancies.one(&event(Listen, 5, 812))), Some(812));
+    assert_eq!(pid(&occupancies.one(&accept(5, [127, 0, 0, 1]))), Some(812));
 
-    let gone = occupancies.observe(&event(Bind, 6, GONE)).process.unwrap();
+    let gone = occupancies.one(&event(Bind, 6, GONE)).process.unwrap();
     assert_eq!((gone.pid, &*gone.comm, &gone.exe), (GONE, "nc", &None));
 
     // Seen alive at bind, gone at listen: what was seen stays.
@@ -233,7 +266,7 @@ fn the_one_who_listens_is_the_owner_unless_he_is_gone() {
         ..(*gone).clone()
     };
     assert_eq!(
-        fuller((*gone).clone(), Some(Rc::new(alive))).exe.as_deref(),
+        fuller(gone.clone(), Some(Rc::new(alive))).exe.as_deref(),
         Some("/x")
     );
 }
@@ -242,20 +275,24 @@ fn the_one_who_listens_is_the_owner_unless_he_is_gone() {
 fn the_first_reach_counts_per_listener_and_not_from_this_host() {
     let mut occupancies = occupancies();
     for cookie in [5, 6] {
-        occupancies.observe(&event(EventKind::Listen, cookie, 812));
+        occupancies.one(&event(EventKind::Listen, cookie, 812));
     }
+    let stranger = |peer| Event {
+        port: 977,
+        ..accept(0, peer)
+    };
     let cases = [
         (accept(5, [127, 0, 0, 1]), Severity::Warning),
         (accept(5, [10, 0, 0, 1]), Severity::Warning),
         (accept(5, [10, 0, 0, 9]), Severity::Critical),
         (accept(5, [10, 0, 0, 8]), Severity::Warning),
         (accept(6, [10, 0, 0, 8]), Severity::Critical),
-        // A listener from before the kernel side, once.
-        (accept(0, [10, 0, 0, 8]), Severity::Critical),
-        (accept(0, [10, 0, 0, 9]), Severity::Warning),
+        // A listener that nothing is known of, once.
+        (stranger([10, 0, 0, 8]), Severity::Critical),
+        (stranger([10, 0, 0, 9]), Severity::Warning),
     ];
     for (event, severity) in cases {
-        let alert = occupancies.observe(&event);
+        let alert = occupancies.one(&event);
         assert_eq!(
             alert.severity, severity,
             "{:?} {:?}",
@@ -276,32 +313,278 @@ fn a_socket_without_a_cookie_has_a_life_too() {
             transport: Transport::Sctp,
             ..event(kind, 5, pid_told)
         };
-        let alert = occupancies.observe(&event);
+        let alert = occupancies.one(&event);
         assert_eq!(pid(&alert), Some(812));
         assert_eq!(
             alert.socket,
             Socket {
                 cookie: None,
-                netns: Some(THREAD_NETNS)
+                netns: Some(THREAD_NETNS),
+                host_netns: Some(false),
+                kernel: None,
             }
         );
     }
-    assert!(occupancies.open.is_empty());
+    assert!(occupancies.table.len().0 == 0);
 }
 
 #[test]
 fn what_is_kept_is_bounded() {
     let mut occupancies = occupancies();
     for cookie in 1..=OPEN as u64 + 10 {
-        occupancies.observe(&event(EventKind::Bind, cookie, 812));
+        occupancies.one(&event(EventKind::Bind, cookie, 812));
     }
-    assert_eq!(occupancies.open.len(), OPEN);
-    assert!(occupancies.open.contains_key(&(OPEN as u64 + 10)));
-    for cookie in 1..=OPEN as u64 + 10 {
-        occupancies.observe(&event(EventKind::Close, cookie, 0));
-    }
+    assert_eq!(occupancies.table.len().0, OPEN);
     assert_eq!(
-        (occupancies.open.len(), occupancies.closed.len()),
-        (0, CLOSED)
+        (occupancies.take_forgotten(), occupancies.take_forgotten()),
+        (10, 0)
     );
+    let named = |occupancies: &mut Occupancies<PaperHost>, cookie| {
+        pid(&occupancies.one(&event(EventKind::Close, cookie, 0))).is_some()
+    };
+    assert!(!named(&mut occupancies, 1));
+    for cookie in 11..=OPEN as u64 + 10 {
+        assert!(named(&mut occupancies, cookie));
+    }
+    assert_eq!(occupancies.table.len(), (0, CLOSED));
+}
+
+/// The socket with that cookie, as a snapshot finds it.
+fn finding(kind: EventKind, cookie: u64, holders: &[u32]) -> Finding {
+    Finding {
+        event: Event {
+            netns_cookie: None,
+            ..event(kind, cookie, 0)
+        },
+        netns: NETNS,
+        holders: holders.iter().map(|pid| Rc::new(process(*pid))).collect(),
+        marked: true,
+    }
+}
+
+/// What was told, as event, origin and cookie.
+fn outline(alerts: &[Alert]) -> Vec<(EventKind, Origin, u64)> {
+    let line = |alert: &Alert| (alert.event, alert.origin, alert.socket.cookie.unwrap_or(0));
+    alerts.iter().map(line).collect()
+}
+
+const ALL: Coverage = Coverage {
+    unread: Vec::new(),
+    unshown: Vec::new(),
+    bound: true,
+};
+
+#[test]
+fn nothing_is_missed_and_nothing_told_twice_while_a_snapshot_is_taken() {
+    use EventKind::{Accept, Bind, Close, Connect, Listen};
+    use Origin::{Live, Snapshot};
+
+    struct Case {
+        what: &'static str,
+        before: Vec<Event>,
+        during: Vec<Event>,
+        found: Vec<Finding>,
+        told: Vec<(EventKind, Origin, u64)>,
+    }
+    let case = |what, before, during, found, told| Case {
+        what,
+        before,
+        during,
+        found,
+        told,
+    };
+    let cases = [
+        case(
+            "was there before",
+            vec![],
+            vec![],
+            vec![finding(Listen, 5, &[7])],
+            vec![(Listen, Snapshot, 5)],
+        ),
+        case(
+            "told live and found",
+            vec![event(Bind, 5, 7)],
+            vec![event(Listen, 5, 7)],
+            vec![finding(Listen, 5, &[7])],
+            vec![(Bind, Live, 5), (Listen, Live, 5)],
+        ),
+        case(
+            "taken meanwhile, too late to be found",
+            vec![],
+            vec![event(Bind, 5, 7)],
+            vec![],
+            vec![(Bind, Live, 5)],
+        ),
+        case(
+            "found, and its bind reported after that",
+            vec![],
+            vec![],
+            vec![finding(Bind, 5, &[7])],
+            vec![(Bind, Snapshot, 5)],
+        ),
+        case(
+            "taken and closed meanwhile, and found in between",
+            vec![],
+            vec![event(Bind, 5, 7), event(Close, 5, 0)],
+            vec![finding(Bind, 5, &[7])],
+            vec![(Bind, Live, 5), (Close, Live, 5)],
+        ),
+        case(
+            "was there before, marked, and closed meanwhile",
+            vec![],
+            vec![event(Close, 5, 0)],
+            vec![finding(Listen, 5, &[7])],
+            vec![(Listen, Snapshot, 5), (Close, Live, 5)],
+        ),
+        case(
+            "was there before, connected to meanwhile",
+            vec![],
+            vec![accept(0, [10, 0, 0, 9])],
+            vec![finding(Listen, 5, &[7])],
+            vec![(Listen, Snapshot, 5), (Accept, Live, 5)],
+        ),
+        case(
+            "its close was lost",
+            vec![event(Bind, 5, 7), event(Bind, 6, 7)],
+            vec![],
+            vec![finding(Bind, 6, &[7])],
+            vec![(Bind, Live, 5), (Bind, Live, 6), (Close, Snapshot, 5)],
+        ),
+        case(
+            "its listen was lost",
+            vec![event(Bind, 5, 7)],
+            vec![],
+            vec![finding(Listen, 5, &[7])],
+            vec![(Bind, Live, 5), (Listen, Snapshot, 5)],
+        ),
+        case(
+            "its listen comes while it is taken",
+            vec![event(Bind, 5, 7)],
+            vec![event(Listen, 5, 7)],
+            vec![finding(Bind, 5, &[7])],
+            vec![(Bind, Live, 5), (Listen, Live, 5)],
+        ),
+        case(
+            "an outgoing connection from before",
+            vec![],
+            vec![],
+            vec![finding(Connect, 5, &[7])],
+            vec![(Connect, Snapshot, 5)],
+        ),
+    ];
+    for Case {
+        what,
+        before,
+        during,
+        found,
+        told,
+    } in cases
+    {
+        let mut occupancies = occupancies();
+        let mut alerts = Vec::new();
+        for event in before {
+            occupancies.observe(event, &mut alerts);
+        }
+        occupancies.begin_snapshot();
+        for event in during {
+            occupancies.observe(event, &mut alerts);
+        }
+        assert!(!occupancies.reconcile(found.clone(), &ALL, &mut alerts));
+        assert_eq!(outline(&alerts), told, "{what}");
+        // And a second look finds no news.
+        let closed = |cookie| {
+            let close = |line: &&(EventKind, Origin, u64)| line.0 == Close && line.2 == cookie;
+            told.iter().any(|line| close(&line))
+        };
+        let mut still = found;
+        still.retain(|finding| !closed(finding.event.cookie.unwrap_or(0)));
+        let before = alerts.len();
+        if what.contains("too late") {
+            still.push(finding(Bind, 5, &[7]));
+        }
+        if what.contains("comes while") {
+            still = vec![finding(Listen, 5, &[7])];
+        }
+        occupancies.begin_snapshot();
+        occupancies.reconcile(still, &ALL, &mut alerts);
+        assert_eq!(alerts.len(), before, "{what}: {:?}", outline(&alerts));
+    }
+
+    // The bind of what was found is told once.
+    let mut occupancies = occupancies();
+    let mut alerts = Vec::new();
+    occupancies.begin_snapshot();
+    occupancies.reconcile(vec![finding(Bind, 5, &[7])], &ALL, &mut alerts);
+    assert!(occupancies.told(&event(Bind, 5, 7)).is_empty());
+}
+
+#[test]
+fn what_a_snapshot_does_not_cover_is_not_closed() {
+    let udplite = Event {
+        transport: Transport::UdpLite,
+        ..event(EventKind::Bind, 6, 7)
+    };
+    let cases = [
+        (
+            event(EventKind::Bind, 5, 7),
+            Coverage {
+                unread: vec![NETNS],
+                ..ALL
+            },
+        ),
+        (
+            event(EventKind::Bind, 5, 7),
+            Coverage {
+                bound: false,
+                ..ALL
+            },
+        ),
+        (
+            udplite,
+            Coverage {
+                unshown: vec![Transport::UdpLite],
+                ..ALL
+            },
+        ),
+    ];
+    for (event, coverage) in cases {
+        let mut occupancies = occupancies();
+        occupancies.one(&event);
+        let mut alerts = Vec::new();
+        occupancies.begin_snapshot();
+        occupancies.reconcile(Vec::new(), &coverage, &mut alerts);
+        assert!(alerts.is_empty(), "{alerts:?}");
+        occupancies.begin_snapshot();
+        occupancies.reconcile(Vec::new(), &ALL, &mut alerts);
+        assert_eq!(alerts.len(), 1);
+    }
+}
+
+#[test]
+fn holders_are_looked_for_once_and_shown_by_the_next_event() {
+    let mut occupancies = occupancies();
+    occupancies.one(&event(EventKind::Bind, 5, 1));
+    let listen = occupancies.one(&event(EventKind::Listen, 5, 1));
+    let pids = |alert: &Alert| alert.holders.iter().map(|one| one.pid).collect::<Vec<_>>();
+    assert_eq!(pids(&listen), [1]);
+    assert!(occupancies.wants_snapshot());
+    occupancies.begin_snapshot();
+    let found = vec![finding(EventKind::Listen, 5, &[1, 812])];
+    occupancies.reconcile(found, &ALL, &mut Vec::new());
+    assert!(!occupancies.wants_snapshot());
+    let accept = occupancies.one(&accept(5, [127, 0, 0, 1]));
+    assert_eq!((pids(&accept), pid(&accept)), (vec![1, 812], Some(1)));
+}
+
+#[test]
+fn a_socket_of_the_kernels_is_nobodys() {
+    let mut occupancies = occupancies();
+    let bind = Event {
+        kernels: Some(true),
+        ..event(EventKind::Bind, 5, 812)
+    };
+    let alert = occupancies.one(&bind);
+    assert_eq!((pid(&alert), alert.socket.kernel), (None, Some(true)));
+    assert_eq!((alert.holders.len(), alert.socket.netns), (0, Some(NETNS)));
+    assert!(occupancies.has_unmarked() && !occupancies.wants_snapshot());
 }

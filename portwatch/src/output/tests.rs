@@ -6,10 +6,10 @@ use jiff::Timestamp;
 
 use super::*;
 use crate::{
-    alert::{Family, Origin, Peer, RegistryWord, SCHEMA, Severity, Socket},
+    alert::{Family, Holder, Origin, Peer, RegistryWord, SCHEMA, Severity, Socket},
     event::{EventKind, Transport},
     printable::Printable,
-    process::Process,
+    process::{Ancestor, ExeFlag, Process},
     registry::Registry,
 };
 
@@ -35,25 +35,48 @@ fn alert(comm: &[u8], cmdline: &[&[u8]]) -> Alert {
         socket: Socket {
             cookie: Some(8193),
             netns: Some(4_026_531_840),
+            host_netns: Some(true),
+            kernel: Some(false),
         },
+        since: None,
         process: Some(Rc::new(Process {
             pid: 812,
+            tid: None,
             ppid: Some(1),
+            started: Some(Timestamp::from_second(1_795_383_470).unwrap()),
             comm: Printable::from_bytes(comm),
             exe: Some(Printable::from("/usr/bin/nc")),
+            exe_flags: vec![ExeFlag::Deleted],
+            script: None,
             cmdline: Some(
                 cmdline
                     .iter()
                     .map(|word| Printable::from_bytes(word))
                     .collect(),
             ),
+            cwd: None,
             uid: 0,
             user: Some(Printable::from("root")),
             gid: 0,
+            loginuid: None,
+            capabilities: None,
             cgroup: Some(Printable::from("/system.slice/x.service")),
             unit: Some(Printable::from("x.service")),
             container: None,
+            ancestors: vec![Ancestor {
+                pid: 1,
+                comm: Printable::from("systemd"),
+                exe: None,
+            }],
         })),
+        holders: Rc::new([Holder {
+            pid: 813,
+            comm: Printable::from_bytes(comm),
+            exe: None,
+            user: Printable::from("root"),
+            unit: None,
+            container: None,
+        }]),
         lost: None,
         detail: None,
     }
@@ -81,10 +104,15 @@ fn a_json_line_has_the_contracts_keys_in_order() {
             r#""peer":{"address":"10.0.0.9","port":40112},"#,
             r#""registry":{"status":"unassigned","range":"954-988","service":null,"#,
             r#""basis":"row","as_of":"2026-08-17"},"#,
-            r#""socket":{"cookie":8193,"netns":4026531840},"#,
-            r#""process":{"pid":812,"ppid":1,"comm":"nc","exe":"/usr/bin/nc","#,
-            r#""cmdline":["nc","-l","976"],"uid":0,"user":"root","gid":0,"#,
-            r#""cgroup":"/system.slice/x.service","unit":"x.service","container":null},"#,
+            r#""socket":{"cookie":8193,"netns":4026531840,"host_netns":true,"kernel":false},"#,
+            r#""since":null,"#,
+            r#""process":{"pid":812,"tid":null,"ppid":1,"comm":"nc","#,
+            r#""started":"2026-11-22T21:37:50.000Z","exe":"/usr/bin/nc","#,
+            r#""exe_flags":["deleted"],"script":null,"cmdline":["nc","-l","976"],"cwd":null,"#,
+            r#""uid":0,"user":"root","gid":0,"loginuid":null,"capabilities":null,"#,
+            r#""cgroup":"/system.slice/x.service","unit":"x.service","container":null,"#,
+            r#""ancestors":[{"pid":1,"comm":"systemd","exe":null}]},"#,
+            r#""holders":[{"pid":813,"comm":"nc","exe":null,"user":"root","unit":null,"container":null}],"#,
             r#""lost":null,"detail":null}"#,
             "\n"
         )
@@ -101,8 +129,9 @@ fn a_text_line_reads_from_left_to_right() {
     assert_eq!(
         line,
         "2026-11-22T21:38:00.123456Z critical accept  tcp 10.0.0.1:976 <- 10.0.0.9:40112 \
-         unassigned (954-988, IANA 2026-08-17) nc[812] user=root ppid=1 exe=/usr/bin/nc \
-         cmdline='nc -l 976' unit=x.service netns=4026531840 socket=8193\n"
+         unassigned (954-988, IANA 2026-08-17) nc[812] user=root exe=/usr/bin/nc \
+         exe-is=deleted cmdline='nc -l 976' unit=x.service from='systemd[1]' holders='nc[813]' \
+         netns=4026531840,host socket=8193\n"
     );
     let loss = written(
         FormatName::Text,

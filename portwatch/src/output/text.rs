@@ -8,7 +8,7 @@ use std::{
 
 use super::Format;
 use crate::{
-    alert::{Alert, Severity},
+    alert::{Alert, Origin, Severity},
     event::EventKind,
     process::Process,
 };
@@ -74,11 +74,19 @@ impl Text {
         }
         match &alert.process {
             Some(process) => compose_process(process, text)?,
+            None if alert.socket.kernel == Some(true) => text.push_str(" the kernel itself"),
             None if alert.port.is_some() => text.push_str(" unknown process"),
             None => {}
         }
+        compose_holders(alert, text)?;
+        if alert.origin == Origin::Snapshot {
+            text.push_str(" origin=snapshot");
+        }
         if let Some(netns) = alert.socket.netns {
             write!(text, " netns={netns}")?;
+            if alert.socket.host_netns == Some(true) {
+                text.push_str(",host");
+            }
         }
         if let Some(cookie) = alert.socket.cookie {
             write!(text, " socket={cookie}")?;
@@ -93,11 +101,21 @@ fn compose_process(process: &Process, text: &mut String) -> fmt::Result {
         Some(user) => write!(text, " user={}", quoted(user))?,
         None => write!(text, " uid={}", process.uid)?,
     }
-    if let Some(ppid) = process.ppid {
+    if let Some(ppid) = process.ppid.filter(|_| process.ancestors.is_empty()) {
         write!(text, " ppid={ppid}")?;
+    }
+    if let Some(capabilities) = &process.capabilities {
+        write!(text, " capabilities={}", capabilities.join(","))?;
     }
     if let Some(exe) = &process.exe {
         write!(text, " exe={}", quoted(exe))?;
+    }
+    if !process.exe_flags.is_empty() {
+        let flags: Vec<&str> = process.exe_flags.iter().map(|flag| flag.name()).collect();
+        write!(text, " exe-is={}", flags.join(","))?;
+    }
+    if let Some(script) = &process.script {
+        write!(text, " script={}", quoted(script))?;
     }
     if let Some(cmdline) = &process.cmdline {
         let words: Vec<Cow<'_, str>> = cmdline.iter().map(|word| quoted(word)).collect();
@@ -109,9 +127,31 @@ fn compose_process(process: &Process, text: &mut String) -> fmt::Result {
         (None, None) => {}
     }
     if let Some(container) = &process.container {
-        write!(text, " container={}", quoted(container))?;
+        write!(text, " container={}", quoted(&container.id))?;
+    }
+    if !process.ancestors.is_empty() {
+        let chain: Vec<String> = process
+            .ancestors
+            .iter()
+            .map(|one| format!("{}[{}]", one.comm, one.pid))
+            .collect();
+        write!(text, " from={}", quoted(&chain.join(" < ")))?;
     }
     Ok(())
+}
+
+/// The holders, when they are others than the process that is named.
+fn compose_holders(alert: &Alert, text: &mut String) -> fmt::Result {
+    let named = alert.process.as_ref().map(|process| process.pid);
+    if alert.holders.iter().all(|holder| Some(holder.pid) == named) {
+        return Ok(());
+    }
+    let holders: Vec<String> = alert
+        .holders
+        .iter()
+        .map(|holder| format!("{}[{}]", holder.comm, holder.pid))
+        .collect();
+    write!(text, " holders={}", quoted(&holders.join(" ")))
 }
 
 /// As a shell would want it, so that no name can look like another field.

@@ -10,7 +10,10 @@ use super::{
     plain::at,
     script::{PORT, Script, Stop},
 };
-use crate::event::{EventKind::Bind, Transport};
+use crate::event::{
+    EventKind::{Bind, Close},
+    Transport,
+};
 
 /// Attributes of include/uapi/linux/if_link.h.
 const IFLA_INFO_KIND: u16 = 1;
@@ -20,8 +23,9 @@ const IFLA_VXLAN_PORT: u16 = 15;
 
 const NAME: &[u8] = b"portwatch0\0";
 
-/// A VXLAN device takes its port when it is brought up. That it leaves it no hook tells: the
-/// kernel's own sockets pass `sock_release` by (`inet_release` in net/ipv4/af_inet.c).
+/// A VXLAN device takes its port when it is brought up. That it leaves it no hook tells, since the
+/// kernel's own sockets pass `sock_release` by (`inet_release` in net/ipv4/af_inet.c): a snapshot
+/// does.
 pub(super) fn vxlan(script: &mut Script) -> Result<(), Stop> {
     let data = [
         attribute(IFLA_VXLAN_ID, &7_u32.to_ne_bytes()),
@@ -38,7 +42,7 @@ pub(super) fn vxlan(script: &mut Script) -> Result<(), Stop> {
         attribute(libc::IFLA_LINKINFO, &info),
     ]
     .concat();
-    let actor = script.socket(Transport::Udp, at("0.0.0.0")?);
+    let actor = script.socket(Transport::Udp, at("0.0.0.0")?).of_nobody();
     let create = libc::NLM_F_CREATE | libc::NLM_F_EXCL;
     match request(libc::RTM_NEWLINK, create, libc::IFF_UP as u32, &link) {
         Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {
@@ -47,12 +51,9 @@ pub(super) fn vxlan(script: &mut Script) -> Result<(), Stop> {
         result => result?,
     }
     actor.expect(Bind);
-    Ok(request(
-        libc::RTM_DELLINK,
-        0,
-        0,
-        &attribute(libc::IFLA_IFNAME, NAME),
-    )?)
+    request(libc::RTM_DELLINK, 0, 0, &attribute(libc::IFLA_IFNAME, NAME))?;
+    actor.expect(Close);
+    script.wait()
 }
 
 /// One netlink attribute, padded to four bytes (netlink(7)).

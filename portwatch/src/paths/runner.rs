@@ -68,7 +68,7 @@ impl Monitor {
     /// When it does not start or ends at once; the message is its own.
     pub fn start(program: PathBuf) -> io::Result<Self> {
         let mut child = Command::new(&program)
-            .args(["run", "--format", "json"])
+            .args(["run", "--format", "json", "--health-interval", "1"])
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -342,7 +342,7 @@ impl Told {
             transport: expected.transport.name().into(),
             local: at(expected.address, expected.port),
             peer: expected.peer.map(|peer| at(Some(peer.ip()), peer.port())),
-            pid: Some(expected.pid.into()),
+            pid: expected.pid.map(u64::from),
         }
     }
 }

@@ -37,7 +37,7 @@ pub struct Expected {
     /// The alert's peer.
     pub peer: Option<SocketAddr>,
     /// The alert's process.
-    pub pid: u32,
+    pub pid: Option<u32>,
 }
 
 /// One line from the path's process to the runner.
@@ -97,7 +97,7 @@ impl Script {
             transport,
             address: Some(local.ip()),
             port: local.port(),
-            pid: std::process::id(),
+            pid: Some(std::process::id()),
         }
     }
 
@@ -125,7 +125,7 @@ pub(super) struct Actor {
     transport: Transport,
     address: Option<IpAddr>,
     port: u16,
-    pid: u32,
+    pid: Option<u32>,
 }
 
 impl Actor {
@@ -139,7 +139,15 @@ impl Actor {
 
     /// The same socket, with alerts that must name another process.
     pub(super) fn of(self, pid: u32) -> Self {
-        Self { pid, ..self }
+        Self {
+            pid: Some(pid),
+            ..self
+        }
+    }
+
+    /// The same socket, with alerts that must name no process.
+    pub(super) fn of_nobody(self) -> Self {
+        Self { pid: None, ..self }
     }
 
     /// This event must be told, about the address that was taken.

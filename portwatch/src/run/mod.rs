@@ -1,6 +1,10 @@
-//! The monitor: arms the sensor and turns its events into lines until it is told to stop.
+//! The monitor: arms the sensor and turns its events and snapshots into lines until it is told to
+//! stop.
 
-use std::{os::unix::fs::MetadataExt as _, time::Duration};
+mod armed;
+mod surveyor;
+
+use std::{os::fd::AsFd as _, time::Duration};
 
 use anyhow::{Context as _, Result};
 use tokio::{
@@ -8,8 +12,12 @@ use tokio::{
     time::{Instant, Interval, interval_at, sleep_until, timeout},
 };
 
+use self::{
+    armed::{armed, limits},
+    surveyor::Surveyor,
+};
 use crate::{
-    alert::Severity,
+    alert::{Alert, Severity},
     cli,
     event::{Event, Transport},
     host::ThisHost,
@@ -18,7 +26,9 @@ use crate::{
     policy::Policy,
     printable::Printable,
     registry::Registry,
-    sensor::{self, Health, Sensor, Tracepoint},
+    sensor::{self, Adoption, Health, Sensor},
+    snapshot,
+    survey::{Scope, Survey},
 };
 
 /// What the monitor is asked to do.
@@ -64,17 +74,23 @@ async fn watch(options: &Options, registry: Registry) -> Result<()> {
     let watched = options.policy.watched(&registry, &Transport::ALL);
     let sensor = Sensor::arm(&options.sensor, watched)?;
     cli::say(&armed(options, &registry, &sensor));
-    for limit in limits(options) {
-        cli::say(limit);
+    for limit in limits(options, &sensor) {
+        cli::say(&limit);
     }
 
     let colour = stdout.is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    let surveyor = Surveyor::new(Scope {
+        watched: options.policy.watched(&registry, &Transport::ALL).collect(),
+        cgroup: options.sensor.cgroup.clone(),
+    });
     let mut monitor = Monitor {
         sensor,
         occupancies: Occupancies::new(ThisHost::default(), registry, host_name()),
+        surveyor,
         format: options.format.format(colour),
         stdout,
         events: Vec::with_capacity(BATCH),
+        alerts: Vec::with_capacity(BATCH),
         health: interval_at(
             Instant::now() + options.health_interval,
             options.health_interval,
@@ -92,9 +108,11 @@ async fn watch(options: &Options, registry: Registry) -> Result<()> {
 struct Monitor {
     sensor: Sensor,
     occupancies: Occupancies<ThisHost>,
+    surveyor: Surveyor,
     format: Box<dyn Format>,
     stdout: Stdout,
     events: Vec<Event>,
+    alerts: Vec<Alert>,
     health: Interval,
 }
 
@@ -103,6 +121,8 @@ impl Monitor {
     async fn watch(&mut self) -> Result<()> {
         let mut settled: Option<Instant> = None;
         loop {
+            let mut survey = None;
+            let due = self.surveyor.next();
             tokio::select! {
                 ready = self.sensor.readable() => {
                     ready.context("waiting for the ring buffer")?;
@@ -110,11 +130,25 @@ impl Monitor {
                 }
                 () = until(settled) => settled = None,
                 _ = self.health.tick() => self.check_health(),
+                taken = self.surveyor.taken() => survey = Some(taken),
+                () = until(due) => {}
                 gone = self.stdout.gone() => return Err(gone.into()),
             }
             while self.print_batch().await? {
                 // Lets a signal in between batches of a burst.
                 tokio::task::yield_now().await;
+            }
+            // The ring is empty: what happened before a snapshot was begun or taken is known.
+            if let Some(survey) = survey {
+                self.reconcile(survey);
+                self.stdout.flush().await?;
+            }
+            if self.occupancies.wants_snapshot() {
+                self.surveyor.ask(surveyor::Why::Holders);
+            }
+            if self.surveyor.is_due() {
+                self.occupancies.begin_snapshot();
+                self.surveyor.begin();
             }
         }
     }
@@ -122,11 +156,12 @@ impl Monitor {
     /// Prints what is in the ring, a batch at most, and what was lost. Whether there may be more.
     async fn print_batch(&mut self) -> Result<bool> {
         self.stdout.flush().await?;
-        self.sensor.take(BATCH, &mut self.events);
-        let taken = self.events.len();
+        let taken = self.sensor.take(BATCH, &mut self.events);
         for event in self.events.drain(..) {
-            let alert = self.occupancies.observe(&event);
-            self.format.write(&alert, self.stdout.pending());
+            self.occupancies.observe(event, &mut self.alerts);
+            for alert in self.alerts.drain(..) {
+                self.format.write(&alert, self.stdout.pending());
+            }
             // Each line at once: the reader may act on it while the next one is made.
             self.stdout.flush_now()?;
         }
@@ -134,9 +169,52 @@ impl Monitor {
         if lost > 0 {
             self.format
                 .write(&self.occupancies.lose(lost), self.stdout.pending());
+            self.surveyor.ask(surveyor::Why::Loss);
         }
         self.stdout.flush().await?;
         Ok(taken == BATCH)
+    }
+
+    /// Queues the alerts for what a snapshot shows that events have not.
+    fn reconcile(&mut self, survey: std::io::Result<Survey>) {
+        let survey = match survey {
+            Ok(survey) => survey,
+            Err(error) => {
+                self.warn(&format!(
+                    "the sockets that are there could not be read: {error}"
+                ));
+                return;
+            }
+        };
+        survey.teach(self.occupancies.host());
+        let (sensor, occupancies) = (&mut self.sensor, &self.occupancies);
+        let (findings, coverage) = survey.findings(|held, event| {
+            if occupancies.knows(event, held.netns) {
+                return Some(true);
+            }
+            let Some(socket) = snapshot::duplicate(held) else {
+                // Gone, if it had holders and none has it any more.
+                let mut holders = held.holders.iter();
+                let is_there = held.holders.is_empty()
+                    || holders.any(|holder| snapshot::is_held_by(held, *holder));
+                return is_there.then_some(false);
+            };
+            let adoption = Adoption {
+                cookie: held.cookie?,
+                transport: held.transport,
+                local: held.local,
+            };
+            Some(sensor.adopt(socket.as_fd(), &adoption))
+        });
+        if self
+            .occupancies
+            .reconcile(findings, &coverage, &mut self.alerts)
+        {
+            self.surveyor.ask(surveyor::Why::Loss);
+        }
+        for alert in self.alerts.drain(..) {
+            self.format.write(&alert, self.stdout.pending());
+        }
     }
 
     /// Looks whether the sensor is whole, and queues an alert for each change.
@@ -150,11 +228,30 @@ impl Monitor {
             let alert = self.occupancies.report_health(severity, &detail);
             self.format.write(&alert, self.stdout.pending());
         }
+        let forgotten = self.occupancies.take_forgotten();
+        if forgotten > 0 {
+            self.warn(&format!(
+                "too many sockets on watched ports: {forgotten} were forgotten, the oldest first"
+            ));
+        }
+        if self.occupancies.has_unmarked() {
+            self.surveyor.ask(surveyor::Why::Unmarked);
+        }
+    }
+
+    /// Queues an alert about the monitor itself.
+    fn warn(&mut self, detail: &str) {
+        let alert = self.occupancies.report_health(Severity::Warning, detail);
+        self.format.write(&alert, self.stdout.pending());
     }
 
     /// Detaches, and prints what was reported until then.
     async fn finish(mut self) -> Result<()> {
         self.sensor.disarm();
+        self.occupancies.end_waiting(&mut self.alerts);
+        for alert in self.alerts.drain(..) {
+            self.format.write(&alert, self.stdout.pending());
+        }
         let rest = async {
             while self.print_batch().await? {}
             anyhow::Ok(())
@@ -174,66 +271,8 @@ async fn until(deadline: Option<Instant>) {
     }
 }
 
-/// The line that says that the monitor is armed, and what it covers.
-fn armed(options: &Options, registry: &Registry, sensor: &Sensor) -> String {
-    let counts: Vec<String> = sensor
-        .transports()
-        .map(|transport| {
-            let count = options.policy.watched(registry, &[transport]).count();
-            format!("{count} {}", transport.name())
-        })
-        .collect();
-    let as_of = registry
-        .as_of()
-        .map_or_else(|| "of unknown date".into(), |date| date.to_string());
-    let uncovered = match sensor.tracepoint() {
-        Tracepoint::NotNeeded => "sctp and dccp are not loaded".into(),
-        Tracepoint::Attached(_) => "sctp and dccp from listen on".into(),
-        Tracepoint::Refused(transports, why) => {
-            let names: Vec<&str> = transports
-                .iter()
-                .map(|transport| transport.name())
-                .collect();
-            format!("not covered: {} ({why})", names.join(", "))
-        }
-    };
-    format!(
-        "armed: {} programs at {}; watching {} ports ({}; registry {as_of}) in every network \
-         namespace; {uncovered}; what was there before is not covered",
-        sensor.programs(),
-        sensor.cgroup(),
-        counts.join(", "),
-        if options.policy.all {
-            "all system ports"
-        } else {
-            "not assigned by IANA"
-        },
-    )
-}
-
-/// Inodes of the first namespaces of their kind (include/linux/proc_ns.h, `PROC_*_INIT_INO`).
-const INITIAL_CGROUP_NAMESPACE: u64 = 0xEFFF_FFFB;
-const INITIAL_PID_NAMESPACE: u64 = 0xEFFF_FFFC;
-
-/// What the namespaces that the agent itself is in keep from it.
-fn limits(options: &Options) -> Vec<&'static str> {
-    let elsewhere = |kind: &str, initial: u64| {
-        std::fs::metadata(format!("/proc/self/ns/{kind}"))
-            .is_ok_and(|namespace| namespace.ino() != initial)
-    };
-    let mut limits = Vec::new();
-    if options.sensor.cgroup.is_none() && elsewhere("cgroup", INITIAL_CGROUP_NAMESPACE) {
-        limits.push(
-            "in a cgroup namespace: only this cgroup and those below it are watched, not the host",
-        );
-    }
-    if elsewhere("pid", INITIAL_PID_NAMESPACE) {
-        limits.push("in a pid namespace: /proc does not show the processes of the host");
-    }
-    limits
-}
-
-fn host_name() -> Printable {
+/// This host's name.
+pub fn host_name() -> Printable {
     nix::unistd::gethostname().map_or_else(
         |_| Printable::from("unknown"),
         |name| Printable::from(name.as_os_str()),

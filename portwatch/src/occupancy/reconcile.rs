@@ -1,0 +1,241 @@
+//! Joins a snapshot with what events have told. The hooks are attached before the snapshot is
+//! taken, so what it misses has been told or will be; the cookie says what is the same socket.
+
+use std::{
+    collections::{HashMap, HashSet},
+    rc::Rc,
+};
+
+use jiff::Timestamp;
+
+use super::{
+    Occupancies,
+    table::{Occupancy, Place, Stage},
+};
+use crate::{
+    alert::{Alert, Holder, Origin},
+    event::{Coverage, Event, EventKind, Finding, Transport},
+    host::Host,
+    policy::severity,
+};
+
+/// What happens while a snapshot is being taken.
+#[derive(Default)]
+pub(super) struct Waiting {
+    /// Events that the snapshot may explain: of sockets that nothing was told of yet.
+    events: Vec<Event>,
+    /// Keys that were closed since it began: whatever it says, they are gone.
+    closed: HashSet<u64>,
+    /// Whether more than these happened: what is not known is then left to the next one.
+    overrun: bool,
+}
+
+/// Events and keys that are kept while a snapshot is being taken.
+const WAITING: usize = 65_536;
+
+impl<H: Host> Occupancies<H> {
+    /// Notes that a snapshot begins. All events that happened before must have been observed.
+    pub fn begin_snapshot(&mut self) {
+        self.table.round += 1;
+        self.waiting = Some(Waiting::default());
+    }
+
+    /// Keeps an event that the snapshot may explain; gives any other back.
+    pub(super) fn wait(&mut self, event: Event) -> Option<Event> {
+        let Some(waiting) = &mut self.waiting else {
+            return Some(event);
+        };
+        let is_unknown = event.key.is_none_or(|key| self.table.known(key).is_none());
+        if event.kind == EventKind::Close
+            && let Some(key) = event.key
+        {
+            waiting.overrun |= waiting.closed.len() >= WAITING;
+            if !waiting.overrun {
+                waiting.closed.insert(key);
+            }
+        }
+        let may_wait = matches!(event.kind, EventKind::Close | EventKind::Accept);
+        if may_wait && is_unknown && waiting.events.len() < WAITING {
+            waiting.events.push(event);
+            return None;
+        }
+        Some(event)
+    }
+
+    /// Adds the alerts for what waits for a snapshot that will not come.
+    pub fn end_waiting(&mut self, alerts: &mut Vec<Alert>) {
+        for event in self.waiting.take().unwrap_or_default().events {
+            self.settle(&event, alerts);
+        }
+    }
+
+    /// Whether a snapshot that is being taken says of this socket what is known already.
+    pub fn knows(&self, event: &Event, netns: u64) -> bool {
+        self.key_of(event, netns)
+            .is_some_and(|key| self.table.known(key).is_some())
+    }
+
+    /// The key of a socket that a snapshot shows: SCTP's and DCCP's events have another than its
+    /// cookie, and without sock_diag it has none.
+    fn key_of(&self, event: &Event, netns: u64) -> Option<u64> {
+        if event.cookie.is_some() && has_cookies(event.transport) {
+            return event.cookie;
+        }
+        let place = Place::of(event);
+        let there = self.table.at(place, event.address, Some(netns));
+        there.or(event.key)
+    }
+
+    /// Puts the occupancies right by a snapshot that began with the last
+    /// [`begin_snapshot`](Self::begin_snapshot), and adds an alert for each that was not known, has
+    /// come further than was told, or is gone. All events since must have been observed. Whether
+    /// it must be taken again, since too much happened meanwhile.
+    pub fn reconcile(
+        &mut self,
+        findings: Vec<Finding>,
+        coverage: &Coverage,
+        alerts: &mut Vec<Alert>,
+    ) -> bool {
+        let Waiting {
+            events,
+            closed,
+            overrun,
+        } = self.waiting.take().unwrap_or_default();
+        let mut found = HashSet::new();
+        for finding in findings {
+            let key = self.key_of(&finding.event, finding.netns);
+            found.extend(key);
+            let Some(key) = key else {
+                continue;
+            };
+            // A close that waits comes after what it closes.
+            let waits = events.iter().any(|event| event.key == Some(key));
+            if self.table.known(key).is_some() {
+                self.advance(key, &finding, alerts);
+            } else if (!closed.contains(&key) || waits) && !overrun {
+                self.add(key, &finding, alerts);
+            }
+        }
+        self.close_missing(&found, coverage, alerts);
+        self.table.all_looked(self.table.round);
+        for event in events {
+            self.settle(&event, alerts);
+        }
+        overrun
+    }
+
+    /// The alerts for `findings` alone, as a monitor that starts now would tell them.
+    pub fn list(&mut self, findings: Vec<Finding>) -> Vec<Alert> {
+        let mut alerts = Vec::new();
+        for (index, finding) in findings.into_iter().enumerate() {
+            let key = finding.event.key.unwrap_or(index as u64);
+            self.add(key, &finding, &mut alerts);
+        }
+        alerts
+    }
+
+    fn add(&mut self, key: u64, finding: &Finding, alerts: &mut Vec<Alert>) {
+        let event = &finding.event;
+        let mut occupancy = Occupancy::new(Place::of(event));
+        occupancy.origin = Origin::Snapshot;
+        occupancy.address = event.address;
+        occupancy.stage = stage(event.kind);
+        occupancy.netns = Some(finding.netns);
+        occupancy.kernels = event.kernels;
+        occupancy.marked = finding.marked;
+        occupancy.round = self.table.round;
+        occupancy.process = finding.holders.first().cloned();
+        occupancy.holders = holders(finding);
+        let severity = severity(event.kind, event.transport, false);
+        alerts.push(self.alert(event, &occupancy, Some(key), severity, Origin::Snapshot));
+        self.table.put(key, occupancy);
+        self.table.looked(key, holders(finding), event.time);
+    }
+
+    /// Updates one that is known; its listen or connect can have been lost.
+    fn advance(&mut self, key: u64, finding: &Finding, alerts: &mut Vec<Alert>) {
+        let event = &finding.event;
+        self.table.looked(key, holders(finding), event.time);
+        let round = self.table.round;
+        let Some(occupancy) = self.table.get_mut(key) else {
+            return;
+        };
+        occupancy.netns = occupancy.netns.or(Some(finding.netns));
+        if occupancy.process.is_none() {
+            occupancy.process = finding.holders.first().cloned();
+        }
+        // What happened since it began has been told.
+        let is_news = occupancy.round < round && stage(event.kind) > occupancy.stage;
+        if !is_news || event.transport != Transport::Tcp {
+            return;
+        }
+        occupancy.stage = stage(event.kind);
+        let occupancy = occupancy.clone();
+        let severity = severity(event.kind, event.transport, false);
+        alerts.push(self.alert(event, &occupancy, Some(key), severity, Origin::Snapshot));
+    }
+
+    /// Closes what the snapshot would have shown.
+    fn close_missing(
+        &mut self,
+        found: &HashSet<u64>,
+        coverage: &Coverage,
+        alerts: &mut Vec<Alert>,
+    ) {
+        let round = self.table.round;
+        let gone: HashMap<u64, Occupancy> = self
+            .table
+            .open()
+            .filter(|(key, occupancy)| {
+                let is_readable = match occupancy.netns {
+                    Some(netns) => !coverage.unread.contains(&netns),
+                    None => coverage.unread.is_empty(),
+                };
+                let transport = occupancy.place.transport;
+                let is_shown = !coverage.unshown.contains(&transport)
+                    && (coverage.bound
+                        || transport != Transport::Tcp
+                        || occupancy.stage == Stage::Listening);
+                occupancy.round < round && is_readable && is_shown && !found.contains(key)
+            })
+            .map(|(key, occupancy)| (key, occupancy.clone()))
+            .collect();
+        for (key, occupancy) in gone {
+            let event = Event {
+                kind: EventKind::Close,
+                time: Timestamp::now(),
+                key: Some(key),
+                cookie: has_cookies(occupancy.place.transport).then_some(key),
+                netns_cookie: None,
+                netns: occupancy.netns,
+                transport: occupancy.place.transport,
+                address: occupancy.address,
+                port: occupancy.place.port,
+                peer: None,
+                task: None,
+                kernels: occupancy.kernels,
+            };
+            let severity = severity(event.kind, event.transport, false);
+            alerts.push(self.alert(&event, &occupancy, Some(key), severity, Origin::Snapshot));
+            self.table.store(key, &occupancy, EventKind::Close);
+        }
+    }
+}
+
+/// Whether the events of that transport carry cookies.
+const fn has_cookies(transport: Transport) -> bool {
+    !matches!(transport, Transport::Sctp | Transport::Dccp)
+}
+
+fn holders(finding: &Finding) -> Rc<[Holder]> {
+    let holders = finding.holders.iter();
+    holders.map(|process| Holder::from(&**process)).collect()
+}
+
+const fn stage(kind: EventKind) -> Stage {
+    match kind {
+        EventKind::Listen => Stage::Listening,
+        EventKind::Connect => Stage::Connected,
+        _ => Stage::Bound,
+    }
+}

@@ -1,0 +1,265 @@
+//! The occupancies that are kept, and for how long.
+
+use std::{
+    collections::{BTreeMap, HashSet, VecDeque},
+    net::IpAddr,
+    rc::Rc,
+};
+
+use jiff::{SignedDuration, Timestamp};
+
+use crate::{
+    alert::{Holder, Origin},
+    event::{Event, EventKind, Transport},
+    process::Process,
+};
+
+/// Where a socket sits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Place {
+    pub(super) transport: Transport,
+    pub(super) port: u16,
+}
+
+impl Place {
+    pub(super) const fn of(event: &Event) -> Self {
+        Self {
+            transport: event.transport,
+            port: event.port,
+        }
+    }
+}
+
+/// How far a stay has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Stage {
+    Bound,
+    Listening,
+    Connected,
+}
+
+/// One socket's stay on a watched port.
+#[derive(Clone, Debug)]
+pub(super) struct Occupancy {
+    pub(super) place: Place,
+    pub(super) address: Option<IpAddr>,
+    pub(super) stage: Stage,
+    /// How it was first told.
+    pub(super) origin: Origin,
+    pub(super) since: Option<Timestamp>,
+    pub(super) process: Option<Rc<Process>>,
+    pub(super) holders: Rc<[Holder]>,
+    pub(super) netns: Option<u64>,
+    pub(super) kernels: Option<bool>,
+    /// Whether the kernel side reports its close.
+    pub(super) marked: bool,
+    /// Whether somebody from elsewhere has connected.
+    pub(super) reached: bool,
+    /// The snapshot that was last begun when something was last told of it.
+    pub(super) round: u64,
+    /// When its holders were last looked for.
+    looked_at: Option<Timestamp>,
+}
+
+impl Occupancy {
+    pub(super) fn new(place: Place) -> Self {
+        Self {
+            place,
+            address: None,
+            stage: Stage::Bound,
+            origin: Origin::Live,
+            since: None,
+            process: None,
+            holders: Rc::default(),
+            netns: None,
+            kernels: None,
+            marked: true,
+            reached: false,
+            round: 0,
+            looked_at: None,
+        }
+    }
+
+    /// Whether it sits there.
+    fn is_at(&self, place: Place, address: Option<IpAddr>, netns: Option<u64>) -> bool {
+        self.place == place
+            && (self.netns == netns || netns.is_none() || self.netns.is_none())
+            && (self.address == address
+                || address.is_none()
+                || self.address.is_none_or(|own| own.is_unspecified()))
+    }
+}
+
+/// A listener that nothing but its accepts is known of, by its network namespace.
+pub(super) type Stranger = (Option<u64>, Place);
+
+/// Strangers that are remembered; past that, all are forgotten.
+const STRANGERS: usize = 4096;
+
+/// Open occupancies that are kept. Past that the oldest is forgotten: its later alerts name no
+/// process.
+pub(super) const OPEN: usize = 65_536;
+
+/// Closed occupancies that are kept.
+pub(super) const CLOSED: usize = 256;
+
+/// How long the holders of a listener that is connected to are taken for unchanged.
+const HOLDERS_ARE_GOOD_FOR: SignedDuration = SignedDuration::from_secs(5);
+
+#[derive(Default)]
+pub(super) struct Table {
+    /// By the events' key, a cookie mostly; cookies grow, so the first is about the oldest.
+    open: BTreeMap<u64, Occupancy>,
+    /// The newest that closed: an accept on another CPU can be reported after the close.
+    closed: VecDeque<(u64, Occupancy)>,
+    /// Open ones whose holders are to be looked for.
+    unlooked: HashSet<u64>,
+    /// Open ones whose close nobody reports.
+    unmarked: HashSet<u64>,
+    /// Listeners that no occupancy stands for and that somebody from elsewhere has reached.
+    reached: HashSet<Stranger>,
+    forgotten: u64,
+    /// Snapshots that were begun.
+    pub(super) round: u64,
+}
+
+impl Table {
+    pub(super) fn known(&self, key: u64) -> Option<&Occupancy> {
+        self.open.get(&key).or_else(|| {
+            self.closed
+                .iter()
+                .rev()
+                .find(|(closed, _)| *closed == key)
+                .map(|(_, kept)| kept)
+        })
+    }
+
+    pub(super) fn open(&self) -> impl Iterator<Item = (u64, &Occupancy)> {
+        self.open.iter().map(|(key, occupancy)| (*key, occupancy))
+    }
+
+    pub(super) fn get_mut(&mut self, key: u64) -> Option<&mut Occupancy> {
+        self.open.get_mut(&key)
+    }
+
+    /// The key of the open occupancy at that place; a listener before others.
+    pub(super) fn at(
+        &self,
+        place: Place,
+        address: Option<IpAddr>,
+        netns: Option<u64>,
+    ) -> Option<u64> {
+        self.open
+            .iter()
+            .filter(|(_, occupancy)| occupancy.is_at(place, address, netns))
+            .max_by_key(|(_, occupancy)| occupancy.stage == Stage::Listening)
+            .map(|(key, _)| *key)
+    }
+
+    pub(super) fn accepted(&mut self, key: u64, reached: bool, time: Timestamp) {
+        let Some(occupancy) = self.open.get_mut(&key) else {
+            return;
+        };
+        occupancy.reached |= reached;
+        let is_old = |at: Timestamp| time.duration_since(at) > HOLDERS_ARE_GOOD_FOR;
+        if occupancy.looked_at.is_some_and(is_old) {
+            self.unlooked.insert(key);
+        }
+    }
+
+    pub(super) fn is_reached(&self, stranger: Stranger) -> bool {
+        self.reached.contains(&stranger)
+    }
+
+    pub(super) fn reach(&mut self, stranger: Stranger) {
+        if self.reached.len() >= STRANGERS {
+            self.reached.clear();
+        }
+        self.reached.insert(stranger);
+    }
+
+    pub(super) fn store(&mut self, key: u64, occupancy: &Occupancy, kind: EventKind) {
+        match kind {
+            EventKind::Bind | EventKind::Listen | EventKind::Connect => {
+                let mut occupancy = occupancy.clone();
+                occupancy.round = self.round;
+                let kernels = occupancy.kernels == Some(true);
+                if !kernels {
+                    self.unlooked.insert(key);
+                }
+                // Nothing reports the release of a socket of the kernel's own.
+                occupancy.marked &= !kernels;
+                self.put(key, occupancy);
+            }
+            EventKind::Close => {
+                self.take(key);
+                self.closed.push_back((key, occupancy.clone()));
+                if self.closed.len() > CLOSED {
+                    self.closed.pop_front();
+                }
+            }
+            // Neither begins nor ends a stay: after a close it must not bring one back.
+            EventKind::Accept | EventKind::Loss | EventKind::Health => {}
+        }
+    }
+
+    pub(super) fn put(&mut self, key: u64, occupancy: Occupancy) {
+        if occupancy.marked {
+            self.unmarked.remove(&key);
+        } else {
+            self.unmarked.insert(key);
+        }
+        self.open.insert(key, occupancy);
+        if self.open.len() > OPEN
+            && let Some((oldest, _)) = self.open.pop_first()
+        {
+            self.unlooked.remove(&oldest);
+            self.unmarked.remove(&oldest);
+            self.forgotten += 1;
+        }
+    }
+
+    fn take(&mut self, key: u64) {
+        self.open.remove(&key);
+        self.unlooked.remove(&key);
+        self.unmarked.remove(&key);
+    }
+
+    /// Notes who has the socket open.
+    pub(super) fn looked(&mut self, key: u64, holders: Rc<[Holder]>, time: Timestamp) {
+        if let Some(occupancy) = self.open.get_mut(&key) {
+            occupancy.looked_at = Some(time);
+            if !holders.is_empty() {
+                occupancy.holders = holders;
+            }
+        }
+        self.unlooked.remove(&key);
+    }
+
+    /// Holders are looked for anew only of what is told from here on.
+    pub(super) fn all_looked(&mut self, before: u64) {
+        let open = &self.open;
+        self.unlooked.retain(|key| {
+            open.get(key)
+                .is_some_and(|occupancy| occupancy.round >= before)
+        });
+    }
+
+    pub(super) const fn take_forgotten(&mut self) -> u64 {
+        std::mem::replace(&mut self.forgotten, 0)
+    }
+
+    pub(super) fn wants_snapshot(&self) -> bool {
+        !self.unlooked.is_empty()
+    }
+
+    pub(super) fn has_unmarked(&self) -> bool {
+        !self.unmarked.is_empty()
+    }
+
+    /// How many are open, and how many of those that closed are kept.
+    #[cfg(test)]
+    pub(super) fn len(&self) -> (usize, usize) {
+        (self.open.len(), self.closed.len())
+    }
+}
