@@ -69,6 +69,7 @@ fn what_is_detached_is_told_and_attached_again() {
         for event in ["bind", "close"] {
             assert_alert!(agent.alert(namespace.inode), { "event" => event });
         }
-        assert!(agent.stop(namespace.inode).is_empty());
+        let rest = agent.stop(namespace.inode);
+        assert!(rest.is_empty(), "{rest:?}");
     });
 }

@@ -120,7 +120,8 @@ fn a_tcp_listener_is_told_from_bind_to_close() {
                 });
             }
         }
-        assert!(agent.stop(namespace.inode).is_empty());
+        let rest = agent.stop(namespace.inode);
+        assert!(rest.is_empty(), "{rest:?}");
     });
 }
 
@@ -156,7 +157,8 @@ fn a_udp_bind_receives_at_once() {
                 });
             }
         }
-        assert!(agent.stop(namespace.inode).is_empty());
+        let rest = agent.stop(namespace.inode);
+        assert!(rest.is_empty(), "{rest:?}");
     });
 }
 
@@ -192,7 +194,8 @@ fn a_bound_socket_that_connects_is_a_client_and_never_a_listener() {
             "address" => "127.0.0.1",
             "peer" => json!({"address": "127.0.0.1", "port": server_port}),
         });
-        assert!(agent.stop(namespace.inode).is_empty());
+        let rest = agent.stop(namespace.inode);
+        assert!(rest.is_empty(), "{rest:?}");
     });
 }
 
@@ -225,7 +228,8 @@ fn a_listener_that_never_was_bound_is_seen() {
                 "{alert}"
             );
         }
-        assert!(agent.stop(namespace.inode).is_empty());
+        let rest = agent.stop(namespace.inode);
+        assert!(rest.is_empty(), "{rest:?}");
     });
 }
 
@@ -266,7 +270,8 @@ fn a_program_of_its_own_is_named_with_all_there_is() {
         let close = agent.alert(namespace.inode);
         assert_alert!(close, { "event" => "close", "process/pid" => nc.id() });
         nc.wait().unwrap();
-        assert!(agent.stop(namespace.inode).is_empty());
+        let rest = agent.stop(namespace.inode);
+        assert!(rest.is_empty(), "{rest:?}");
     });
 }
 

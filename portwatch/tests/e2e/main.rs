@@ -7,8 +7,10 @@
 mod bad_days;
 mod commands;
 mod health;
+mod identity;
 mod life;
 mod loss;
 mod names;
 mod silence;
+mod snapshot;
 mod support;

@@ -50,7 +50,8 @@ fn hostile_names_stay_within_their_json_strings() {
         nc.kill().unwrap();
         nc.wait().unwrap();
         assert_eq!(agent.alert(namespace.inode)["event"], "close");
-        assert!(agent.stop(namespace.inode).is_empty());
+        let rest = agent.stop(namespace.inode);
+        assert!(rest.is_empty(), "{rest:?}");
     });
 }
 

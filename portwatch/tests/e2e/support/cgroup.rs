@@ -6,6 +6,8 @@ use std::{
     process::Command,
 };
 
+use super::Dialogue;
+
 /// A leaf of the cgroup v2 hierarchy that goes when it is dropped.
 pub struct Cgroup(PathBuf);
 
@@ -23,21 +25,36 @@ impl Cgroup {
         Self(path)
     }
 
+    /// One in this one.
+    pub fn below(&self, name: &str) -> Self {
+        let path = self.0.join(name);
+        fs::create_dir(&path).unwrap();
+        Self(path)
+    }
+
     pub fn path(&self) -> &Path {
         &self.0
     }
 
     /// Runs a Perl script in it to its end.
     pub fn perl(&self, script: &str) {
+        let status = self.command(script).status().unwrap();
+        assert!(status.success(), "{script}: {status}");
+    }
+
+    /// Starts a Perl script in it.
+    pub fn start_perl(&self, script: &str) -> Dialogue {
+        Dialogue::start(&mut self.command(script))
+    }
+
+    fn command(&self, script: &str) -> Command {
         let join_and_run = format!(
             "echo $$ > {}/cgroup.procs; exec perl -e \"$0\"",
             self.0.display()
         );
-        let status = Command::new("sh")
-            .args(["-c", &join_and_run, script])
-            .status()
-            .unwrap();
-        assert!(status.success(), "{script}: {status}");
+        let mut command = Command::new("sh");
+        command.args(["-c", &join_and_run, script]);
+        command
     }
 }
 

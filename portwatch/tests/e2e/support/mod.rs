@@ -2,11 +2,13 @@
 
 mod agent;
 mod cgroup;
+mod dialogue;
 mod namespace;
 
 pub use self::{
     agent::{Agent, binary, copy_program, finish, run},
     cgroup::Cgroup,
+    dialogue::Dialogue,
     namespace::{Namespace, in_namespace},
 };
 

@@ -1,0 +1,295 @@
+//! Who it was: containers, scripts, programs that are gone from the disk or never were on it, and
+//! those that are gone before anyone can look.
+
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::Path,
+    process::{Command, Stdio},
+};
+
+use serde_json::{Value, json};
+
+use crate::{
+    assert_alert,
+    support::{Agent, Cgroup, Dialogue, copy_program, in_namespace},
+};
+
+/// Perl that binds 976/udp and ends.
+const BIND: &str = "use Socket; socket(my $s, PF_INET, SOCK_DGRAM, 0) or die; \
+    bind($s, sockaddr_in(976, INADDR_LOOPBACK)) or die;";
+
+fn run(program: &mut Command) {
+    let status = program.stdin(Stdio::null()).status().unwrap();
+    assert!(status.success(), "{program:?}: {status}");
+}
+
+#[test]
+fn a_container_is_named_by_its_cgroup() {
+    const ID: &str = "5f0a1b2c3d4e5f60718293a4b5c6d7e8f90a1b2c3d4e5f60718293a4b5c6d7e8";
+    in_namespace(|namespace| {
+        let agent = Agent::start(&[]);
+        let parent = Cgroup::new("container");
+        let scope = parent.below(&format!("docker-{ID}.scope"));
+        // Gone by the time anyone looks, and still there.
+        for hold in ["", " sleep 60"] {
+            let mut perl = scope.start_perl(&format!("{BIND} $| = 1; print \"ready\\n\";{hold}"));
+            perl.wait_for("ready");
+            let bind = agent.alert(namespace.inode);
+            assert_alert!(bind, {
+                "event" => "bind",
+                "process/container" => json!({"id": ID, "runtime": "docker"}),
+                "process/unit" => format!("docker-{ID}.scope"),
+                "holders/0/container/runtime" => "docker",
+            });
+            let cgroup = bind["process"]["cgroup"].as_str().unwrap();
+            assert!(cgroup.ends_with(&format!("/docker-{ID}.scope")), "{cgroup}");
+            drop(perl);
+            assert_eq!(agent.alert(namespace.inode)["event"], "close");
+        }
+    });
+}
+
+#[test]
+fn what_is_run_is_named_wherever_it_is() {
+    struct Case {
+        what: &'static str,
+        command: Command,
+        exe: String,
+        flags: Value,
+        script: Value,
+    }
+    in_namespace(|namespace| {
+        let agent = Agent::start(&[]);
+        let folder = tempfile::tempdir().unwrap();
+        let perl = fs::canonicalize("/usr/bin/perl").unwrap();
+        let shown = |path: &Path| path.to_str().unwrap().to_owned();
+        let copy = folder.path().join("copy");
+        copy_program(&perl, &copy);
+        let mut deleted = Command::new(&copy);
+        deleted.args([
+            "-e",
+            &format!("unlink('{}') or die; {BIND}", copy.display()),
+        ]);
+
+        // memfd_create(2), all of perl, and execve(2) of a descriptor that is open for reading.
+        let mut memfd = Command::new("/usr/bin/perl");
+        memfd.args([
+            "-e",
+            "use Fcntl; my $name = 'hidden'; my $fd = syscall(319, $name, 0); open(my $w, '>&=', $fd) or die; \
+             open(my $r, '<', $^X) or die; binmode $_ for $r, $w; local $/; print {$w} <$r>; \
+             open(my $x, '<', \"/proc/self/fd/$fd\") or die; close $w; fcntl($x, F_SETFD, 0); \
+             exec { '/proc/self/fd/' . fileno $x } 'quiet', '-e', $ARGV[0]; die",
+            BIND,
+        ]);
+
+        let script = folder.path().join("service");
+        fs::write(&script, format!("#!/usr/bin/perl -w\n{BIND}\n")).unwrap();
+        fs::set_permissions(&script, PermissionsExt::from_mode(0o755)).unwrap();
+        let mut relative = Command::new("./service");
+        relative.current_dir(folder.path());
+
+        let cases = [
+            Case {
+                what: "a file that is gone",
+                command: deleted,
+                exe: shown(&copy),
+                flags: json!(["deleted"]),
+                script: Value::Null,
+            },
+            Case {
+                what: "a memfd",
+                command: memfd,
+                exe: "/memfd:hidden".into(),
+                flags: json!(["deleted", "memfd"]),
+                script: Value::Null,
+            },
+            Case {
+                what: "a script",
+                command: Command::new(&script),
+                exe: shown(&perl),
+                flags: json!([]),
+                script: json!(shown(&script)),
+            },
+            Case {
+                what: "a script by a relative name",
+                command: relative,
+                exe: shown(&perl),
+                flags: json!([]),
+                script: json!("./service"),
+            },
+        ];
+        for Case {
+            what,
+            mut command,
+            exe,
+            flags,
+            script,
+        } in cases
+        {
+            run(&mut command);
+            let [bind, close] = [(); 2].map(|()| agent.alert(namespace.inode));
+            assert_alert!(bind, {
+                "process/exe" => exe,
+                "process/exe_flags" => flags,
+                "process/ppid" => std::process::id(),
+                "process/ancestors/0/pid" => std::process::id(),
+            });
+            // With the working directory, when the process is still there to ask.
+            let named = bind["process"]["script"].as_str().unwrap_or("");
+            let wanted = script.as_str().unwrap_or("");
+            assert!(
+                named.ends_with(wanted.trim_start_matches('.')),
+                "{what}: {bind}"
+            );
+            assert_eq!(named.is_empty(), wanted.is_empty(), "{what}: {bind}");
+            assert_eq!(close["process"], bind["process"], "{what}");
+        }
+    });
+}
+
+#[test]
+fn programs_that_end_at_once_are_named_in_full() {
+    const RUNS: usize = 300;
+    in_namespace(|namespace| {
+        let agent = Agent::start(&[]);
+        for number in 0..RUNS {
+            run(Command::new("perl").args(["-e", BIND, &number.to_string()]));
+        }
+        for number in 0..RUNS {
+            let number = number.to_string();
+            for event in ["bind", "close"] {
+                let alert = agent.alert(namespace.inode);
+                assert_alert!(alert, {
+                    "event" => event,
+                    "process/comm" => "perl",
+                    "process/exe" => fs::canonicalize("/usr/bin/perl").unwrap().to_str().unwrap(),
+                    "process/cmdline" => json!(["perl", "-e", BIND, number]),
+                    "process/ppid" => std::process::id(),
+                    "process/ancestors/0/pid" => std::process::id(),
+                });
+                assert!(alert["process"]["started"].is_string(), "{alert}");
+            }
+        }
+        assert!(agent.stop(namespace.inode).is_empty());
+    });
+}
+
+#[test]
+fn the_thread_the_parents_and_the_capability_are_named() {
+    in_namespace(|namespace| {
+        let agent = Agent::start(&[]);
+        let tid = nix::unistd::gettid().as_raw();
+        drop(std::net::UdpSocket::bind("127.0.0.1:976").unwrap());
+        let bind = agent.alert(namespace.inode);
+        // The test's thread is not its process's first.
+        assert_alert!(bind, { "process/tid" => tid, "process/capabilities" => Value::Null });
+        agent.alert(namespace.inode);
+
+        // The shell stays, since it has more to do.
+        let inner = format!(
+            "setpriv --reuid 65534 --clear-groups --inh-caps +net_bind_service \
+            --ambient-caps +net_bind_service perl -e '{BIND} $| = 1; print \"ready\\n\"; <STDIN>'; true"
+        );
+        let mut shell = Dialogue::start(Command::new("sh").args(["-c", &inner]));
+        shell.wait_for("ready");
+        let bind = agent.alert(namespace.inode);
+        assert_alert!(bind, {
+            "process/uid" => 65534,
+            "process/capabilities" => json!(["CAP_NET_BIND_SERVICE"]),
+            "process/ppid" => shell.pid(),
+            "process/ancestors/0/pid" => shell.pid(),
+            "process/ancestors/0/comm" => "sh",
+            "process/ancestors/1/pid" => std::process::id(),
+            "process/cwd" => std::env::current_dir().unwrap().to_str().unwrap(),
+        });
+        let ancestors = bind["process"]["ancestors"].as_array().unwrap();
+        assert_eq!(ancestors.last().unwrap()["pid"], 1);
+        shell.go_on();
+        shell.end();
+        assert_eq!(agent.alert(namespace.inode)["event"], "close");
+    });
+}
+
+#[test]
+fn all_who_have_the_socket_open_are_its_holders() {
+    in_namespace(|namespace| {
+        let agent = Agent::start(&[]);
+        let mut perl = Dialogue::start(Command::new("perl").args([
+            "-e",
+            "use Socket; $| = 1; socket(my $s, PF_INET, SOCK_STREAM, 0) or die; \
+             bind($s, sockaddr_in(976, INADDR_LOOPBACK)) or die; listen($s, 4096) or die; \
+             my $child = fork; if (!$child) { sleep 600; exit } \
+             print \"$child\\n\"; <STDIN>; kill 9, $child; waitpid $child, 0",
+        ]));
+        let child: u32 = perl.line().parse().unwrap();
+        for _ in 0..2 {
+            let alert = agent.alert(namespace.inode);
+            assert_alert!(alert, { "holders/0/pid" => perl.pid() });
+        }
+        // The holders are looked for a moment after the port was taken; then an event shows them.
+        let both = |alert: &Value| {
+            let holders = alert["holders"].as_array().unwrap();
+            let pids: Vec<u64> = holders
+                .iter()
+                .filter_map(|one| one["pid"].as_u64())
+                .collect();
+            pids == [u64::from(perl.pid()), u64::from(child)]
+        };
+        let mut accept;
+        loop {
+            drop(std::net::TcpStream::connect("127.0.0.1:976").unwrap());
+            accept = agent.alert(namespace.inode);
+            assert_alert!(accept, { "event" => "accept", "process/pid" => perl.pid() });
+            if both(&accept) {
+                break;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(50));
+        }
+        let list = crate::support::run(&["list", "--format", "json"]);
+        let here = |line: &str| {
+            let alert: Value = serde_json::from_str(line).unwrap();
+            (alert["socket"]["netns"] == namespace.inode).then_some(alert)
+        };
+        let listed: Vec<Value> = list.stdout.lines().filter_map(here).collect();
+        assert_eq!(listed.len(), 1);
+        assert!(both(&listed[0]), "{listed:?}");
+        perl.go_on();
+        perl.end();
+    });
+}
+
+#[test]
+fn who_binds_for_a_service_and_who_serves_are_told_apart() {
+    in_namespace(|namespace| {
+        let agent = Agent::start(&[]);
+        // Takes the port, waits for the first client, and becomes the service.
+        let mut service = Command::new("systemd-socket-activate")
+            .args(["-l", "127.0.0.1:976", "/usr/bin/perl", "-e"])
+            .arg("open(my $s, '+<&=', 3) or die; accept(my $c, $s) while 1")
+            .stdin(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        for event in ["bind", "listen"] {
+            let alert = agent.alert(namespace.inode);
+            assert_alert!(alert, { "event" => event, "process/pid" => service.id() });
+        }
+        let exe = |who: &Value| who["exe"].as_str().unwrap_or("").to_owned();
+        loop {
+            drop(std::net::TcpStream::connect("127.0.0.1:976").unwrap());
+            let accept = agent.alert(namespace.inode);
+            assert!(
+                exe(&accept["process"]).ends_with("systemd-socket-activate"),
+                "{accept}"
+            );
+            if exe(&accept["holders"][0]).contains("perl") {
+                break;
+            }
+            // What a snapshot knows of the holders is good for five seconds.
+            std::thread::sleep(std::time::Duration::from_millis(100));
+        }
+        service.kill().unwrap();
+        service.wait().unwrap();
+    });
+}
