@@ -9,7 +9,7 @@ pub const EXE_BYTES: usize = 512;
 pub const NAME_BYTES: usize = 256;
 /// Bytes of the name that was given to execve(2) that are kept, with its NUL.
 pub const EXECFN_BYTES: usize = 256;
-/// Bytes of the arguments that are kept.
+/// Fewer bytes of the arguments than this are kept.
 pub const ARGS_BYTES: usize = 512;
 
 /// Bits of [`Image::flags`].

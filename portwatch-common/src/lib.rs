@@ -43,6 +43,13 @@ pub mod names {
     pub const LAYOUT: &str = "LAYOUT";
     /// What each socket on a watched port carries: an [`Occupant`](super::Occupant).
     pub const OCCUPANTS: &str = "OCCUPANTS";
+    /// Array of one `u32`: the bank of the refusals that hold, from 1 on; 0 for none.
+    pub const REFUSAL_BANK: &str = "REFUSAL_BANK";
+    /// Array of `u64` by [`refusal_slot`](super::refusal_slot): the refusals that a port has, as
+    /// bits.
+    pub const REFUSAL_PORTS: &str = "REFUSAL_PORTS";
+    /// Array of [`REFUSALS`](super::REFUSALS) [`Refusal`](super::Refusal)s for each bank.
+    pub const REFUSAL_RULES: &str = "REFUSAL_RULES";
 }
 
 /// The bit that stands for an IP protocol number in the watched map; 0 for one that is never watched.
@@ -71,6 +78,8 @@ pub mod kind {
     pub const CONNECT: u8 = 4;
     /// The socket left the port.
     pub const CLOSE: u8 = 5;
+    /// A bind was refused by a rule.
+    pub const DENY: u8 = 6;
 }
 
 /// Which optional parts of a [`Report`] the kernel filled: bits of [`Report::known`].
@@ -91,9 +100,11 @@ pub mod known {
 
 mod image;
 mod layout;
+mod refusal;
 
 pub use image::{ARGS_BYTES, EXE_BYTES, EXECFN_BYTES, Image, NAME_BYTES, image_flags};
 pub use layout::Layout;
+pub use refusal::{BANKS, REFUSAL_SLOTS, REFUSALS, Refusal, refusal_flags, refusal_slot};
 
 /// One event as the kernel side writes it into the ring buffer, in the host's byte order but for
 /// the addresses. Without padding, so that every byte is written before it is submitted.

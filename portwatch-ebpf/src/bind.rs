@@ -11,10 +11,13 @@ use crate::{
     emit::{Asks, Key, Socket, emit},
     image::{is_kernels, netns_inode},
     maps::{is_watched, occupy},
+    refuse::is_refused,
 };
 
 /// Lets the bind stand.
 const ALLOW: i32 = 1;
+/// Makes bind(2) answer EPERM.
+const REFUSE: i32 = 0;
 
 /// Reads a context field on its own: the verifier refuses two that were merged into one load.
 macro_rules! field {
@@ -31,7 +34,7 @@ pub fn post_bind4(ctx: SockContext) -> i32 {
     let protocol = field!(sock, protocol) as u8;
     if is_watched(port, protocol) {
         let address = [field!(sock, src_ip4), 0, 0, 0];
-        bound(&ctx, sock, FAMILY_IPV4, protocol, address, port as u16);
+        return bound(&ctx, sock, FAMILY_IPV4, protocol, address, port as u16);
     }
     ALLOW
 }
@@ -48,7 +51,7 @@ pub fn post_bind6(ctx: SockContext) -> i32 {
             field!(sock, src_ip6[2]),
             field!(sock, src_ip6[3]),
         ];
-        bound(&ctx, sock, FAMILY_IPV6, protocol, address, port as u16);
+        return bound(&ctx, sock, FAMILY_IPV6, protocol, address, port as u16);
     }
     ALLOW
 }
@@ -61,19 +64,10 @@ fn bound(
     protocol: u8,
     address: [u32; 4],
     port: u16,
-) {
+) -> i32 {
+    let kernels = is_kernels(sock, protocol);
     // SAFETY: the helper takes this program type's context.
     let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
-    let occupant = Occupant {
-        cookie,
-        address,
-        port,
-        family,
-        protocol,
-        closed: 0,
-    };
-    // SAFETY: the context of a cgroup_sock program.
-    unsafe { occupy(sock.cast(), occupant) };
     let socket = Socket {
         key: Key::Cookie(cookie),
         family,
@@ -82,15 +76,31 @@ fn bound(
         local_port: port,
         remote: None,
         netns_inode: netns_inode(sock),
-        kernels: is_kernels(sock, protocol),
+        kernels,
     };
-    emit(
-        ctx,
-        kind::BIND,
-        &socket,
-        Asks {
-            task: true,
-            netns: true,
-        },
-    );
+    let asks = Asks {
+        task: true,
+        netns: true,
+    };
+    // The kernel asks for its own ports on behalf of whoever happens to run.
+    let is_refused = !kernels && is_refused(port.into(), protocol);
+    if !is_refused {
+        let occupant = Occupant {
+            cookie,
+            address,
+            port,
+            family,
+            protocol,
+            closed: 0,
+        };
+        // SAFETY: the context of a cgroup_sock program.
+        unsafe { occupy(sock.cast(), occupant) };
+    }
+    let (kind, answer) = if is_refused {
+        (kind::DENY, REFUSE)
+    } else {
+        (kind::BIND, ALLOW)
+    };
+    emit(ctx, kind, &socket, asks);
+    answer
 }

@@ -53,13 +53,13 @@ pub struct Asks {
 /// Reports `kind` of `socket`; a full ring is counted.
 #[inline(always)]
 pub fn emit<C: EbpfContext>(ctx: &C, kind: u8, socket: &Socket, asks: Asks) {
-    let mut pid_tgid = 0;
-    let mut start = None;
+    // 0 for none, and no Option: older verifiers refuse to read what that leaves unset.
+    let (mut pid_tgid, mut start_ns) = (0, 0);
     if asks.task {
         // SAFETY: takes no argument.
         pid_tgid = unsafe { bpf_get_current_pid_tgid() };
         if !socket.kernels {
-            start = image::tell((pid_tgid >> 32) as u32);
+            start_ns = image::tell((pid_tgid >> 32) as u32);
         }
     }
     let Some(mut entry) = reserve() else {
@@ -107,10 +107,9 @@ pub fn emit<C: EbpfContext>(ctx: &C, kind: u8, socket: &Socket, asks: Asks) {
         (&raw mut (*report).netns_cookie).write(netns_cookie);
 
         (&raw mut (*report).comm).write([0; 16]);
-        let (mut uid_gid, mut cgroup_id, mut start_ns) = (0, 0, 0);
-        if let Some(start) = start {
+        let (mut uid_gid, mut cgroup_id) = (0, 0);
+        if start_ns != 0 {
             knows |= known::START;
-            start_ns = start;
         }
         if socket.kernels {
             knows |= known::KERNEL;

@@ -14,6 +14,7 @@ mod bind;
 mod emit;
 mod image;
 mod maps;
+mod refuse;
 mod release;
 mod state;
 mod tcp;

@@ -15,7 +15,10 @@ use aya_ebpf::{
     helpers::generated::bpf_sk_storage_get,
     macros::btf_map,
 };
-use portwatch_common::{Image, Layout, Occupant, Report, SYSTEM_PORTS, watch_bit};
+use portwatch_common::{
+    BANKS, Image, Layout, Occupant, REFUSAL_SLOTS, REFUSALS, Refusal, Report, SYSTEM_PORTS,
+    watch_bit,
+};
 
 /// Reports on their way to the agent, which sets the size.
 #[btf_map]
@@ -28,6 +31,39 @@ static LOST: PerCpuArray<u64, 1> = PerCpuArray::new();
 /// Which (port, protocol) is watched: `watch_bit`s by port.
 #[btf_map]
 static WATCHED: Array<u32, { SYSTEM_PORTS as usize }> = Array::new();
+
+/// Which bank of refusals holds.
+#[btf_map]
+static REFUSAL_BANK: Array<u32, 1> = Array::new();
+
+/// The refusals that a port has.
+#[btf_map]
+static REFUSAL_PORTS: Array<u64, { REFUSAL_SLOTS as usize }> = Array::new();
+
+/// The refusals.
+#[btf_map]
+static REFUSAL_RULES: Array<Refusal, { (BANKS * REFUSALS) as usize }> = Array::new();
+
+/// The bank of the refusals that hold, from 1 on; 0 for none.
+#[inline(always)]
+pub fn refusal_bank() -> u32 {
+    match REFUSAL_BANK.get(0) {
+        Some(bank) if *bank <= BANKS => *bank,
+        _ => 0,
+    }
+}
+
+/// The refusals of that slot, as bits.
+#[inline(always)]
+pub fn refusals_of(slot: u32) -> u64 {
+    REFUSAL_PORTS.get(slot).copied().unwrap_or(0)
+}
+
+/// One refusal of that bank.
+#[inline(always)]
+pub fn refusal(bank: u32, index: u32) -> Option<&'static Refusal> {
+    REFUSAL_RULES.get((bank - 1) * REFUSALS + index)
+}
 
 /// The images that the agent has been told of, by process id.
 #[btf_map]

@@ -119,6 +119,7 @@ fn event(report: &Report, image: Option<Rc<Image>>, clock: Clock) -> Option<Even
         kind::ACCEPT => EventKind::Accept,
         kind::CONNECT => EventKind::Connect,
         kind::CLOSE => EventKind::Close,
+        kind::DENY => EventKind::Deny,
         _ => return None,
     };
     let transport = match report.protocol {

@@ -1,6 +1,6 @@
 //! Brings the eBPF object into the kernel.
 
-use std::{io, os::fd::AsFd};
+use std::{collections::BTreeMap, io, os::fd::AsFd};
 
 use aya::{
     Ebpf, EbpfLoader,
@@ -141,25 +141,30 @@ pub(super) const fn protocol(transport: Transport) -> u8 {
     }
 }
 
-/// Tells the kernel side which (port, transport) to report.
+/// The bits of each port, as the kernel side has them.
+pub(super) type Watched = BTreeMap<u16, u32>;
+
+/// Tells the kernel side which (port, transport) to report, where that differs from `before`.
 pub(super) fn fill(
     ebpf: &mut Ebpf,
+    before: &Watched,
     watched: impl Iterator<Item = (u16, Transport)>,
-) -> Result<(), SensorError> {
-    let mut bits = [0; SYSTEM_PORTS as usize];
+) -> Result<Watched, SensorError> {
+    let mut now = Watched::new();
     for (port, transport) in watched {
-        if let Some(bits) = bits.get_mut(usize::from(port)) {
-            *bits |= watch_bit(protocol(transport));
-        }
+        *now.entry(port).or_default() |= watch_bit(protocol(transport));
     }
     let mut map: Array<&mut MapData, u32> = map(
         ebpf.map_mut(names::WATCHED),
         names::WATCHED,
         Array::try_from,
     )?;
-    for (port, bits) in (0..).zip(bits).filter(|(_, bits)| *bits != 0) {
-        map.set(port, bits, 0)
-            .map_err(|error| SensorError::kernel("the watched ports", &error))?;
+    for port in 0..SYSTEM_PORTS as u16 {
+        let [before, now] = [before, &now].map(|bits| bits.get(&port).copied().unwrap_or(0));
+        if before != now {
+            map.set(port.into(), now, 0)
+                .map_err(|error| SensorError::kernel("the watched ports", &error))?;
+        }
     }
-    Ok(())
+    Ok(now)
 }

@@ -10,7 +10,9 @@ mod hooks;
 mod layout;
 mod load;
 mod occupants;
+mod pin;
 mod probe;
+mod refuse;
 mod tracepoint;
 
 use std::{
@@ -23,7 +25,7 @@ use std::{
 use aya::{
     Ebpf,
     maps::{MapData, PerCpuArray, RingBuf},
-    programs::Program,
+    programs::{Program, links::PinnedLink},
 };
 use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
 use portwatch_common::{Layout, names};
@@ -32,7 +34,9 @@ use tokio::io::{Interest, unix::AsyncFd};
 use self::{
     cgroup::Cgroup,
     decode::{Clock, Decoder},
-    load::{attach_program, check_privileges, check_ring_size, fill, load, load_program, map},
+    load::{
+        Watched, attach_program, check_privileges, check_ring_size, fill, load, load_program, map,
+    },
     occupants::Occupants,
 };
 pub use self::{
@@ -40,10 +44,14 @@ pub use self::{
     error::SensorError,
     health::Health,
     occupants::Adoption,
+    pin::{is_pinned, unpin},
     probe::{Check, PRIVILEGES, probe},
     tracepoint::Tracepoint,
 };
-use crate::event::{Event, Transport};
+use crate::{
+    event::{Event, Transport},
+    policy::Refusals,
+};
 
 /// The eBPF object, aligned as its loader wants it.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/portwatch-ebpf"));
@@ -55,6 +63,8 @@ pub struct Options {
     pub ring_size: u32,
     /// The cgroup to watch; None for all of the host.
     pub cgroup: Option<PathBuf>,
+    /// Whether what is refused stays refused when the agent ends.
+    pub fail_closed: bool,
 }
 
 /// The transports that the cgroup hooks see.
@@ -68,6 +78,8 @@ pub struct Sensor {
     lost: PerCpuArray<MapData, u64>,
     lost_before: u64,
     decoder: Decoder,
+    /// Cgroups of refusals that are not there.
+    missing_cgroups: Vec<String>,
     occupants: Occupants,
     /// Why processes are told by what /proc still shows; None where their images are read.
     imageless: Option<String>,
@@ -78,6 +90,9 @@ pub struct Sensor {
     cgroup_fd: OwnedFd,
     /// The programs that could not be attached again.
     missing: BTreeSet<&'static str>,
+    watched: Watched,
+    /// Links that stay when this goes.
+    _pinned: Vec<PinnedLink>,
 }
 
 impl Sensor {
@@ -90,8 +105,9 @@ impl Sensor {
     pub fn arm(
         options: &Options,
         watched: impl Iterator<Item = (u16, Transport)>,
+        refusals: &Refusals,
     ) -> Result<Self, SensorError> {
-        Self::arm_object(OBJECT, options, watched)
+        Self::arm_object(OBJECT, options, watched, refusals)
     }
 
     /// The eBPF object that [`arm`](Self::arm) loads.
@@ -107,6 +123,7 @@ impl Sensor {
         object: &[u8],
         options: &Options,
         watched: impl Iterator<Item = (u16, Transport)>,
+        refusals: &Refusals,
     ) -> Result<Self, SensorError> {
         check_ring_size(options.ring_size)?;
         check_privileges()?;
@@ -119,7 +136,8 @@ impl Sensor {
             Err(error) => (Layout::UNKNOWN, Some(error.to_string())),
         };
         let mut ebpf = load(object, options.ring_size, &layout)?;
-        fill(&mut ebpf, watched)?;
+        let watched = fill(&mut ebpf, &Watched::default(), watched)?;
+        let missing_cgroups = refuse::set(&mut ebpf, refusals)?;
         let ring = map(ebpf.take_map(names::RING), names::RING, RingBuf::try_from)?;
         // SAFETY: `RingBuf` owns the descriptor of its map, returns no other, and keeps it open
         // until it is dropped, which it is after the registration.
@@ -138,8 +156,14 @@ impl Sensor {
             load_program(program).map_err(|error| SensorError::program(name, error))?;
         }
         let mut programs = 0;
+        let mut pinned = Vec::new();
         for (name, program) in required(&mut ebpf) {
-            attach_program(program, &cgroup).map_err(|error| SensorError::attach(name, &error))?;
+            let refusing = pin::PROGRAMS.into_iter().find(|refusing| *refusing == name);
+            match refusing.filter(|_| options.fail_closed) {
+                Some(name) => pinned.push(pin::attach(name, program, &cgroup)?),
+                None => attach_program(program, &cgroup)
+                    .map_err(|error| SensorError::attach(name, &error))?,
+            }
             programs += 1;
         }
         let tracepoint = Tracepoint::attach(&mut ebpf);
@@ -151,6 +175,7 @@ impl Sensor {
             lost,
             lost_before: 0,
             decoder: Decoder::new(),
+            missing_cgroups,
             occupants,
             imageless,
             cgroup: label,
@@ -158,6 +183,8 @@ impl Sensor {
             tracepoint,
             cgroup_fd: cgroup,
             missing: BTreeSet::new(),
+            watched,
+            _pinned: pinned,
         })
     }
 
@@ -227,11 +254,51 @@ impl Sensor {
         Ok(newly)
     }
 
+    /// Cgroups that refusals are about and that are not there: such a refusal applies to nobody.
+    #[must_use]
+    pub fn missing_cgroups(&self) -> &[String] {
+        &self.missing_cgroups
+    }
+
+    /// Watches other ports from now on. What is watched before and after is so without a gap.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's.
+    pub fn watch(
+        &mut self,
+        watched: impl Iterator<Item = (u16, Transport)>,
+    ) -> Result<(), SensorError> {
+        if let Some(ebpf) = &mut self.ebpf {
+            self.watched = fill(ebpf, &self.watched, watched)?;
+        }
+        Ok(())
+    }
+
+    /// Refuses something else from now on: all at once.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's.
+    pub fn refuse(&mut self, refusals: &Refusals) -> Result<(), SensorError> {
+        if let Some(ebpf) = &mut self.ebpf {
+            self.missing_cgroups = refuse::set(ebpf, refusals)?;
+        }
+        Ok(())
+    }
+
     /// Why processes are told only by what /proc still shows of them; None where the kernel side
     /// reads what they run.
     #[must_use]
     pub fn imageless(&self) -> Option<&str> {
         self.imageless.as_deref()
+    }
+
+    /// Cookie of the socket whose stay on a port this one is part of: its own, or that of the
+    /// listener that it was accepted by. None where the kernel side has not seen it.
+    #[must_use]
+    pub fn owner(&self, socket: BorrowedFd<'_>) -> Option<u64> {
+        self.occupants.owner(socket)
     }
 
     /// Marks a socket from before the kernel side was there: its close and its accepts are then

@@ -1,0 +1,92 @@
+//! Tells the kernel side what to refuse: all at once, so that no bind meets half of it.
+
+use std::{os::unix::fs::MetadataExt as _, path::Path};
+
+use aya::{
+    Ebpf, Pod,
+    maps::{Array, MapData},
+};
+use portwatch_common::{
+    BANKS, REFUSAL_SLOTS, REFUSALS, Refusal, names, refusal_flags as flags, refusal_slot,
+};
+
+use super::{
+    SensorError, cgroup,
+    load::{map, protocol},
+};
+use crate::policy::Refusals;
+
+/// The kernel's own form, which aya must be told is plain bytes.
+#[repr(transparent)]
+#[derive(Clone, Copy)]
+struct Rule(Refusal);
+
+// SAFETY: a transparent wrapper of a `bytemuck::Pod`, which has no padding and takes any bytes.
+unsafe impl Pod for Rule {}
+
+/// Makes `refusals` hold instead of those before. Returns the cgroups that are not there: a rule
+/// about one of them applies to nobody until it is set again.
+pub(super) fn set(ebpf: &mut Ebpf, refusals: &Refusals) -> Result<Vec<String>, SensorError> {
+    let failed = |error: aya::maps::MapError| SensorError::kernel("the refusals", &error);
+    let before = bank(ebpf)?.get(&0, 0).map_err(failed)?;
+    if refusals.rules.is_empty() {
+        bank(ebpf)?.set(0, 0, 0).map_err(failed)?;
+        return Ok(Vec::new());
+    }
+    let now = before % BANKS + 1;
+    let mut missing = Vec::new();
+    let mut rules: Array<&mut MapData, Rule> = array(ebpf, names::REFUSAL_RULES)?;
+    let first = (now - 1) * REFUSALS;
+    for (index, refusal) in (first..first + REFUSALS).zip(&refusals.rules) {
+        let mut rule = Refusal::default();
+        if refusal.deny {
+            rule.flags |= flags::DENY;
+        }
+        if let Some(uid) = refusal.uid {
+            rule.flags |= flags::UID;
+            rule.uid = uid;
+        }
+        if let Some(path) = &refusal.cgroup {
+            rule.flags |= flags::CGROUP;
+            (rule.cgroup_id, rule.level) = find(path).unwrap_or_else(|| {
+                missing.push(path.clone());
+                // Nobody's.
+                (u64::MAX, 0)
+            });
+        }
+        rules.set(index, Rule(rule), 0).map_err(failed)?;
+    }
+    let mut slots = vec![0; REFUSAL_SLOTS as usize];
+    for (port, transport, bits) in &refusals.ports {
+        let slot = refusal_slot(now, protocol(*transport), (*port).into());
+        if let Some(slot) = slot.and_then(|slot| slots.get_mut(slot as usize)) {
+            *slot = *bits;
+        }
+    }
+    let mut ports: Array<&mut MapData, u64> = array(ebpf, names::REFUSAL_PORTS)?;
+    let half = REFUSAL_SLOTS / BANKS;
+    for slot in (now - 1) * half..now * half {
+        let bits = slots.get(slot as usize).copied().unwrap_or(0);
+        ports.set(slot, bits, 0).map_err(failed)?;
+    }
+    bank(ebpf)?.set(0, now, 0).map_err(failed)?;
+    Ok(missing)
+}
+
+fn bank(ebpf: &mut Ebpf) -> Result<Array<&mut MapData, u32>, SensorError> {
+    array(ebpf, names::REFUSAL_BANK)
+}
+
+fn array<'a, V: Pod>(
+    ebpf: &'a mut Ebpf,
+    name: &str,
+) -> Result<Array<&'a mut MapData, V>, SensorError> {
+    map(ebpf.map_mut(name), name, Array::try_from)
+}
+
+/// Number and depth of the cgroup with that path below the root of the v2 hierarchy.
+fn find(path: &str) -> Option<(u64, u32)> {
+    let below = Path::new(path).strip_prefix("/").ok()?;
+    let folder = std::fs::metadata(cgroup::mounted()?.join(below)).ok()?;
+    Some((folder.ino(), below.components().count() as u32))
+}
