@@ -1,0 +1,230 @@
+//! What stands behind the keys of a rule.
+
+use std::{net::IpAddr, str::FromStr};
+
+use globset::{GlobBuilder, GlobMatcher};
+use ipnet::IpNet;
+use nix::unistd::User;
+
+/// A port or a range of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ports {
+    pub(super) first: u16,
+    pub(super) last: u16,
+}
+
+impl Ports {
+    pub(super) const fn has(self, port: u16) -> bool {
+        self.first <= port && port <= self.last
+    }
+}
+
+impl FromStr for Ports {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (first, last) = text.split_once('-').unwrap_or((text, text));
+        let port = |text: &str| {
+            let port: u32 = text
+                .trim()
+                .parse()
+                .map_err(|_| format!("{text:?} is not a port; write 976, \"954-988\" or a list"))?;
+            match u16::try_from(port) {
+                Ok(0) => Err("no socket has port 0".to_owned()),
+                Ok(port) if port < 1024 => Ok(port),
+                _ => Err(format!(
+                    "{port} is no system port (1-1023): nothing is known of it, so this never matches"
+                )),
+            }
+        };
+        let (first, last) = (port(first)?, port(last)?);
+        if first > last {
+            return Err(format!(
+                "{text:?} is empty; did you mean \"{last}-{first}\"?"
+            ));
+        }
+        Ok(Self { first, last })
+    }
+}
+
+/// A kind of local address, or a network of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Address {
+    /// 127.0.0.0/8 and ::1.
+    Loopback,
+    /// RFC 1918, RFC 4193 and link-local.
+    Private,
+    /// All of the host's: 0.0.0.0 and ::.
+    Any,
+    /// One of these.
+    In(IpNet),
+}
+
+impl Address {
+    pub(super) fn is(self, address: IpAddr) -> bool {
+        match self {
+            Self::Loopback => address.is_loopback(),
+            Self::Private => match address {
+                IpAddr::V4(v4) => v4.is_private() || v4.is_link_local(),
+                IpAddr::V6(v6) => v6.is_unique_local() || v6.is_unicast_link_local(),
+            },
+            Self::Any => address.is_unspecified(),
+            Self::In(network) => network.contains(&address),
+        }
+    }
+}
+
+impl FromStr for Address {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "loopback" => Ok(Self::Loopback),
+            "private" => Ok(Self::Private),
+            "any" => Ok(Self::Any),
+            _ => text
+                .parse()
+                .map(|Network(network)| Self::In(network))
+                .map_err(|_| {
+                    format!("{text:?} is not loopback, private, any, an address or a network")
+                }),
+        }
+    }
+}
+
+/// A network, or one address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Network(IpNet);
+
+impl Network {
+    pub(super) fn has(self, address: IpAddr) -> bool {
+        self.0.contains(&address)
+    }
+}
+
+impl FromStr for Network {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let network: IpNet = text
+            .parse()
+            .or_else(|_| text.parse::<IpAddr>().map(IpNet::from))
+            .map_err(|_| format!("{text:?} is not an address or a network like 10.0.0.0/8"))?;
+        if network.trunc() != network {
+            return Err(format!(
+                "{text:?} has bits behind its prefix; did you mean \"{}\"?",
+                network.trunc()
+            ));
+        }
+        Ok(Self(network))
+    }
+}
+
+/// A name, or a pattern of names: `*` does not match `/`, `**` does.
+#[derive(Clone, Debug)]
+pub struct Names {
+    pub(super) text: String,
+    pattern: GlobMatcher,
+}
+
+impl Names {
+    pub(super) fn are(&self, name: &str) -> bool {
+        self.text == name || self.pattern.is_match(name)
+    }
+
+    /// As [`are`](Self::are), and what is below it in the tree.
+    pub(super) fn are_or_hold(&self, path: &str) -> bool {
+        let mut path = path;
+        loop {
+            if self.are(if path.is_empty() { "/" } else { path }) {
+                return true;
+            }
+            match path.rsplit_once('/') {
+                Some((above, _)) if path != "/" => path = above,
+                _ => return false,
+            }
+        }
+    }
+
+    /// Whether it is a name and no pattern.
+    pub(super) fn is_plain(&self) -> bool {
+        !self.text.contains(['*', '?', '[', '{', '\\'])
+    }
+}
+
+impl FromStr for Names {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text.is_empty() {
+            return Err("an empty name never matches".into());
+        }
+        let glob = GlobBuilder::new(text).literal_separator(true).build();
+        let glob = glob.map_err(|error| format!("{text:?}: {}", error.kind()))?;
+        Ok(Self {
+            text: text.into(),
+            pattern: glob.compile_matcher(),
+        })
+    }
+}
+
+/// A user, by name or number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UserName {
+    pub(super) uid: u32,
+}
+
+impl FromStr for UserName {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if let Ok(uid) = text.parse() {
+            return Ok(Self { uid });
+        }
+        match User::from_name(text) {
+            Ok(Some(user)) => Ok(Self {
+                uid: user.uid.as_raw(),
+            }),
+            Ok(None) => Err(format!(
+                "this host has no user {text:?}; a number is always good"
+            )),
+            Err(error) => Err(format!("looking up the user {text:?}: {error}")),
+        }
+    }
+}
+
+/// A network namespace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NetnsName {
+    /// The host's.
+    Host,
+    /// Any but the host's.
+    Other,
+    /// The one with that inode.
+    Inode(u64),
+}
+
+impl NetnsName {
+    pub(super) const fn is(self, inode: u64, is_host: bool) -> bool {
+        match self {
+            Self::Host => is_host,
+            Self::Other => !is_host,
+            Self::Inode(wanted) => wanted == inode,
+        }
+    }
+}
+
+impl FromStr for NetnsName {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "host" => Ok(Self::Host),
+            "other" => Ok(Self::Other),
+            _ => text
+                .parse()
+                .map(Self::Inode)
+                .map_err(|_| format!("{text:?} is not host, other or an inode like 4026531840")),
+        }
+    }
+}
