@@ -1,0 +1,65 @@
+//! Connections to a listener: the first from each address is told, the others are counted.
+
+use std::{collections::HashSet, net::IpAddr, num::NonZeroUsize};
+
+use lru::LruCache;
+
+use crate::{
+    alert::{Accepts, Alert},
+    event::EventKind,
+};
+
+/// Listeners that are counted for.
+const LISTENERS: NonZeroUsize = NonZeroUsize::new(4096).expect("not zero");
+
+/// Addresses of one listener that are remembered; the connections of others are counted all the same.
+const ADDRESSES: usize = 4096;
+
+#[derive(Default)]
+struct Seen {
+    addresses: HashSet<IpAddr>,
+    count: u64,
+}
+
+pub(super) struct Peers(LruCache<u64, Seen>);
+
+impl Default for Peers {
+    fn default() -> Self {
+        Self(LruCache::unbounded())
+    }
+}
+
+impl Peers {
+    /// Listeners that are counted for.
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether the alert is to be told. A close gets the totals.
+    pub(super) fn count(&mut self, alert: &mut Alert) -> bool {
+        let Some(cookie) = alert.socket.cookie else {
+            return true;
+        };
+        match (alert.event, alert.peer) {
+            (EventKind::Accept, Some(peer)) => {
+                let seen = self.0.get_or_insert_mut(cookie, Seen::default);
+                seen.count += 1;
+                let is_full = seen.addresses.len() >= ADDRESSES;
+                let is_new = !is_full && seen.addresses.insert(peer.address);
+                if self.0.len() > LISTENERS.get() {
+                    self.0.pop_lru();
+                }
+                is_new
+            }
+            (EventKind::Close, _) => {
+                alert.accepts = self.0.pop(&cookie).map(|seen| Accepts {
+                    count: seen.count,
+                    peers: seen.addresses.len() as u64,
+                });
+                true
+            }
+            _ => true,
+        }
+    }
+}
