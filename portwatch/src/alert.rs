@@ -1,12 +1,13 @@
 //! What the operator reads. The JSON form is described by docs/alert.schema.json.
 
-use std::{fmt, net::IpAddr, rc::Rc};
+use std::{collections::BTreeMap, fmt, net::IpAddr, rc::Rc};
 
 use jiff::{Timestamp, civil::Date};
 use serde::{Serialize, Serializer};
 
 use crate::{
     event::{EventKind, Transport},
+    policy::Decision,
     printable::Printable,
     process::{Container, Process},
     registry::{Basis, Status, Verdict},
@@ -178,6 +179,42 @@ impl From<&Process> for Holder {
     }
 }
 
+/// The rule that decided, as an alert quotes it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct RuleWord {
+    /// Its name.
+    pub name: Printable,
+    /// Why it is there.
+    pub reason: Option<Printable>,
+    /// What it says.
+    pub decision: Decision,
+    /// Whether a `deny` is only tried out.
+    pub dry_run: bool,
+}
+
+/// The connections to a listener.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Accepts {
+    /// All of them.
+    pub count: u64,
+    /// From how many addresses, 4,096 at most.
+    pub peers: u64,
+}
+
+/// What happened often.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Summary {
+    /// When the first of it happened.
+    #[serde(serialize_with = "nanoseconds")]
+    pub since: Timestamp,
+    /// How often, by event.
+    pub counts: BTreeMap<&'static str, u64>,
+    /// On which ports, by transport: `1-3,954-988`.
+    pub ports: BTreeMap<&'static str, String>,
+    /// Which of all that it took are still held now, likewise.
+    pub held: BTreeMap<&'static str, String>,
+}
+
 /// One line for the operator. What is not known is None, never guessed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Alert {
@@ -215,6 +252,12 @@ pub struct Alert {
     pub process: Option<Rc<Process>>,
     /// The processes that had the socket open when that was last looked at.
     pub holders: Rc<[Holder]>,
+    /// The rule that decided; None without one.
+    pub rule: Option<RuleWord>,
+    /// On a close, the connections that there were; None without any.
+    pub accepts: Option<Accepts>,
+    /// On a summary, what it sums up.
+    pub summary: Option<Summary>,
     /// On a loss, how many reports were lost.
     pub lost: Option<u64>,
     /// On a health alert, what happened, for people.
@@ -243,6 +286,15 @@ impl Alert {
         }
     }
 
+    /// The alert for what was not told one by one.
+    #[must_use]
+    pub fn summary(summary: Summary, severity: Severity, host: Printable) -> Self {
+        Self {
+            summary: Some(summary),
+            ..Self::of_the_monitor(EventKind::Summary, severity, host)
+        }
+    }
+
     /// An alert that is about no socket.
     fn of_the_monitor(event: EventKind, severity: Severity, host: Printable) -> Self {
         Self {
@@ -262,6 +314,9 @@ impl Alert {
             since: None,
             process: None,
             holders: Rc::default(),
+            rule: None,
+            accepts: None,
+            summary: None,
             lost: None,
             detail: None,
         }

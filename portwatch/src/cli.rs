@@ -12,6 +12,7 @@ use clap::{Args, Parser, Subcommand};
 use jiff::civil::Date;
 
 use crate::{
+    config_commands::{check_config, explain_alert, print},
     doctor,
     event::Transport,
     exit::{self, Exit, UsageError},
@@ -19,7 +20,7 @@ use crate::{
     list,
     output::{FormatName, StdoutGone},
     paths,
-    policy::Policy,
+    policy::{DEFAULT_PATH, Policy},
     registry::{self, Registry, Status},
     run, sensor,
 };
@@ -75,6 +76,8 @@ enum Command {
         #[arg(long)]
         check: bool,
         #[command(flatten)]
+        config: ConfigArgs,
+        #[command(flatten)]
         registry: RegistryArgs,
     },
     /// Say whether the monitor can work on this host, and prove it
@@ -89,6 +92,23 @@ enum Command {
         #[arg(long)]
         self_test: bool,
     },
+    /// Say whether a configuration can be used, and what it comes to
+    #[command(after_help = EXIT_CODES)]
+    CheckConfig {
+        /// The file
+        #[arg(value_name = "FILE", default_value = DEFAULT_PATH)]
+        path: PathBuf,
+        #[command(flatten)]
+        registry: RegistryArgs,
+    },
+    /// Say which rule decides on the alerts on stdin, one JSON object a line, and why
+    #[command(after_help = EXIT_CODES)]
+    ExplainAlert {
+        #[command(flatten)]
+        config: ConfigArgs,
+    },
+    /// Let go of what an earlier `run --fail-closed` still refuses
+    Unpin,
     /// Go one of the paths of the self-test
     #[command(hide = true)]
     Drive {
@@ -133,8 +153,46 @@ struct RunArgs {
     /// hierarchy is mounted.
     #[arg(long, value_name = "PATH")]
     cgroup: Option<PathBuf>,
+    /// Tell everything one by one: bursts, every connection, each step of an outgoing socket
+    #[arg(long)]
+    no_collapse: bool,
+    /// Refuse nothing, and say what the rules would refuse
+    #[arg(long)]
+    dry_run: bool,
+    /// Go on refusing what the rules refuse when the monitor ends, however it ends
+    ///
+    /// Needs a BPF file system at /sys/fs/bpf. `portwatch unpin` lets go; the next run takes over.
+    #[arg(long, conflicts_with = "dry_run")]
+    fail_closed: bool,
+    #[command(flatten)]
+    config: ConfigArgs,
     #[command(flatten)]
     registry: RegistryArgs,
+}
+
+#[derive(Debug, Args)]
+struct ConfigArgs {
+    /// The rules
+    ///
+    /// Without this, /etc/portwatch/portwatch.toml, if it is there. SIGHUP makes the monitor read it
+    /// again.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+impl ConfigArgs {
+    /// The file, if there is one.
+    fn path(&self) -> Option<PathBuf> {
+        let default = || Some(PathBuf::from(DEFAULT_PATH)).filter(|path| path.exists());
+        self.config.clone().or_else(default)
+    }
+
+    fn read(&self) -> Result<Policy> {
+        Ok(match self.path() {
+            Some(path) => Policy::read(&path)?,
+            None => Policy::default(),
+        })
+    }
 }
 
 #[derive(Debug, Args)]
@@ -186,12 +244,19 @@ fn dispatch(cli: Cli) -> Result<()> {
     match cli.command.unwrap_or(Command::Run(cli.run)) {
         Command::Run(args) => {
             let registry = args.registry.read()?;
+            let mut policy = args.config.read()?;
+            policy.all = args.all;
+            policy.dry_run = args.dry_run;
+            policy.quiet.enabled &= !args.no_collapse;
             let options = run::Options {
                 format: args.format,
-                policy: Policy { all: args.all },
+                policy,
+                config: args.config.path(),
+                no_collapse: args.no_collapse,
                 sensor: sensor::Options {
                     ring_size: args.ring_size,
                     cgroup: args.cgroup,
+                    fail_closed: args.fail_closed,
                 },
                 health_interval: Duration::from_secs(args.health_interval),
             };
@@ -204,17 +269,34 @@ fn dispatch(cli: Cli) -> Result<()> {
             format,
             all,
             check,
+            config,
             registry,
         } => {
+            let mut policy = config.read()?;
+            policy.all = all;
             let options = list::Options {
                 format,
-                policy: Policy { all },
+                policy,
                 check,
             };
             list::list(&options, registry.read()?, &mut io::stdout().lock())
         }
         Command::Doctor { format, self_test } => {
             doctor::doctor(format, self_test, &mut io::stdout())
+        }
+        Command::CheckConfig { path, registry } => {
+            let text = check_config(&path, &registry.read()?)?;
+            print(&text, &mut io::stdout())
+        }
+        Command::ExplainAlert { config } => {
+            let text = explain_alert(&config.read()?, io::stdin().lock())?;
+            print(&text, &mut io::stdout())
+        }
+        Command::Unpin => {
+            if !sensor::unpin()? {
+                say("nothing is pinned");
+            }
+            Ok(())
         }
         Command::Drive { path } => {
             paths::drive(&path);
@@ -226,10 +308,7 @@ fn dispatch(cli: Cli) -> Result<()> {
             registry,
         } => {
             let text = show(&registry.read()?, diff, table)?;
-            Ok(io::stdout()
-                .lock()
-                .write_all(text.as_bytes())
-                .map_err(StdoutGone::Io)?)
+            print(&text, &mut io::stdout())
         }
     }
 }

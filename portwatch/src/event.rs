@@ -65,13 +65,27 @@ pub enum EventKind {
     Connect,
     /// The socket left the port.
     Close,
+    /// A rule refused a bind.
+    Deny,
     /// Reports found the ring buffer full.
     Loss,
     /// A part of the sensor was lost or regained.
     Health,
+    /// Of what happened often, what was not told one by one.
+    Summary,
 }
 
 impl EventKind {
+    /// Those that are about a socket.
+    pub const OF_SOCKETS: [Self; 6] = [
+        Self::Bind,
+        Self::Listen,
+        Self::Accept,
+        Self::Connect,
+        Self::Close,
+        Self::Deny,
+    ];
+
     /// The name in the output.
     #[must_use]
     pub const fn name(self) -> &'static str {
@@ -81,8 +95,10 @@ impl EventKind {
             Self::Accept => "accept",
             Self::Connect => "connect",
             Self::Close => "close",
+            Self::Deny => "deny",
             Self::Loss => "loss",
             Self::Health => "health",
+            Self::Summary => "summary",
         }
     }
 }
@@ -128,7 +144,7 @@ pub struct Image {
 /// One fact about one socket on a watched port.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Event {
-    /// What happened; never [`EventKind::Loss`] or [`EventKind::Health`].
+    /// What happened: one of [`EventKind::OF_SOCKETS`].
     pub kind: EventKind,
     /// When, by the host's clock.
     pub time: Timestamp,

@@ -6,6 +6,7 @@ use crate::{
     doctor::{NotCovered, Unfit},
     list::Taken,
     output::StdoutGone,
+    policy::ConfigError,
     registry::ReadError,
     sensor::SensorError,
 };
@@ -45,12 +46,17 @@ impl From<Exit> for ExitCode {
 #[error("{0}")]
 pub struct UsageError(pub String);
 
+/// Input that makes no sense, with its place.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct InputError(pub String);
+
 /// The exit code that an error stands for.
 #[must_use]
 pub fn of(error: &anyhow::Error) -> Exit {
     if error.is::<UsageError>() {
         Exit::Usage
-    } else if error.is::<ReadError>() {
+    } else if error.is::<ReadError>() || error.is::<ConfigError>() || error.is::<InputError>() {
         Exit::Input
     } else if let Some(unfit) = error.downcast_ref::<Unfit>() {
         if unfit.is_privilege() {

@@ -7,6 +7,8 @@
 
 pub mod alert;
 pub mod cli;
+pub mod collapse;
+pub mod config_commands;
 pub mod doctor;
 pub mod event;
 pub mod exit;

@@ -1,6 +1,6 @@
 //! `portwatch list`: the watched ports that are taken now, from a snapshot alone.
 
-use std::{io, net::SocketAddr};
+use std::{io, net::SocketAddr, rc::Rc};
 
 use anyhow::{Context as _, Result};
 
@@ -46,7 +46,8 @@ pub fn list(options: &Options, registry: Registry, out: &mut impl io::Write) -> 
     };
     let survey = Survey::take(&scope).context("reading /proc")?;
     let (findings, coverage) = survey.findings(|_, _| Some(false));
-    let mut occupancies = Occupancies::new(ThisHost::default(), registry, host_name());
+    let policy = Rc::new(options.policy.clone());
+    let mut occupancies = Occupancies::new(ThisHost::default(), registry, host_name(), policy);
     let mut alerts = occupancies.list(findings);
     alerts.sort_by_key(|alert| (alert.port, alert.transport));
     let mut bytes = Vec::new();

@@ -8,10 +8,12 @@ use std::rc::Rc;
 
 use self::table::{Occupancy, Place, Stage, Table};
 use crate::{
-    alert::{Alert, Family, Holder, Origin, Peer, RegistryWord, SCHEMA, Severity, Socket},
+    alert::{
+        Alert, Family, Holder, Origin, Peer, RegistryWord, RuleWord, SCHEMA, Severity, Socket,
+    },
     event::{Event, EventKind},
     host::Host,
-    policy::severity,
+    policy::{Decision, Facts, Policy, severity},
     printable::Printable,
     process::Process,
     registry::Registry,
@@ -22,6 +24,7 @@ pub struct Occupancies<H> {
     host: H,
     registry: Registry,
     name: Printable,
+    policy: Rc<Policy>,
     table: Table,
     /// What waits for a snapshot that is being taken, None when none is.
     waiting: Option<reconcile::Waiting>,
@@ -29,14 +32,30 @@ pub struct Occupancies<H> {
 
 impl<H: Host> Occupancies<H> {
     /// No occupancies yet, on the host called `name`.
-    pub fn new(host: H, registry: Registry, name: Printable) -> Self {
+    pub fn new(host: H, registry: Registry, name: Printable, policy: Rc<Policy>) -> Self {
         Self {
             host,
             registry,
             name,
+            policy,
             table: Table::default(),
             waiting: None,
         }
+    }
+
+    /// Other rules from now on.
+    pub fn set_policy(&mut self, policy: Rc<Policy>) {
+        self.policy = policy;
+    }
+
+    /// The rules.
+    pub fn policy(&self) -> &Policy {
+        &self.policy
+    }
+
+    /// The registry that is quoted.
+    pub const fn registry(&self) -> &Registry {
+        &self.registry
     }
 
     /// The machine that is asked.
@@ -80,8 +99,37 @@ impl<H: Host> Occupancies<H> {
         if is_told {
             return;
         }
-        let severity = severity(event.kind, event.transport, first_reach);
-        alerts.push(self.alert(event, &occupancy, key, severity, Origin::Live));
+        let mut alert = self.alert(event, &occupancy, key, Origin::Live);
+        alert.severity = severity(event.kind, event.transport, first_reach);
+        self.tell(alert, alerts);
+    }
+
+    /// Adds the alert as the rules want it.
+    fn tell(&self, mut alert: Alert, alerts: &mut Vec<Alert>) {
+        let verdict = self.policy.decide(&Facts::of(&alert), alert.severity);
+        let Some(severity) = verdict.severity else {
+            return;
+        };
+        if let Some(rule) = verdict.rule {
+            let denies = rule.decision == Decision::Deny;
+            let is_open = matches!(alert.event, EventKind::Bind | EventKind::Listen);
+            if denies && !self.policy.dry_run && is_open {
+                let why = match (alert.origin, alert.socket.kernel) {
+                    (Origin::Snapshot, _) => "not refused: it was there before",
+                    (_, Some(true)) => "not refused: the kernel's own",
+                    _ => "not refused: the kernel asks no hook here",
+                };
+                alert.detail = Some(Printable::from(why));
+            }
+            alert.rule = Some(RuleWord {
+                name: Printable::from(rule.name.as_str()),
+                reason: rule.reason.as_deref().map(Printable::from),
+                decision: rule.decision,
+                dry_run: denies && self.policy.dry_run,
+            });
+        }
+        alert.severity = severity;
+        alerts.push(alert);
     }
 
     fn alert(
@@ -89,7 +137,6 @@ impl<H: Host> Occupancies<H> {
         event: &Event,
         occupancy: &Occupancy,
         key: Option<u64>,
-        severity: Severity,
         origin: Origin,
     ) -> Alert {
         let verdict = self.registry.verdict(event.port, event.transport);
@@ -100,7 +147,7 @@ impl<H: Host> Occupancies<H> {
             time: event.time,
             host: self.name.clone(),
             event: event.kind,
-            severity,
+            severity: severity(event.kind, event.transport, false),
             origin,
             port: Some(event.port),
             transport: Some(event.transport),
@@ -124,6 +171,9 @@ impl<H: Host> Occupancies<H> {
             since: occupancy.since,
             process: occupancy.process.clone(),
             holders: Rc::clone(&occupancy.holders),
+            rule: None,
+            accepts: None,
+            summary: None,
             lost: None,
             detail: None,
         }
@@ -162,7 +212,7 @@ impl<H: Host> Occupancies<H> {
             EventKind::Bind => Some(Stage::Bound),
             EventKind::Listen => Some(Stage::Listening),
             EventKind::Connect => Some(Stage::Connected),
-            EventKind::Accept | EventKind::Close | EventKind::Loss | EventKind::Health => None,
+            _ => None,
         };
         if let Some(stage) = stage {
             if !is_told {
@@ -175,6 +225,8 @@ impl<H: Host> Occupancies<H> {
                 Origin::Live => Some(event.time),
                 Origin::Snapshot => None,
             });
+        }
+        if stage.is_some() || event.kind == EventKind::Deny {
             self.name_actor(event, &mut occupancy);
         }
         if let Some((cookie, inode)) = event.netns_cookie.zip(event.netns) {

@@ -16,7 +16,6 @@ use crate::{
     alert::{Alert, Holder, Origin},
     event::{Coverage, Event, EventKind, Finding, Transport},
     host::Host,
-    policy::severity,
 };
 
 /// What happens while a snapshot is being taken.
@@ -146,8 +145,8 @@ impl<H: Host> Occupancies<H> {
         occupancy.round = self.table.round;
         occupancy.process = finding.holders.first().cloned();
         occupancy.holders = holders(finding);
-        let severity = severity(event.kind, event.transport, false);
-        alerts.push(self.alert(event, &occupancy, Some(key), severity, Origin::Snapshot));
+        let alert = self.alert(event, &occupancy, Some(key), Origin::Snapshot);
+        self.tell(alert, alerts);
         self.table.put(key, occupancy);
         self.table.looked(key, holders(finding), event.time);
     }
@@ -171,8 +170,8 @@ impl<H: Host> Occupancies<H> {
         }
         occupancy.stage = stage(event.kind);
         let occupancy = occupancy.clone();
-        let severity = severity(event.kind, event.transport, false);
-        alerts.push(self.alert(event, &occupancy, Some(key), severity, Origin::Snapshot));
+        let alert = self.alert(event, &occupancy, Some(key), Origin::Snapshot);
+        self.tell(alert, alerts);
     }
 
     /// Closes what the snapshot would have shown.
@@ -215,8 +214,8 @@ impl<H: Host> Occupancies<H> {
                 task: None,
                 kernels: occupancy.kernels,
             };
-            let severity = severity(event.kind, event.transport, false);
-            alerts.push(self.alert(&event, &occupancy, Some(key), severity, Origin::Snapshot));
+            let alert = self.alert(&event, &occupancy, Some(key), Origin::Snapshot);
+            self.tell(alert, alerts);
             self.table.store(key, &occupancy, EventKind::Close);
         }
     }

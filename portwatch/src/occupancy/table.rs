@@ -199,7 +199,7 @@ impl Table {
                 }
             }
             // Neither begins nor ends a stay: after a close it must not bring one back.
-            EventKind::Accept | EventKind::Loss | EventKind::Health => {}
+            _ => {}
         }
     }
 

@@ -99,7 +99,13 @@ impl<H: Host> Occupancies<H> {
 
 fn occupancies() -> Occupancies<PaperHost> {
     let registry = Registry::embedded().unwrap();
-    Occupancies::new(PaperHost::default(), registry, Printable::from("db1"))
+    let policy = Rc::new(Policy::default());
+    Occupancies::new(
+        PaperHost::default(),
+        registry,
+        Printable::from("db1"),
+        policy,
+    )
 }
 
 /// An event on 976 of the socket with that cookie; `pid` 0 is a kernel that does not tell.

@@ -6,8 +6,9 @@ use jiff::Timestamp;
 
 use super::*;
 use crate::{
-    alert::{Family, Holder, Origin, Peer, RegistryWord, SCHEMA, Severity, Socket},
+    alert::{Family, Holder, Origin, Peer, RegistryWord, RuleWord, SCHEMA, Severity, Socket},
     event::{EventKind, Transport},
+    policy::Decision,
     printable::Printable,
     process::{Ancestor, ExeFlag, Process},
     registry::Registry,
@@ -77,6 +78,14 @@ fn alert(comm: &[u8], cmdline: &[&[u8]]) -> Alert {
             unit: None,
             container: None,
         }]),
+        rule: Some(RuleWord {
+            name: Printable::from("legacy"),
+            reason: Some(Printable::from("known since 1999")),
+            decision: Decision::Notice,
+            dry_run: false,
+        }),
+        accepts: None,
+        summary: None,
         lost: None,
         detail: None,
     }
@@ -113,6 +122,8 @@ fn a_json_line_has_the_contracts_keys_in_order() {
             r#""cgroup":"/system.slice/x.service","unit":"x.service","container":null,"#,
             r#""ancestors":[{"pid":1,"comm":"systemd","exe":null}]},"#,
             r#""holders":[{"pid":813,"comm":"nc","exe":null,"user":"root","unit":null,"container":null}],"#,
+            r#""rule":{"name":"legacy","reason":"known since 1999","decision":"notice","#,
+            r#""dry_run":false},"accepts":null,"summary":null,"#,
             r#""lost":null,"detail":null}"#,
             "\n"
         )
@@ -131,6 +142,7 @@ fn a_text_line_reads_from_left_to_right() {
         "2026-11-22T21:38:00.123456Z critical accept  tcp 10.0.0.1:976 <- 10.0.0.9:40112 \
          unassigned (954-988, IANA 2026-08-17) nc[812] user=root exe=/usr/bin/nc \
          exe-is=deleted cmdline='nc -l 976' unit=x.service from='systemd[1]' holders='nc[813]' \
+         rule=legacy reason='known since 1999' \
          netns=4026531840,host socket=8193\n"
     );
     let loss = written(

@@ -2,13 +2,14 @@
 
 use std::{
     borrow::Cow,
+    collections::BTreeMap,
     fmt::{self, Write as _},
     net::SocketAddr,
 };
 
 use super::Format;
 use crate::{
-    alert::{Alert, Origin, Severity},
+    alert::{Alert, Origin, Severity, Summary},
     event::EventKind,
     process::Process,
 };
@@ -47,6 +48,9 @@ impl Text {
                 " {lost} reports found the ring buffer full and are lost; see --ring-size"
             )?;
         }
+        if let Some(summary) = &alert.summary {
+            compose_summary(summary, text)?;
+        }
         if let Some(detail) = &alert.detail {
             write!(text, " {detail}")?;
         }
@@ -75,10 +79,24 @@ impl Text {
         match &alert.process {
             Some(process) => compose_process(process, text)?,
             None if alert.socket.kernel == Some(true) => text.push_str(" the kernel itself"),
-            None if alert.port.is_some() => text.push_str(" unknown process"),
+            None if alert.port.is_some() && alert.summary.is_none() => {
+                text.push_str(" unknown process")
+            }
             None => {}
         }
         compose_holders(alert, text)?;
+        if let Some(rule) = &alert.rule {
+            write!(text, " rule={}", quoted(&rule.name))?;
+            if rule.dry_run {
+                text.push_str(",would-deny");
+            }
+            if let Some(reason) = &rule.reason {
+                write!(text, " reason={}", quoted(reason))?;
+            }
+        }
+        if let Some(accepts) = &alert.accepts {
+            write!(text, " accepts={} peers={}", accepts.count, accepts.peers)?;
+        }
         if alert.origin == Origin::Snapshot {
             text.push_str(" origin=snapshot");
         }
@@ -136,6 +154,28 @@ fn compose_process(process: &Process, text: &mut String) -> fmt::Result {
             .map(|one| format!("{}[{}]", one.comm, one.pid))
             .collect();
         write!(text, " from={}", quoted(&chain.join(" < ")))?;
+    }
+    Ok(())
+}
+
+/// What happened often, how often and where.
+fn compose_summary(summary: &Summary, text: &mut String) -> fmt::Result {
+    let counts: Vec<String> = summary
+        .counts
+        .iter()
+        .map(|(event, count)| format!("{count} {event}"))
+        .collect();
+    write!(text, " {} since {:.6}", counts.join(", "), summary.since)?;
+    let places = |places: &BTreeMap<&str, String>| -> String {
+        let places = places
+            .iter()
+            .map(|(transport, ports)| format!("{transport} {ports}"));
+        places.collect::<Vec<_>>().join(" ")
+    };
+    write!(text, " on {}", places(&summary.ports))?;
+    match summary.held.is_empty() {
+        true => text.push_str("; nothing is held;"),
+        false => write!(text, "; still held: {};", places(&summary.held))?,
     }
     Ok(())
 }

@@ -68,7 +68,9 @@ impl Monitor {
     /// When it does not start or ends at once; the message is its own.
     pub fn start(program: PathBuf) -> io::Result<Self> {
         let mut child = Command::new(&program)
-            .args(["run", "--format", "json", "--health-interval", "1"])
+            // All that happens, and nobody's rules; snapshots soon.
+            .args(["run", "--format", "json", "--no-collapse"])
+            .args(["--config", "/dev/null", "--health-interval", "1"])
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())

@@ -5,7 +5,7 @@ use std::os::unix::fs::MetadataExt as _;
 use super::Options;
 use crate::{
     registry::Registry,
-    sensor::{Sensor, Tracepoint},
+    sensor::{Sensor, Tracepoint, is_pinned},
 };
 
 /// The line that says that the monitor is armed, and what it covers.
@@ -37,10 +37,10 @@ pub(super) fn armed(options: &Options, registry: &Registry, sensor: &Sensor) -> 
         sensor.programs(),
         sensor.cgroup(),
         counts.join(", "),
-        if options.policy.all {
-            "all system ports"
-        } else {
-            "not assigned by IANA"
+        match (options.policy.all, options.policy.rules.len()) {
+            (_, 1..) => "by the rules",
+            (true, _) => "all system ports",
+            (false, _) => "not assigned by IANA",
         },
     )
 }
@@ -65,8 +65,25 @@ pub(super) fn limits(options: &Options, sensor: &Sensor) -> Vec<String> {
     if elsewhere("pid", INITIAL_PID_NAMESPACE) {
         limits.push("in a pid namespace: /proc does not show the processes of the host".to_owned());
     }
+    limits.extend(missing_cgroups(sensor));
+    if !options.sensor.fail_closed && is_pinned() {
+        limits.push(
+            "an earlier run pinned what it refuses; it goes on being refused until `portwatch unpin`"
+                .to_owned(),
+        );
+    }
     limits.extend(sensor.imageless().map(|why| {
         format!("short-lived processes are named as far as /proc still shows them: {why}")
     }));
     limits
+}
+
+/// Rules that refuse and apply to nobody yet.
+pub(super) fn missing_cgroups(sensor: &Sensor) -> Vec<String> {
+    let missing = sensor.missing_cgroups().iter();
+    missing
+        .map(|path| {
+            format!("no cgroup {path} is there yet: a rule that refuses by it waits for it")
+        })
+        .collect()
 }

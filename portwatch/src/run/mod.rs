@@ -4,7 +4,7 @@
 mod armed;
 mod surveyor;
 
-use std::{os::fd::AsFd as _, time::Duration};
+use std::{os::fd::AsFd as _, path::PathBuf, rc::Rc, time::Duration};
 
 use anyhow::{Context as _, Result};
 use tokio::{
@@ -13,17 +13,18 @@ use tokio::{
 };
 
 use self::{
-    armed::{armed, limits},
+    armed::{armed, limits, missing_cgroups},
     surveyor::Surveyor,
 };
 use crate::{
     alert::{Alert, Severity},
     cli,
-    event::{Event, Transport},
+    collapse::Collapse,
+    event::{Event, EventKind, Transport},
     host::ThisHost,
     occupancy::Occupancies,
     output::{Format, FormatName, Stdout},
-    policy::Policy,
+    policy::{Policy, Quiet, Refusals},
     printable::Printable,
     registry::Registry,
     sensor::{self, Adoption, Health, Sensor},
@@ -38,8 +39,12 @@ pub struct Options {
     pub format: FormatName,
     /// What alerts.
     pub policy: Policy,
+    /// Where the rules come from; None without any.
+    pub config: Option<PathBuf>,
     /// How to arm the sensor.
     pub sensor: sensor::Options,
+    /// Tell everything one by one, whatever the configuration says.
+    pub no_collapse: bool,
     /// How often to look whether the sensor is whole.
     pub health_interval: Duration,
 }
@@ -71,36 +76,43 @@ async fn watch(options: &Options, registry: Registry) -> Result<()> {
     let mut interrupt = signal(SignalKind::interrupt()).context("waiting for SIGINT")?;
     let mut terminate = signal(SignalKind::terminate()).context("waiting for SIGTERM")?;
     let stdout = Stdout::take()?;
-    let watched = options.policy.watched(&registry, &Transport::ALL);
-    let sensor = Sensor::arm(&options.sensor, watched)?;
+    let mut hangup = signal(SignalKind::hangup()).context("waiting for SIGHUP")?;
+    let policy = Rc::new(options.policy.clone());
+    let watched = policy.watched(&registry, &Transport::ALL);
+    let sensor = Sensor::arm(&options.sensor, watched, &refusals(&policy, &registry))?;
     cli::say(&armed(options, &registry, &sensor));
     for limit in limits(options, &sensor) {
         cli::say(&limit);
     }
 
     let colour = stdout.is_terminal() && std::env::var_os("NO_COLOR").is_none();
-    let surveyor = Surveyor::new(Scope {
-        watched: options.policy.watched(&registry, &Transport::ALL).collect(),
-        cgroup: options.sensor.cgroup.clone(),
-    });
     let mut monitor = Monitor {
         sensor,
-        occupancies: Occupancies::new(ThisHost::default(), registry, host_name()),
-        surveyor,
+        surveyor: Surveyor::new(scope(&policy, &registry, options)),
+        collapse: Collapse::new(policy.quiet, host_name()),
+        occupancies: Occupancies::new(ThisHost::default(), registry, host_name(), policy),
         format: options.format.format(colour),
         stdout,
         events: Vec::with_capacity(BATCH),
         alerts: Vec::with_capacity(BATCH),
+        told: Vec::with_capacity(BATCH),
+        survey: None,
+        is_first_survey: true,
+        settled: None,
         health: interval_at(
             Instant::now() + options.health_interval,
             options.health_interval,
         ),
     };
-    tokio::select! {
-        biased;
-        _ = interrupt.recv() => {}
-        _ = terminate.recv() => {}
-        result = monitor.watch() => return result,
+    loop {
+        tokio::select! {
+            biased;
+            _ = interrupt.recv() => break,
+            _ = terminate.recv() => break,
+            _ = hangup.recv() => {}
+            result = monitor.watch() => return result,
+        }
+        monitor.reload(options);
     }
     monitor.finish().await
 }
@@ -109,29 +121,37 @@ struct Monitor {
     sensor: Sensor,
     occupancies: Occupancies<ThisHost>,
     surveyor: Surveyor,
+    collapse: Collapse,
     format: Box<dyn Format>,
     stdout: Stdout,
     events: Vec<Event>,
     alerts: Vec<Alert>,
+    told: Vec<Alert>,
+    /// A snapshot that was taken and not joined yet.
+    survey: Option<std::io::Result<Survey>>,
+    /// Whether none was joined yet.
+    is_first_survey: bool,
+    /// When to look for lost reports once more.
+    settled: Option<Instant>,
     health: Interval,
 }
 
 impl Monitor {
     /// Prints alerts until stdout fails. May be cancelled: what it holds then, `finish` prints.
     async fn watch(&mut self) -> Result<()> {
-        let mut settled: Option<Instant> = None;
         loop {
-            let mut survey = None;
             let due = self.surveyor.next();
+            let (sums, settled) = (self.collapse.due(), self.settled);
             tokio::select! {
                 ready = self.sensor.readable() => {
                     ready.context("waiting for the ring buffer")?;
-                    settled = Some(Instant::now() + SETTLED);
+                    self.settled = Some(Instant::now() + SETTLED);
                 }
-                () = until(settled) => settled = None,
+                () = until(settled) => self.settled = None,
                 _ = self.health.tick() => self.check_health(),
-                taken = self.surveyor.taken() => survey = Some(taken),
+                taken = self.surveyor.taken() => self.survey = Some(taken),
                 () = until(due) => {}
+                () = until(sums.map(Instant::from_std)) => {}
                 gone = self.stdout.gone() => return Err(gone.into()),
             }
             while self.print_batch().await? {
@@ -139,14 +159,18 @@ impl Monitor {
                 tokio::task::yield_now().await;
             }
             // The ring is empty: what happened before a snapshot was begun or taken is known.
-            if let Some(survey) = survey {
+            if let Some(survey) = self.survey.take() {
                 self.reconcile(survey);
                 self.stdout.flush().await?;
             }
+            self.collapse
+                .flush(Instant::now().into_std(), &mut self.told);
+            self.write();
+            self.stdout.flush().await?;
             if self.occupancies.wants_snapshot() {
                 self.surveyor.ask(surveyor::Why::Holders);
             }
-            if self.surveyor.is_due() {
+            if self.survey.is_none() && self.surveyor.is_due() {
                 self.occupancies.begin_snapshot();
                 self.surveyor.begin();
             }
@@ -159,7 +183,11 @@ impl Monitor {
         let taken = self.sensor.take(BATCH, &mut self.events);
         for event in self.events.drain(..) {
             self.occupancies.observe(event, &mut self.alerts);
+            let now = Instant::now().into_std();
             for alert in self.alerts.drain(..) {
+                self.collapse.pass(alert, now, &mut self.told);
+            }
+            for alert in self.told.drain(..) {
                 self.format.write(&alert, self.stdout.pending());
             }
             // Each line at once: the reader may act on it while the next one is made.
@@ -167,8 +195,8 @@ impl Monitor {
         }
         let lost = self.sensor.newly_lost()?;
         if lost > 0 {
-            self.format
-                .write(&self.occupancies.lose(lost), self.stdout.pending());
+            self.told.push(self.occupancies.lose(lost));
+            self.write();
             self.surveyor.ask(surveyor::Why::Loss);
         }
         self.stdout.flush().await?;
@@ -188,6 +216,7 @@ impl Monitor {
         };
         survey.teach(self.occupancies.host());
         let (sensor, occupancies) = (&mut self.sensor, &self.occupancies);
+        let is_first = std::mem::replace(&mut self.is_first_survey, false);
         let (findings, coverage) = survey.findings(|held, event| {
             if occupancies.knows(event, held.netns) {
                 return Some(true);
@@ -199,6 +228,16 @@ impl Monitor {
                     || holders.any(|holder| snapshot::is_held_by(held, *holder));
                 return is_there.then_some(false);
             };
+            if event.kind == EventKind::Connect {
+                // A connection that was accepted outlives its listener: it is part of that stay.
+                let is_its_own = match sensor.owner(socket.as_fd()) {
+                    Some(owner) => Some(owner) == held.cookie,
+                    None => is_first,
+                };
+                if !is_its_own {
+                    return None;
+                }
+            }
             let adoption = Adoption {
                 cookie: held.cookie?,
                 transport: held.transport,
@@ -212,9 +251,67 @@ impl Monitor {
         {
             self.surveyor.ask(surveyor::Why::Loss);
         }
+        self.write();
+    }
+
+    /// Puts what is to be told, after what the collapse lets through, into the output.
+    fn write(&mut self) {
+        let now = Instant::now().into_std();
         for alert in self.alerts.drain(..) {
+            self.collapse.pass(alert, now, &mut self.told);
+        }
+        for alert in self.told.drain(..) {
             self.format.write(&alert, self.stdout.pending());
         }
+    }
+
+    /// Reads the rules again. What is wrong with them leaves those that hold.
+    fn reload(&mut self, options: &Options) {
+        let outcome = self.try_reload(options);
+        let (severity, detail) = match outcome {
+            Ok(said) => {
+                cli::say(&said);
+                return;
+            }
+            Err(error) => (
+                Severity::Warning,
+                format!("the rules stay as they were: {error:#}"),
+            ),
+        };
+        cli::say(&detail);
+        let alert = self.occupancies.report_health(severity, &detail);
+        self.told.push(alert);
+        self.write();
+    }
+
+    fn try_reload(&mut self, options: &Options) -> Result<String> {
+        let Some(path) = &options.config else {
+            return Ok("SIGHUP: there is no configuration to reload".into());
+        };
+        let policy = Policy {
+            all: options.policy.all,
+            dry_run: options.policy.dry_run,
+            ..Policy::read(path)?
+        };
+        let quiet = Quiet {
+            enabled: policy.quiet.enabled && !options.no_collapse,
+            ..policy.quiet
+        };
+        let policy = Rc::new(Policy { quiet, ..policy });
+        let registry = self.occupancies.registry();
+        self.sensor
+            .watch(policy.watched(registry, &Transport::ALL))?;
+        self.sensor.refuse(&refusals(&policy, registry))?;
+        self.surveyor.set_scope(scope(&policy, registry, options));
+        self.collapse.set_quiet(quiet);
+        for limit in missing_cgroups(&self.sensor) {
+            cli::say(&limit);
+        }
+        let said = format!("reloaded {}: {} rules", path.display(), policy.rules.len());
+        self.occupancies.set_policy(policy);
+        // On a port that was not watched before, something can sit.
+        self.surveyor.ask(surveyor::Why::Loss);
+        Ok(said)
     }
 
     /// Looks whether the sensor is whole, and queues an alert for each change.
@@ -226,7 +323,10 @@ impl Monitor {
                 Severity::Critical
             };
             let alert = self.occupancies.report_health(severity, &detail);
-            self.format.write(&alert, self.stdout.pending());
+            self.told.push(alert);
+        }
+        if !self.sensor.missing_cgroups().is_empty() {
+            self.find_cgroups();
         }
         let forgotten = self.occupancies.take_forgotten();
         if forgotten > 0 {
@@ -237,29 +337,56 @@ impl Monitor {
         if self.occupancies.has_unmarked() {
             self.surveyor.ask(surveyor::Why::Unmarked);
         }
+        self.write();
+    }
+
+    /// Looks again for the cgroups of rules that refuse.
+    fn find_cgroups(&mut self) {
+        let refusals = refusals(self.occupancies.policy(), self.occupancies.registry());
+        if let Err(error) = self.sensor.refuse(&refusals) {
+            self.warn(&error.to_string());
+        }
     }
 
     /// Queues an alert about the monitor itself.
     fn warn(&mut self, detail: &str) {
         let alert = self.occupancies.report_health(Severity::Warning, detail);
-        self.format.write(&alert, self.stdout.pending());
+        self.told.push(alert);
     }
 
     /// Detaches, and prints what was reported until then.
     async fn finish(mut self) -> Result<()> {
         self.sensor.disarm();
         self.occupancies.end_waiting(&mut self.alerts);
-        for alert in self.alerts.drain(..) {
-            self.format.write(&alert, self.stdout.pending());
-        }
+        self.write();
         let rest = async {
             while self.print_batch().await? {}
+            self.collapse
+                .finish(Instant::now().into_std(), &mut self.told);
+            self.write();
+            self.stdout.flush().await?;
             anyhow::Ok(())
         };
         match timeout(LAST_FLUSH, rest).await {
             Ok(result) => result,
             Err(_) => Err(self.stdout.stalled().into()),
         }
+    }
+}
+
+/// What the kernel side is to refuse.
+fn refusals(policy: &Policy, registry: &Registry) -> Refusals {
+    if policy.dry_run {
+        return Refusals::default();
+    }
+    policy.refusals(registry)
+}
+
+/// What snapshots are to show.
+fn scope(policy: &Policy, registry: &Registry, options: &Options) -> Scope {
+    Scope {
+        watched: policy.watched(registry, &Transport::ALL).collect(),
+        cgroup: options.sensor.cgroup.clone(),
     }
 }
 

@@ -60,6 +60,11 @@ impl Surveyor {
         }
     }
 
+    /// Other ports count from the next one on.
+    pub(super) fn set_scope(&mut self, scope: Scope) {
+        self.scope = Arc::new(scope);
+    }
+
     /// Asks for one that begins after now.
     pub(super) fn ask(&mut self, why: Why) {
         let took = self.ended.duration_since(self.began);

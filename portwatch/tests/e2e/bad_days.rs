@@ -243,6 +243,7 @@ fn a_closed_stdout_ends_it_quietly() {
 fn a_kernel_that_refuses_a_program_is_quoted() {
     use portwatch::{
         exit::{self, Exit},
+        policy::Refusals,
         sensor::{Options, Sensor, SensorError},
     };
 
@@ -266,8 +267,9 @@ fn a_kernel_that_refuses_a_program_is_quoted() {
     let options = Options {
         ring_size: 4096,
         cgroup: None,
+        fail_closed: false,
     };
-    let error = Sensor::arm_object(&object, &options, std::iter::empty())
+    let error = Sensor::arm_object(&object, &options, std::iter::empty(), &Refusals::default())
         .err()
         .unwrap();
     assert!(matches!(error, SensorError::Refused { .. }), "{error:?}");

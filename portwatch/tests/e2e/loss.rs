@@ -127,7 +127,7 @@ fn after_a_loss_the_truth_is_told() {
 fn a_reader_that_stalls_does_not_keep_the_agent_from_stopping() {
     in_namespace(|_| {
         let mut agent = Command::new(binary())
-            .args(["--format", "json"])
+            .args(["--format", "json", "--no-collapse"])
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()

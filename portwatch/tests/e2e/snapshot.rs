@@ -124,7 +124,7 @@ fn what_was_there_is_told_and_then_followed() {
 fn hammer(first: u16) -> String {
     format!(
         "use Socket; $| = 1; my %held; print \"ready\\n\"; while (1) {{ \
-         select(undef, undef, undef, 0.0002); my $port = {first} + int rand 9; \
+         select(undef, undef, undef, 0.0005); my $port = {first} + int rand 9; \
          if (delete $held{{$port}}) {{ next }} \
          socket(my $s, PF_INET, ($port % 2 ? SOCK_DGRAM : SOCK_STREAM), 0) or die; \
          setsockopt($s, SOL_SOCKET, SO_REUSEADDR, pack('l', 1)); \

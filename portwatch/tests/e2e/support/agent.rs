@@ -29,14 +29,17 @@ static SCHEMA: LazyLock<Validator> = LazyLock::new(|| {
     jsonschema::validator_for(&serde_json::from_str(schema).unwrap()).unwrap()
 });
 
-/// A line of JSON that keeps to the published schema.
-fn parse(line: &str) -> Value {
-    let alert: Value = serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
+fn json(line: &str) -> Value {
+    serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"))
+}
+
+/// The alert, which must keep to the published schema.
+fn valid(alert: Value) -> Value {
     let errors: Vec<String> = SCHEMA
         .iter_errors(&alert)
         .map(|error| error.to_string())
         .collect();
-    assert!(errors.is_empty(), "{errors:?} in {line}");
+    assert!(errors.is_empty(), "{errors:?} in {alert}");
     alert
 }
 
@@ -57,8 +60,15 @@ pub struct Finished {
 }
 
 impl Agent {
-    /// Starts `portwatch run --format json` with these arguments, and waits until it is armed.
+    /// Starts `portwatch run --format json` without rules and without collapse, with these
+    /// arguments, and waits until it is armed.
     pub fn start(arguments: &[&str]) -> Self {
+        let plain = ["--no-collapse", "--config", "/dev/null"];
+        Self::start_quiet(&[&plain, arguments].concat())
+    }
+
+    /// As `start`, as an operator would have it.
+    pub fn start_quiet(arguments: &[&str]) -> Self {
         let mut command = Command::new(binary());
         command.args(["run", "--format", "json"]).args(arguments);
         Self::spawn(&mut command)
@@ -92,6 +102,14 @@ impl Agent {
         }
     }
 
+    /// What it says next on stderr.
+    pub fn said(&mut self) -> String {
+        let mut line = String::new();
+        let stderr = self.stderr.as_mut().expect("not finished");
+        stderr.read_line(&mut line).unwrap();
+        line
+    }
+
     /// The next line, whatever it is.
     pub fn line(&self) -> String {
         self.lines.recv_timeout(PATIENCE).expect("a line")
@@ -100,9 +118,10 @@ impl Agent {
     /// The next alert from that network namespace.
     pub fn alert(&self, netns: u64) -> Value {
         loop {
-            let alert = parse(&self.line());
+            // Other tests' alerts are theirs to judge.
+            let alert = json(&self.line());
             if alert["socket"]["netns"] == netns {
-                return alert;
+                return valid(alert);
             }
         }
     }
@@ -110,9 +129,9 @@ impl Agent {
     /// The next alert about the sensor itself.
     pub fn health(&self) -> Value {
         loop {
-            let alert = parse(&self.line());
+            let alert = json(&self.line());
             if alert["event"] == "health" {
-                return alert;
+                return valid(alert);
             }
         }
     }
@@ -145,8 +164,9 @@ impl Agent {
         finished
             .stdout
             .lines()
-            .map(parse)
+            .map(json)
             .filter(|alert| alert["socket"]["netns"] == netns)
+            .map(valid)
             .collect()
     }
 

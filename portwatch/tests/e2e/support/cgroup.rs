@@ -8,19 +8,23 @@ use std::{
 
 use super::Dialogue;
 
+/// Where the cgroup v2 hierarchy is mounted.
+pub fn cgroup_root() -> PathBuf {
+    let mounts = fs::read_to_string("/proc/mounts").unwrap();
+    mounts
+        .lines()
+        .map(|line| line.split(' ').collect::<Vec<_>>())
+        .find(|words| words[2] == "cgroup2")
+        .map(|words| PathBuf::from(words[1]))
+        .expect("these tests need a mounted cgroup v2 hierarchy")
+}
+
 /// A leaf of the cgroup v2 hierarchy that goes when it is dropped.
 pub struct Cgroup(PathBuf);
 
 impl Cgroup {
     pub fn new(name: &str) -> Self {
-        let mounts = fs::read_to_string("/proc/mounts").unwrap();
-        let root = mounts
-            .lines()
-            .map(|line| line.split(' ').collect::<Vec<_>>())
-            .find(|words| words[2] == "cgroup2")
-            .map(|words| PathBuf::from(words[1]))
-            .expect("these tests need a mounted cgroup v2 hierarchy");
-        let path = root.join(format!("portwatch-test-{}-{name}", std::process::id()));
+        let path = cgroup_root().join(format!("portwatch-test-{}-{name}", std::process::id()));
         fs::create_dir(&path).unwrap();
         Self(path)
     }
@@ -47,13 +51,22 @@ impl Cgroup {
         Dialogue::start(&mut self.command(script))
     }
 
+    /// Starts a program in it.
+    pub fn start(&self, program: &str, arguments: &[&str]) -> Dialogue {
+        Dialogue::start(&mut self.within(program, arguments))
+    }
+
     fn command(&self, script: &str) -> Command {
-        let join_and_run = format!(
-            "echo $$ > {}/cgroup.procs; exec perl -e \"$0\"",
+        self.within("perl", &["-e", script])
+    }
+
+    fn within(&self, program: &str, arguments: &[&str]) -> Command {
+        let join = format!(
+            "echo $$ > {}/cgroup.procs; exec \"$0\" \"$@\"",
             self.0.display()
         );
         let mut command = Command::new("sh");
-        command.args(["-c", &join_and_run, script]);
+        command.args(["-c", &join, program]).args(arguments);
         command
     }
 }

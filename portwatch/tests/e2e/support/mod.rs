@@ -7,7 +7,7 @@ mod namespace;
 
 pub use self::{
     agent::{Agent, binary, copy_program, finish, run},
-    cgroup::Cgroup,
+    cgroup::{Cgroup, cgroup_root},
     dialogue::Dialogue,
     namespace::{Namespace, in_namespace},
 };
