@@ -242,13 +242,14 @@ pub struct Alert {
     /// The other end, on accept and connect.
     pub peer: Option<Peer>,
     /// The registry's word on (port, transport).
-    pub registry: Option<RegistryWord>,
+    pub registry: Option<Rc<RegistryWord>>,
     /// The socket.
     pub socket: Socket,
     /// When the socket took the port; None where it was there before.
     #[serde(serialize_with = "maybe_nanoseconds")]
     pub since: Option<Timestamp>,
     /// Who did it; on accept and close, who took the port; in a snapshot, the oldest holder.
+    #[serde(serialize_with = "once_as_json")]
     pub process: Option<Rc<Process>>,
     /// The processes that had the socket open when that was last looked at.
     pub holders: Rc<[Holder]>,
@@ -326,6 +327,17 @@ impl Alert {
 /// RFC 3339 in UTC with all nine digits, so that lines sort as text.
 fn nanoseconds<S: Serializer>(time: &Timestamp, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(&format_args!("{time:.9}"))
+}
+
+/// As the process keeps it.
+fn once_as_json<S: Serializer>(
+    process: &Option<Rc<Process>>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    process
+        .as_ref()
+        .and_then(|process| process.json())
+        .serialize(serializer)
 }
 
 /// As [`nanoseconds`].

@@ -4,14 +4,14 @@
 mod reconcile;
 mod table;
 
-use std::rc::Rc;
+use std::{collections::HashMap, rc::Rc};
 
 use self::table::{Occupancy, Place, Stage, Table};
 use crate::{
     alert::{
         Alert, Family, Holder, Origin, Peer, RegistryWord, RuleWord, SCHEMA, Severity, Socket,
     },
-    event::{Event, EventKind},
+    event::{Event, EventKind, Transport},
     host::Host,
     policy::{Decision, Facts, Policy, severity},
     printable::Printable,
@@ -23,6 +23,8 @@ use crate::{
 pub struct Occupancies<H> {
     host: H,
     registry: Registry,
+    /// What alerts quote of it, of the ports that had any.
+    words: HashMap<(u16, Transport), Rc<RegistryWord>>,
     name: Printable,
     policy: Rc<Policy>,
     table: Table,
@@ -36,6 +38,7 @@ impl<H: Host> Occupancies<H> {
         Self {
             host,
             registry,
+            words: HashMap::new(),
             name,
             policy,
             table: Table::default(),
@@ -139,8 +142,6 @@ impl<H: Host> Occupancies<H> {
         key: Option<u64>,
         origin: Origin,
     ) -> Alert {
-        let verdict = self.registry.verdict(event.port, event.transport);
-        let as_of = self.registry.as_of();
         let host_netns = self.host.host_netns();
         Alert {
             schema: SCHEMA,
@@ -157,7 +158,7 @@ impl<H: Host> Occupancies<H> {
                 address: peer.ip(),
                 port: peer.port(),
             }),
-            registry: verdict.map(|verdict| RegistryWord::new(verdict, as_of)),
+            registry: self.quote(event.port, event.transport),
             socket: Socket {
                 // An accept that names no listener has that of the one it was found to belong to.
                 cookie: event.cookie.or(key.filter(|_| event.key.is_none())),
@@ -177,6 +178,17 @@ impl<H: Host> Occupancies<H> {
             lost: None,
             detail: None,
         }
+    }
+
+    /// The registry's word, made once.
+    fn quote(&mut self, port: u16, transport: Transport) -> Option<Rc<RegistryWord>> {
+        if let Some(word) = self.words.get(&(port, transport)) {
+            return Some(Rc::clone(word));
+        }
+        let verdict = self.registry.verdict(port, transport)?;
+        let word = Rc::new(RegistryWord::new(verdict, self.registry.as_of()));
+        self.words.insert((port, transport), Rc::clone(&word));
+        Some(word)
     }
 
     /// The alert for reports that found the ring full.

@@ -74,6 +74,14 @@ impl<H: Host> Occupancies<H> {
             .is_some_and(|key| self.table.known(key).is_some())
     }
 
+    /// Whether the kernel side should be told of this socket, which was there before it. That takes a
+    /// duplicate of it, which keeps its port taken for a moment: so only of one that was there a
+    /// second ago too, and once.
+    pub fn is_to_mark(&mut self, event: &Event, netns: u64) -> bool {
+        let key = self.key_of(event, netns);
+        key.is_some_and(|key| self.table.try_to_mark(key))
+    }
+
     /// The key of a socket that a snapshot shows: SCTP's and DCCP's events have another than its
     /// cookie, and without sock_diag it has none.
     fn key_of(&self, event: &Event, netns: u64) -> Option<u64> {
@@ -135,7 +143,12 @@ impl<H: Host> Occupancies<H> {
 
     fn add(&mut self, key: u64, finding: &Finding, alerts: &mut Vec<Alert>) {
         let event = &finding.event;
-        let mut occupancy = Occupancy::new(Place::of(event));
+        let place = Place::of(event);
+        // A connection that was accepted outlives its listener: it is part of that stay.
+        if event.kind == EventKind::Connect && self.table.was_listened_on(place) {
+            return;
+        }
+        let mut occupancy = Occupancy::new(place);
         occupancy.origin = Origin::Snapshot;
         occupancy.address = event.address;
         occupancy.stage = stage(event.kind);
@@ -155,6 +168,9 @@ impl<H: Host> Occupancies<H> {
     fn advance(&mut self, key: u64, finding: &Finding, alerts: &mut Vec<Alert>) {
         let event = &finding.event;
         self.table.looked(key, holders(finding), event.time);
+        if finding.marked && event.kernels == Some(false) {
+            self.table.mark(key);
+        }
         let round = self.table.round;
         let Some(occupancy) = self.table.get_mut(key) else {
             return;

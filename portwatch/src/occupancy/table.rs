@@ -53,6 +53,8 @@ pub(super) struct Occupancy {
     pub(super) kernels: Option<bool>,
     /// Whether the kernel side reports its close.
     pub(super) marked: bool,
+    /// Whether it was tried to make it so.
+    pub(super) tried: bool,
     /// Whether somebody from elsewhere has connected.
     pub(super) reached: bool,
     /// The snapshot that was last begun when something was last told of it.
@@ -74,6 +76,7 @@ impl Occupancy {
             netns: None,
             kernels: None,
             marked: true,
+            tried: false,
             reached: false,
             round: 0,
             looked_at: None,
@@ -118,6 +121,8 @@ pub(super) struct Table {
     unmarked: HashSet<u64>,
     /// Listeners that no occupancy stands for and that somebody from elsewhere has reached.
     reached: HashSet<Stranger>,
+    /// Where a listener has been: connections from and to there can outlive it.
+    listened: HashSet<Place>,
     forgotten: u64,
     /// Snapshots that were begun.
     pub(super) round: u64,
@@ -167,6 +172,10 @@ impl Table {
         }
     }
 
+    pub(super) fn was_listened_on(&self, place: Place) -> bool {
+        self.listened.contains(&place)
+    }
+
     pub(super) fn is_reached(&self, stranger: Stranger) -> bool {
         self.reached.contains(&stranger)
     }
@@ -204,6 +213,9 @@ impl Table {
     }
 
     pub(super) fn put(&mut self, key: u64, occupancy: Occupancy) {
+        if occupancy.stage == Stage::Listening {
+            self.listened.insert(occupancy.place);
+        }
         if occupancy.marked {
             self.unmarked.remove(&key);
         } else {
@@ -243,6 +255,24 @@ impl Table {
             open.get(key)
                 .is_some_and(|occupancy| occupancy.round >= before)
         });
+    }
+
+    /// Whether it is open, unmarked, and nobody has tried yet; now somebody does.
+    pub(super) fn try_to_mark(&mut self, key: u64) -> bool {
+        let Some(occupancy) = self.open.get_mut(&key) else {
+            return false;
+        };
+        let is_new = !occupancy.marked && !occupancy.tried && !occupancy.holders.is_empty();
+        occupancy.tried |= is_new;
+        is_new
+    }
+
+    /// Notes that the kernel side reports its close.
+    pub(super) fn mark(&mut self, key: u64) {
+        if let Some(occupancy) = self.open.get_mut(&key) {
+            occupancy.marked = true;
+        }
+        self.unmarked.remove(&key);
     }
 
     pub(super) const fn take_forgotten(&mut self) -> u64 {

@@ -59,25 +59,9 @@ impl Host for PaperHost {
 fn process(pid: u32) -> Process {
     let alive = pid != GONE;
     Process {
-        pid,
-        tid: None,
         ppid: alive.then_some(1),
-        comm: Printable::from("nc"),
-        started: None,
         exe: alive.then(|| Printable::from("/usr/bin/nc")),
-        exe_flags: Vec::new(),
-        script: None,
-        cmdline: None,
-        cwd: None,
-        uid: 0,
-        user: None,
-        gid: 0,
-        loginuid: None,
-        capabilities: None,
-        cgroup: None,
-        unit: None,
-        container: None,
-        ancestors: Vec::new(),
+        ..Process::bare(pid, Printable::from("nc"), 0, 0)
     }
 }
 
@@ -471,6 +455,13 @@ fn nothing_is_missed_and_nothing_told_twice_while_a_snapshot_is_taken() {
             vec![(Bind, Live, 5), (Listen, Live, 5)],
         ),
         case(
+            "an accepted connection that outlives its listener",
+            vec![event(Listen, 4, 7), event(Close, 4, 0)],
+            vec![],
+            vec![finding(Connect, 5, &[7])],
+            vec![(Listen, Live, 4), (Close, Live, 4)],
+        ),
+        case(
             "an outgoing connection from before",
             vec![],
             vec![],
@@ -593,4 +584,29 @@ fn a_socket_of_the_kernels_is_nobodys() {
     assert_eq!((pid(&alert), alert.socket.kernel), (None, Some(true)));
     assert_eq!((alert.holders.len(), alert.socket.netns), (0, Some(NETNS)));
     assert!(occupancies.has_unmarked() && !occupancies.wants_snapshot());
+}
+
+#[test]
+fn what_was_there_before_is_marked_once_and_not_at_first_sight() {
+    let mut occupancies = occupancies();
+    let unmarked = |marked| Finding {
+        marked,
+        event: Event {
+            kernels: Some(false),
+            ..event(EventKind::Listen, 5, 0)
+        },
+        ..finding(EventKind::Listen, 5, &[7])
+    };
+    let snapshot = |occupancies: &mut Occupancies<PaperHost>, marked| {
+        occupancies.begin_snapshot();
+        occupancies.reconcile(vec![unmarked(marked)], &ALL, &mut Vec::new());
+    };
+    let event = unmarked(false).event;
+    assert!(!occupancies.is_to_mark(&event, NETNS));
+    snapshot(&mut occupancies, false);
+    assert!(occupancies.has_unmarked());
+    assert!(occupancies.is_to_mark(&event, NETNS));
+    assert!(!occupancies.is_to_mark(&event, NETNS));
+    snapshot(&mut occupancies, true);
+    assert!(!occupancies.has_unmarked());
 }

@@ -107,6 +107,18 @@ impl Stdout {
         Ok(())
     }
 
+    /// Writes when there is enough pending for a write of full size.
+    ///
+    /// # Errors
+    ///
+    /// [`StdoutGone`] when it cannot be written to.
+    pub fn flush_if_full(&mut self) -> Result<(), StdoutGone> {
+        if self.pending.len() >= CHUNK {
+            self.flush_now()?;
+        }
+        Ok(())
+    }
+
     /// Writes all that is pending. May be cancelled: what was not written stays pending.
     ///
     /// # Errors

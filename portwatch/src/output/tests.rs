@@ -32,7 +32,7 @@ fn alert(comm: &[u8], cmdline: &[&[u8]]) -> Alert {
             address: IpAddr::from([10, 0, 0, 9]),
             port: 40_112,
         }),
-        registry: Some(RegistryWord::new(verdict, registry.as_of())),
+        registry: Some(Rc::new(RegistryWord::new(verdict, registry.as_of()))),
         socket: Socket {
             cookie: Some(8193),
             netns: Some(4_026_531_840),
@@ -41,34 +41,25 @@ fn alert(comm: &[u8], cmdline: &[&[u8]]) -> Alert {
         },
         since: None,
         process: Some(Rc::new(Process {
-            pid: 812,
-            tid: None,
             ppid: Some(1),
             started: Some(Timestamp::from_second(1_795_383_470).unwrap()),
-            comm: Printable::from_bytes(comm),
             exe: Some(Printable::from("/usr/bin/nc")),
             exe_flags: vec![ExeFlag::Deleted],
-            script: None,
             cmdline: Some(
                 cmdline
                     .iter()
                     .map(|word| Printable::from_bytes(word))
                     .collect(),
             ),
-            cwd: None,
-            uid: 0,
             user: Some(Printable::from("root")),
-            gid: 0,
-            loginuid: None,
-            capabilities: None,
             cgroup: Some(Printable::from("/system.slice/x.service")),
             unit: Some(Printable::from("x.service")),
-            container: None,
             ancestors: vec![Ancestor {
                 pid: 1,
                 comm: Printable::from("systemd"),
                 exe: None,
             }],
+            ..Process::bare(812, Printable::from_bytes(comm), 0, 0)
         })),
         holders: Rc::new([Holder {
             pid: 813,

@@ -7,12 +7,13 @@ mod entry;
 mod netns;
 mod users;
 
-use std::{num::NonZeroUsize, rc::Rc};
+use std::{cell::OnceCell, num::NonZeroUsize, rc::Rc};
 
 use jiff::{SignedDuration, Timestamp};
 use lru::LruCache;
 use nix::time::{ClockId, clock_gettime};
 use serde::{Serialize, Serializer};
+use serde_json::value::RawValue;
 
 use self::{cgroup::Cgroups, entry::Entry, users::Users};
 pub use self::{
@@ -67,6 +68,67 @@ pub struct Process {
     pub container: Option<Container>,
     /// The parent, its parent and so on up to the first process.
     pub ancestors: Vec<Ancestor>,
+    /// The whole as JSON: it is the most of a line, and the same on many.
+    #[serde(skip)]
+    pub(crate) json: Cached,
+}
+
+/// What was made once of a value that does not change.
+#[derive(Debug, Default)]
+pub(crate) struct Cached(OnceCell<Box<RawValue>>);
+
+impl Clone for Cached {
+    /// The copy is there to be changed.
+    fn clone(&self) -> Self {
+        Self::default()
+    }
+}
+
+impl PartialEq for Cached {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl Eq for Cached {}
+
+impl Process {
+    /// As JSON; None when that fails, which a map of strings does not.
+    #[must_use]
+    pub fn json(&self) -> Option<&RawValue> {
+        if self.json.0.get().is_none() {
+            let made = serde_json::value::to_raw_value(self).ok()?;
+            let _ = self.json.0.set(made);
+        }
+        self.json.0.get().map(|json| &**json)
+    }
+
+    /// A process of which nothing is known but what identifies it.
+    #[must_use]
+    pub const fn bare(pid: u32, comm: Printable, uid: u32, gid: u32) -> Self {
+        Self {
+            pid,
+            tid: None,
+            ppid: None,
+            comm,
+            started: None,
+            exe: None,
+            exe_flags: Vec::new(),
+            script: None,
+            cmdline: None,
+            cwd: None,
+            uid,
+            user: None,
+            gid,
+            loginuid: None,
+            capabilities: None,
+            cgroup: None,
+            unit: None,
+            container: None,
+            ancestors: Vec::new(),
+            json: Cached(OnceCell::new()),
+        }
+    }
 }
 
 /// What is special about an executable.
@@ -194,26 +256,14 @@ impl Processes {
     /// What the task carries, and nothing that must be looked for.
     fn bare(&mut self, task: &Task) -> Process {
         let image = task.image.as_deref();
+        let comm = Printable::from_bytes(&task.comm);
         Process {
-            pid: task.pid,
             tid: (task.tid != task.pid).then_some(task.tid),
             ppid: image.map(|image| image.parent),
-            comm: Printable::from_bytes(&task.comm),
             started: task.start_ns.and_then(since_boot),
-            exe: None,
-            exe_flags: Vec::new(),
-            script: None,
-            cmdline: None,
-            cwd: None,
-            uid: task.uid,
             user: self.users.name(task.uid),
-            gid: task.gid,
             loginuid: image.and_then(|image| image.loginuid),
-            capabilities: None,
-            cgroup: None,
-            unit: None,
-            container: None,
-            ancestors: Vec::new(),
+            ..Process::bare(task.pid, comm, task.uid, task.gid)
         }
     }
 
@@ -252,11 +302,21 @@ impl Processes {
         set_image(process, image);
         process.capabilities =
             (task.uid != 0 && entry.may_bind()).then(|| vec!["CAP_NET_BIND_SERVICE"]);
-        let cgroups = entry.cgroups();
+        self.set_cgroup(process, entry.cgroups(), task);
+        process.ancestors = ancestors(process.ppid, entry.start_ns());
+    }
+
+    /// Adds the cgroup by /proc, or by its number where the process has gone meanwhile.
+    fn set_cgroup(&mut self, process: &mut Process, mut cgroups: Vec<u8>, task: &Task) {
+        if cgroup::in_v2(&cgroups).is_none()
+            && let Some(path) = task.cgroup_id.and_then(|id| self.cgroups.path(id))
+        {
+            cgroups.extend_from_slice(b"0::");
+            cgroups.extend_from_slice(&path);
+        }
         process.cgroup = cgroup::in_v2(&cgroups).map(Printable::from_bytes);
         process.unit = cgroup::unit(&cgroups);
         process.container = container::of(&cgroups);
-        process.ancestors = ancestors(process.ppid, entry.start_ns());
     }
 
     /// Adds what is known of a process that is gone.
@@ -264,12 +324,7 @@ impl Processes {
         if let Some(image) = task.image.as_deref() {
             set_image(process, image);
         }
-        if let Some(path) = task.cgroup_id.and_then(|id| self.cgroups.path(id)) {
-            let cgroups = [&b"0::"[..], &path].concat();
-            process.cgroup = Some(Printable::from_bytes(&path));
-            process.unit = cgroup::unit(&cgroups);
-            process.container = container::of(&cgroups);
-        }
+        self.set_cgroup(process, Vec::new(), task);
         if let Some(start_ns) = task.start_ns {
             process.ancestors = ancestors(process.ppid, start_ns);
         }

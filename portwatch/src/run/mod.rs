@@ -20,7 +20,7 @@ use crate::{
     alert::{Alert, Severity},
     cli,
     collapse::Collapse,
-    event::{Event, EventKind, Transport},
+    event::{Event, Transport},
     host::ThisHost,
     occupancy::Occupancies,
     output::{Format, FormatName, Stdout},
@@ -85,6 +85,8 @@ async fn watch(options: &Options, registry: Registry) -> Result<()> {
         cli::say(&limit);
     }
 
+    // Loading took many times what running takes.
+    give_back_memory();
     let colour = stdout.is_terminal() && std::env::var_os("NO_COLOR").is_none();
     let mut monitor = Monitor {
         sensor,
@@ -190,8 +192,8 @@ impl Monitor {
             for alert in self.told.drain(..) {
                 self.format.write(&alert, self.stdout.pending());
             }
-            // Each line at once: the reader may act on it while the next one is made.
-            self.stdout.flush_now()?;
+            // A line that comes alone is out at once; of many, several go in one write.
+            self.stdout.flush_if_full()?;
         }
         let lost = self.sensor.newly_lost()?;
         if lost > 0 {
@@ -215,41 +217,37 @@ impl Monitor {
             }
         };
         survey.teach(self.occupancies.host());
-        let (sensor, occupancies) = (&mut self.sensor, &self.occupancies);
+        let (sensor, occupancies) = (&mut self.sensor, &mut self.occupancies);
         let is_first = std::mem::replace(&mut self.is_first_survey, false);
         let (findings, coverage) = survey.findings(|held, event| {
-            if occupancies.knows(event, held.netns) {
-                return Some(true);
-            }
-            let Some(socket) = snapshot::duplicate(held) else {
-                // Gone, if it had holders and none has it any more.
-                let mut holders = held.holders.iter();
-                let is_there = held.holders.is_empty()
-                    || holders.any(|holder| snapshot::is_held_by(held, *holder));
-                return is_there.then_some(false);
-            };
-            if event.kind == EventKind::Connect {
-                // A connection that was accepted outlives its listener: it is part of that stay.
-                let is_its_own = match sensor.owner(socket.as_fd()) {
-                    Some(owner) => Some(owner) == held.cookie,
-                    None => is_first,
+            if occupancies.is_to_mark(event, held.netns)
+                && let Some(socket) = snapshot::duplicate(held)
+                && let Some(cookie) = held.cookie
+            {
+                let adoption = Adoption {
+                    cookie,
+                    transport: held.transport,
+                    local: held.local,
                 };
-                if !is_its_own {
-                    return None;
-                }
+                return Some(sensor.adopt(socket.as_fd(), &adoption));
             }
-            let adoption = Adoption {
-                cookie: held.cookie?,
-                transport: held.transport,
-                local: held.local,
-            };
-            Some(sensor.adopt(socket.as_fd(), &adoption))
+            // Gone, if it had holders and none has it any more.
+            let mut holders = held.holders.iter();
+            let is_there = held.holders.is_empty()
+                || holders.any(|holder| snapshot::is_held_by(held, *holder));
+            // After the first, what is found and not known is what a lost report was about.
+            let is_marked = !is_first && !held.holders.is_empty();
+            let is_new = !occupancies.knows(event, held.netns);
+            is_there.then_some(is_new && is_marked)
         });
         if self
             .occupancies
             .reconcile(findings, &coverage, &mut self.alerts)
         {
             self.surveyor.ask(surveyor::Why::Loss);
+        }
+        if is_first && self.occupancies.has_unmarked() {
+            self.surveyor.ask(surveyor::Why::Unmarked);
         }
         self.write();
     }
@@ -371,6 +369,15 @@ impl Monitor {
             Ok(result) => result,
             Err(_) => Err(self.stdout.stalled().into()),
         }
+    }
+}
+
+/// Lets the kernel have what the allocator keeps for later.
+fn give_back_memory() {
+    // SAFETY: malloc_trim(3) may be called at any time.
+    #[cfg(target_env = "gnu")]
+    unsafe {
+        libc::malloc_trim(0);
     }
 }
 

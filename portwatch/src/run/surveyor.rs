@@ -25,8 +25,9 @@ pub(super) enum Why {
 impl Why {
     const fn delay(self) -> Duration {
         match self {
-            Self::Loss | Self::Unmarked => Duration::ZERO,
+            Self::Loss => Duration::ZERO,
             Self::Holders => Duration::from_millis(200),
+            Self::Unmarked => Duration::from_secs(1),
         }
     }
 

@@ -294,13 +294,6 @@ impl Sensor {
         self.imageless.as_deref()
     }
 
-    /// Cookie of the socket whose stay on a port this one is part of: its own, or that of the
-    /// listener that it was accepted by. None where the kernel side has not seen it.
-    #[must_use]
-    pub fn owner(&self, socket: BorrowedFd<'_>) -> Option<u64> {
-        self.occupants.owner(socket)
-    }
-
     /// Marks a socket from before the kernel side was there: its close and its accepts are then
     /// reported like any other's. `socket` is a descriptor of it. False when it cannot be marked.
     pub fn adopt(&mut self, socket: BorrowedFd<'_>, occupant: &Adoption) -> bool {

@@ -46,11 +46,6 @@ impl Occupants {
         map(found, names::OCCUPANTS, SkStorage::try_from).map(Self)
     }
 
-    /// Cookie of the socket whose stay that one is part of: its own, or its listener's.
-    pub(super) fn owner(&self, socket: BorrowedFd<'_>) -> Option<u64> {
-        self.0.get(&socket, 0).ok().map(|mark| mark.0.cookie)
-    }
-
     pub(super) fn adopt(&mut self, socket: BorrowedFd<'_>, adoption: &Adoption) -> bool {
         let (family, address) = match adoption.local {
             SocketAddr::V4(local) => {

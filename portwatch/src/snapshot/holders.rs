@@ -98,9 +98,15 @@ pub fn duplicate(held: &Held) -> Option<OwnedFd> {
     held.holders.iter().find_map(|holder| {
         let pid = Pid::from_raw(i32::try_from(holder.pid).ok()?)?;
         let process = pidfd_open(pid, PidfdFlags::empty()).ok()?;
+        // Looked at just before, so that no other socket is held that has got the number by now.
+        if !is_held_by(held, *holder) {
+            return None;
+        }
         let socket = pidfd_getfd(&process, holder.fd, PidfdGetfdFlags::empty()).ok()?;
         // The number can be another file's by now.
-        let is_it = rustix::fs::fstat(socket.as_fd()).is_ok_and(|file| file.st_ino == held.inode);
+        // MPTCP's own sockets have other cookies than those that the kernel shows and reports.
+        let is_it = rustix::fs::fstat(socket.as_fd()).is_ok_and(|file| file.st_ino == held.inode)
+            && rustix::net::sockopt::socket_cookie(&socket).ok() == held.cookie;
         is_it.then_some(socket)
     })
 }
