@@ -89,10 +89,8 @@ impl Survey {
             // Looked at once more, so that no process is named that got the number of another.
             holders.retain(|holder| is_held_by(held, *holder));
             holders.sort_by_key(|holder| {
-                let started = processes
-                    .get(&holder.pid)
-                    .and_then(|process| process.started);
-                (started, holder.pid)
+                let process = processes.get(&holder.pid);
+                (process.map(|process| process.start_ns), holder.pid)
             });
             held.holders = holders;
         }

@@ -1,5 +1,6 @@
 //! `cargo xtask`: sets up what the build needs, builds, runs and tests portwatch.
 
+mod bench;
 mod tools;
 mod vm;
 
@@ -36,6 +37,8 @@ enum Task {
     },
     /// Run the suite of paths on Debian's kernels, each booted in QEMU, and print one table
     Vm(vm::Options),
+    /// Measure what portwatch costs, beside the same work without it (as root)
+    Bench(bench::Options),
     /// Check formatting, lints, documentation, licences and sources
     Lint,
     /// Write the registry that the agent embeds from IANA's CSV
@@ -78,6 +81,7 @@ fn dispatch(task: Task) -> Result<()> {
         }
         Task::Test { arguments } => test(&arguments),
         Task::Vm(options) => vm::run(&options),
+        Task::Bench(options) => bench::run(&options),
         Task::Lint => lint(),
         Task::Registry { file, as_of } => registry(&file, as_of.as_deref()),
     }

@@ -82,6 +82,13 @@ impl<H: Host> Occupancies<H> {
         key.is_some_and(|key| self.table.try_to_mark(key))
     }
 
+    /// Whether it is known, and the kernel side reports its close.
+    pub fn is_marked(&self, event: &Event, netns: u64) -> bool {
+        let key = self.key_of(event, netns);
+        let known = key.and_then(|key| self.table.known(key));
+        known.is_some_and(|occupancy| occupancy.marked)
+    }
+
     /// The key of a socket that a snapshot shows: SCTP's and DCCP's events have another than its
     /// cookie, and without sock_diag it has none.
     fn key_of(&self, event: &Event, netns: u64) -> Option<u64> {

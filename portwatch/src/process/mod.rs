@@ -68,6 +68,9 @@ pub struct Process {
     pub container: Option<Container>,
     /// The parent, its parent and so on up to the first process.
     pub ancestors: Vec<Ancestor>,
+    /// `CLOCK_BOOTTIME` nanoseconds in whole ticks, to tell who was there first; 0 when not known.
+    #[serde(skip)]
+    pub start_ns: u64,
     /// The whole as JSON: it is the most of a line, and the same on many.
     #[serde(skip)]
     pub(crate) json: Cached,
@@ -126,6 +129,7 @@ impl Process {
             unit: None,
             container: None,
             ancestors: Vec::new(),
+            start_ns: 0,
             json: Cached(OnceCell::new()),
         }
     }
@@ -286,6 +290,7 @@ impl Processes {
     fn fill(&mut self, process: &mut Process, entry: &Entry, task: &Task) {
         let image = task.image.as_deref();
         process.ppid = process.ppid.or(Some(entry.ppid()));
+        process.start_ns = entry.start_ns();
         process.started = process.started.or_else(|| since_boot(entry.start_ns()));
         if image.is_none() {
             process.loginuid = entry.loginuid();

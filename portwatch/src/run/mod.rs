@@ -231,6 +231,10 @@ impl Monitor {
                 };
                 return Some(sensor.adopt(socket.as_fd(), &adoption));
             }
+            // Its close is reported, or has been: nothing else says that it is gone.
+            if occupancies.is_marked(event, held.netns) {
+                return Some(false);
+            }
             // Gone, if it had holders and none has it any more.
             let mut holders = held.holders.iter();
             let is_there = held.holders.is_empty()

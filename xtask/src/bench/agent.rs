@@ -1,0 +1,101 @@
+//! The monitor as a child, and what the kernel says that it took.
+
+use std::{
+    fs,
+    io::{BufRead as _, BufReader},
+    process::{Child, ChildStdout, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
+/// A running monitor without rules.
+pub(super) struct Agent {
+    child: Child,
+    /// From exec to armed.
+    pub(super) armed_in: Duration,
+}
+
+impl Agent {
+    /// Starts it; what it prints goes nowhere.
+    pub(super) fn start(arguments: &[&str]) -> Result<Self> {
+        Self::spawn(arguments, Stdio::null())
+    }
+
+    /// Starts it; what it prints comes through a pipe.
+    pub(super) fn piped(arguments: &[&str]) -> Result<(Self, BufReader<ChildStdout>)> {
+        let mut agent = Self::spawn(arguments, Stdio::piped())?;
+        let stdout = agent.child.stdout.take().context("no pipe")?;
+        Ok((agent, BufReader::new(stdout)))
+    }
+
+    fn spawn(arguments: &[&str], stdout: Stdio) -> Result<Self> {
+        let began = Instant::now();
+        let mut child = Command::new(crate::agent())
+            .args(["run", "--format", "json", "--config", "/dev/null"])
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stdout(stdout)
+            .stderr(Stdio::piped())
+            .spawn()
+            .context("starting the monitor")?;
+        let mut said = String::new();
+        let stderr = child.stderr.take().context("no pipe")?;
+        let mut stderr = BufReader::new(stderr);
+        stderr.read_line(&mut said)?;
+        let armed_in = began.elapsed();
+        if !said.contains("armed") {
+            bail!("the monitor does not start: {said}");
+        }
+        // What it says later must not fill the pipe.
+        std::thread::spawn(move || std::io::copy(&mut stderr, &mut std::io::sink()));
+        // The snapshot at its start is no part of anything here.
+        std::thread::sleep(Duration::from_millis(300));
+        Ok(Self { child, armed_in })
+    }
+
+    /// Processor time so far, in seconds: the ticks of proc_pid_stat(5).
+    pub(super) fn processor_time(&self) -> Result<f64> {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;
+        let (_, rest) = stat.rsplit_once(')').context("an odd /proc/PID/stat")?;
+        let mut words = rest.split_ascii_whitespace().skip(11);
+        let mut ticks = || {
+            words
+                .next()
+                .and_then(|word| word.parse::<f64>().ok())
+                .unwrap_or(0.0)
+        };
+        Ok((ticks() + ticks()) / 100.0)
+    }
+
+    /// A line of /proc/PID/smaps_rollup, in kilobytes.
+    pub(super) fn memory(&self, key: &str) -> Result<u64> {
+        let text = fs::read_to_string(format!("/proc/{}/smaps_rollup", self.child.id()))?;
+        text.lines()
+            .find_map(|line| {
+                line.strip_prefix(key)?
+                    .split_ascii_whitespace()
+                    .nth(1)?
+                    .parse()
+                    .ok()
+            })
+            .with_context(|| format!("no {key} in smaps_rollup"))
+    }
+
+    pub(super) fn stop(mut self) -> Result<()> {
+        kill(Pid::from_raw(self.child.id() as i32), Signal::SIGTERM)?;
+        self.child.wait()?;
+        Ok(())
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

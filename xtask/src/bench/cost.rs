@@ -1,0 +1,136 @@
+//! What others pay: those who are not watched, and those who are.
+
+use std::{collections::BTreeMap, net::TcpListener};
+
+use anyhow::Result;
+use aya::{
+    programs::loaded_programs,
+    sys::{Stats, enable_stats},
+};
+
+use super::{Effort, Row, agent::Agent, quantile, spread, work};
+
+type Work = Box<dyn FnMut() -> std::io::Result<()>>;
+
+/// Work on ports that nobody watches, off and on in turns.
+pub(super) fn bystanders(effort: Effort) -> Result<Vec<Row>> {
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    let works: Vec<(&str, u32, Work)> = vec![
+        ("UDP socket, bind, close", 1, Box::new(|| work::bind(0))),
+        ("TCP socket, bind, listen, close", 1, Box::new(work::listen)),
+        (
+            "TCP connect, accept, close both",
+            4,
+            Box::new(move || work::connect(&listener)),
+        ),
+    ];
+    works
+        .into_iter()
+        .map(|(what, share, mut work)| {
+            in_turns(what, effort, effort.operations / share, &[], &mut *work)
+        })
+        .collect()
+}
+
+/// A bind that is reported, and what each BPF program takes of it.
+pub(super) fn event(effort: Effort) -> Result<Vec<Row>> {
+    let mut watched = || work::bind(976);
+    let mut rows = vec![
+        in_turns(
+            "UDP bind and close on 976, as it comes",
+            effort,
+            effort.operations,
+            &[],
+            &mut watched,
+        )?,
+        in_turns(
+            "the same with --no-collapse",
+            effort,
+            effort.operations,
+            &["--no-collapse"],
+            &mut watched,
+        )?,
+    ];
+    let filtered = |operations| -> Result<()> {
+        work::time(operations, || work::bind(0))?;
+        let listener = TcpListener::bind("127.0.0.1:0")?;
+        work::time(operations / 4, || work::connect(&listener))?;
+        Ok(())
+    };
+    let reported = |operations| -> Result<()> {
+        work::time(operations, || work::bind(976))?;
+        Ok(())
+    };
+    let _stats = enable_stats(Stats::RunTime)?;
+    for (name, work) in [
+        ("filtered", &filtered as &dyn Fn(u32) -> Result<()>),
+        ("reported", &reported),
+    ] {
+        let agent = Agent::start(&[])?;
+        let before = programs()?;
+        work(effort.operations)?;
+        for (program, after) in programs()? {
+            let runs = after.runs - before.get(&program).map_or(0, |one| one.runs);
+            let time = after.time_ns - before.get(&program).map_or(0, |one| one.time_ns);
+            if runs > u64::from(effort.operations) / 8 {
+                let row = Row::new(format!("{program}, {name}"))
+                    .with("ns a run", format!("{:.0}", time as f64 / runs as f64))
+                    .with("runs", runs.to_string())
+                    .with("verified instructions", after.verified.to_string());
+                rows.push(row);
+            }
+        }
+        agent.stop()?;
+    }
+    Ok(rows)
+}
+
+fn in_turns(
+    what: &str,
+    effort: Effort,
+    operations: u32,
+    arguments: &[&str],
+    work: &mut dyn FnMut() -> std::io::Result<()>,
+) -> Result<Row> {
+    let (mut off, mut on, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
+    work::time(operations / 4, &mut *work)?;
+    for _ in 0..effort.rounds {
+        let without = work::time(operations, &mut *work)?;
+        let agent = Agent::start(arguments)?;
+        let with = work::time(operations, &mut *work)?;
+        agent.stop()?;
+        off.push(without);
+        on.push(with);
+        ratios.push(with / without);
+    }
+    Ok(Row::new(what)
+        .with("off, ns", format!("{:.0}", quantile(&mut off, 0.5)))
+        .with("on, ns", format!("{:.0}", quantile(&mut on, 0.5)))
+        .with("ratio (middle half)", spread(&mut ratios, 3)))
+}
+
+/// What the kernel has counted of a program (`BPF_ENABLE_STATS`).
+struct Program {
+    runs: u64,
+    time_ns: u64,
+    verified: u32,
+}
+
+fn programs() -> Result<BTreeMap<String, Program>> {
+    let mut found = BTreeMap::new();
+    for program in loaded_programs() {
+        let program = program?;
+        let Some(name) = program.name_as_str() else {
+            continue;
+        };
+        let entry = Program {
+            runs: program.run_count(),
+            time_ns: program.run_time().as_nanos() as u64,
+            verified: program.verified_instruction_count().unwrap_or(0),
+        };
+        if entry.runs > 0 {
+            found.insert(name.to_owned(), entry);
+        }
+    }
+    Ok(found)
+}

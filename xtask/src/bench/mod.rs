@@ -1,0 +1,184 @@
+//! `cargo xtask bench`: what portwatch costs, each figure beside the same work without it, in one run.
+//!
+//! Rounds with and without the agent take turns, so that what else the machine does falls on both. Only
+//! ratios and counts of one run mean anything.
+
+mod agent;
+mod cost;
+mod latency;
+mod snapshot;
+mod standing;
+mod throughput;
+mod work;
+
+use std::{fs, path::PathBuf, time::Duration};
+
+use anyhow::{Context as _, Result, bail};
+use clap::{Args, ValueEnum};
+use serde_json::{Value, json};
+
+/// What of it is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Section {
+    /// What those pay who are not watched
+    Bystanders,
+    /// What a reported event costs, and each BPF program
+    Event,
+    /// From bind() to the line on the pipe
+    Latency,
+    /// How many events a second get through, and what that costs
+    Throughput,
+    /// Start, memory, idle time, size
+    Standing,
+    /// `portwatch list` beside ss and lsof
+    Snapshot,
+    /// Polling ss once a second, for the same short-lived binds
+    Polling,
+}
+
+#[derive(Args)]
+pub(crate) struct Options {
+    /// What to measure [default: all]
+    sections: Vec<Section>,
+    /// A minute instead of ten; its figures are no more than signs that the harness works
+    #[arg(long)]
+    quick: bool,
+    /// Write the figures as JSON, too
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+/// How long and how often.
+#[derive(Clone, Copy)]
+pub(crate) struct Effort {
+    pub(crate) rounds: usize,
+    pub(crate) operations: u32,
+    pub(crate) seconds: Duration,
+    pub(crate) sockets: &'static [(usize, usize)],
+}
+
+/// One figure of the table.
+pub(crate) struct Row {
+    pub(crate) what: String,
+    pub(crate) figures: Vec<(&'static str, String)>,
+}
+
+impl Row {
+    pub(crate) fn new(what: impl Into<String>) -> Self {
+        Self {
+            what: what.into(),
+            figures: Vec::new(),
+        }
+    }
+
+    pub(crate) fn with(mut self, name: &'static str, value: impl Into<String>) -> Self {
+        self.figures.push((name, value.into()));
+        self
+    }
+}
+
+pub(crate) fn run(options: &Options) -> Result<()> {
+    if !super::is_root() {
+        bail!("the benchmark loads BPF programs: run it as root");
+    }
+    super::build()?;
+    let effort = if options.quick {
+        Effort {
+            rounds: 3,
+            operations: 5_000,
+            seconds: Duration::from_secs(2),
+            sockets: &[(100, 1), (1_000, 10)],
+        }
+    } else {
+        Effort {
+            rounds: 11,
+            operations: 40_000,
+            seconds: Duration::from_secs(10),
+            sockets: &[
+                (100, 1),
+                (1_000, 1),
+                (10_000, 1),
+                (10_000, 10),
+                (10_000, 50),
+            ],
+        }
+    };
+    let mut all = Vec::new();
+    for section in Section::value_variants() {
+        if !options.sections.is_empty() && !options.sections.contains(section) {
+            continue;
+        }
+        let title = section
+            .to_possible_value()
+            .and_then(|value| value.get_help().map(ToString::to_string))
+            .unwrap_or_default();
+        println!("\n{title}\n");
+        let rows = match section {
+            Section::Bystanders => cost::bystanders(effort),
+            Section::Event => cost::event(effort),
+            Section::Latency => latency::measure(effort),
+            Section::Throughput => throughput::measure(effort),
+            Section::Standing => standing::measure(effort),
+            Section::Snapshot => snapshot::measure(effort),
+            Section::Polling => latency::polling(effort),
+        }?;
+        print!("{}", table(&rows));
+        all.push(json!({ "section": title, "rows": rows.iter().map(as_json).collect::<Vec<_>>() }));
+    }
+    if let Some(path) = &options.json {
+        let text = serde_json::to_string_pretty(&all)?;
+        fs::write(path, text).with_context(|| format!("writing {}", path.display()))?;
+    }
+    Ok(())
+}
+
+fn as_json(row: &Row) -> Value {
+    let figures = row
+        .figures
+        .iter()
+        .map(|(name, value)| ((*name).to_owned(), json!(value)));
+    json!({ "what": row.what, "figures": Value::Object(figures.collect()) })
+}
+
+/// A Markdown table; rows with other figures than the one before begin a new one.
+fn table(rows: &[Row]) -> String {
+    let mut text = String::new();
+    let mut before: Vec<&str> = Vec::new();
+    for row in rows {
+        let names: Vec<&str> = row.figures.iter().map(|(name, _)| *name).collect();
+        if names != before {
+            if !before.is_empty() {
+                text.push('\n');
+            }
+            text.push_str(&format!(
+                "| | {} |\n|---|{}\n",
+                names.join(" | "),
+                "---|".repeat(names.len())
+            ));
+            before = names;
+        }
+        let values: Vec<&str> = row
+            .figures
+            .iter()
+            .map(|(_, value)| value.as_str())
+            .collect();
+        text.push_str(&format!("| {} | {} |\n", row.what, values.join(" | ")));
+    }
+    text
+}
+
+/// The value below which that share of the values is.
+pub(crate) fn quantile(values: &mut [f64], share: f64) -> f64 {
+    values.sort_by(f64::total_cmp);
+    let index = (values.len().saturating_sub(1)) as f64 * share;
+    values
+        .get(index.round() as usize)
+        .copied()
+        .unwrap_or(f64::NAN)
+}
+
+/// Median and, in brackets, the middle half.
+pub(crate) fn spread(values: &mut [f64], digits: usize) -> String {
+    let [low, middle, high] = [0.25, 0.5, 0.75].map(|share| quantile(values, share));
+    format!("{middle:.digits$} ({low:.digits$}-{high:.digits$})")
+}

@@ -1,0 +1,39 @@
+//! The work that is measured.
+
+use std::{
+    net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream, UdpSocket},
+    time::Instant,
+};
+
+use anyhow::Result;
+
+/// Nanoseconds for one of `count` calls of `work`.
+pub(super) fn time(count: u32, mut work: impl FnMut() -> std::io::Result<()>) -> Result<f64> {
+    let began = Instant::now();
+    for _ in 0..count {
+        work()?;
+    }
+    Ok(began.elapsed().as_nanos() as f64 / f64::from(count))
+}
+
+const HERE: Ipv4Addr = Ipv4Addr::LOCALHOST;
+
+/// socket, bind, close: on that UDP port, 0 for one that the kernel picks.
+pub(super) fn bind(port: u16) -> std::io::Result<()> {
+    UdpSocket::bind(SocketAddrV4::new(HERE, port)).map(drop)
+}
+
+/// socket, bind, listen, close: on a port that the kernel picks.
+pub(super) fn listen() -> std::io::Result<()> {
+    TcpListener::bind(SocketAddrV4::new(HERE, 0)).map(drop)
+}
+
+/// connect, accept, close both.
+pub(super) fn connect(listener: &TcpListener) -> std::io::Result<()> {
+    let client = TcpStream::connect(listener.local_addr()?)?;
+    let (server, _) = listener.accept()?;
+    // The server's end first, so that no port of the client's stays in TIME_WAIT.
+    drop(server);
+    drop(client);
+    Ok(())
+}
