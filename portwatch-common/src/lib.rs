@@ -39,6 +39,8 @@ pub mod names {
     pub const SOCK_OPS_TASK: &str = "SOCK_OPS_TASK";
     /// `u8`: whether `sock_ops` programs may ask for the netns cookie (not on Linux 5.10).
     pub const SOCK_OPS_NETNS: &str = "SOCK_OPS_NETNS";
+    /// Array of one [`Control`](super::Control), which the agent maps into its memory.
+    pub const CONTROL: &str = "CONTROL";
     /// The [`Layout`](super::Layout) of this kernel.
     pub const LAYOUT: &str = "LAYOUT";
     /// What each socket on a watched port carries: an [`Occupant`](super::Occupant).
@@ -152,6 +154,16 @@ pub struct Report {
     pub known: u8,
     /// The thread's name, padded with NULs.
     pub comm: [u8; 16],
+}
+
+/// What the agent tells the kernel side while both run.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct Control {
+    /// Not 0 while the agent looks into the ring by itself, every now and then: it need not be woken.
+    pub awake: u32,
+    /// Zero.
+    pub reserved: u32,
 }
 
 /// A socket's stay on a watched port, stored in the socket itself: it goes when the socket goes.

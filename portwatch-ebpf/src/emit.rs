@@ -14,7 +14,7 @@ use aya_ebpf::{
 };
 use portwatch_common::{Report, known};
 
-use crate::{image, maps::reserve};
+use crate::{image, maps::{reserve, submit}};
 
 /// What the hooks know of a socket, whichever context they have it from.
 pub struct Socket {
@@ -131,7 +131,7 @@ pub fn emit<C: EbpfContext>(ctx: &C, kind: u8, socket: &Socket, asks: Asks) {
         (&raw mut (*report).start_ns).write(start_ns);
         (&raw mut (*report).known).write(knows);
     }
-    entry.submit(0);
+    submit(entry);
 
     #[cfg(feature = "debug")]
     aya_log_ebpf::debug!(

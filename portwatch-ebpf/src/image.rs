@@ -17,7 +17,7 @@ use portwatch_common::{
     ARGS_BYTES, EXE_BYTES, EXECFN_BYTES, Image, NAME_BYTES, PROTOCOL_TCP, image_flags as flags,
 };
 
-use crate::maps::{Told, is_told, layout, reserve_image, told};
+use crate::maps::{Told, is_told, layout, reserve_image, submit, told};
 
 /// Steps from a file up to its root, through folders and mounts.
 const STEPS: u32 = 40;
@@ -124,7 +124,7 @@ fn read_image(tgid: u32, task: u64, mm: u64, known: Told) {
         (&raw mut (*image).args_len).write(if failed == 0 { kept } else { 0 });
         (&raw mut (*image).args_whole).write(args_whole);
     }
-    entry.submit(0);
+    submit(entry);
     told(tgid, known);
 }
 

@@ -8,21 +8,27 @@ use core::{
 
 use aya_ebpf::{
     bindings::{
-        BPF_F_CLONE, BPF_F_NO_PREALLOC, BPF_SK_STORAGE_GET_F_CREATE,
+        BPF_F_CLONE, BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, BPF_RB_FORCE_WAKEUP,
+        BPF_RB_NO_WAKEUP, BPF_SK_STORAGE_GET_F_CREATE,
         bpf_map_type::BPF_MAP_TYPE_SK_STORAGE,
     },
     btf_maps::{Array, LruHashMap, PerCpuArray, RingBuf},
     helpers::generated::bpf_sk_storage_get,
     macros::btf_map,
+    maps::ring_buf::RingBufEntry,
 };
 use portwatch_common::{
-    BANKS, Image, Layout, Occupant, REFUSAL_SLOTS, REFUSALS, Refusal, Report, SYSTEM_PORTS,
+    BANKS, Control, Image, Layout, Occupant, REFUSAL_SLOTS, REFUSALS, Refusal, Report, SYSTEM_PORTS,
     watch_bit,
 };
 
 /// Reports on their way to the agent, which sets the size.
 #[btf_map]
 static RING: RingBuf<Report, 262_144> = RingBuf::new();
+
+/// What the agent says meanwhile.
+#[btf_map]
+static CONTROL: Array<Control, 1, { BPF_F_MMAPABLE as usize }> = Array::new();
 
 /// Reports that found the ring full.
 #[btf_map]
@@ -151,13 +157,13 @@ pub fn is_watched(port: u32, protocol: u8) -> bool {
 /// Room for one image in the ring. One that does not fit is not counted: its process is told by
 /// what /proc shows.
 #[inline(always)]
-pub fn reserve_image() -> Option<aya_ebpf::maps::ring_buf::RingBufEntry<Image>> {
+pub fn reserve_image() -> Option<RingBufEntry<Image>> {
     RING.reserve_untyped(0)
 }
 
 /// Room for one report in the ring, or None (counted) when it is full.
 #[inline(always)]
-pub fn reserve() -> Option<aya_ebpf::maps::ring_buf::RingBufEntry<Report>> {
+pub fn reserve() -> Option<RingBufEntry<Report>> {
     let entry = RING.reserve(0);
     if entry.is_none()
         && let Some(lost) = LOST.get_ptr_mut(0)
@@ -167,6 +173,32 @@ pub fn reserve() -> Option<aya_ebpf::maps::ring_buf::RingBufEntry<Report>> {
         unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(lost, 1) };
     }
     entry
+}
+
+/// Hands a record over, and wakes the agent unless it looks by itself.
+#[inline(always)]
+pub fn submit<T>(entry: RingBufEntry<T>) {
+    if !is_awake() {
+        entry.submit(0);
+        return;
+    }
+    entry.submit(BPF_RB_NO_WAKEUP.into());
+    // It may have looked for the last time before the record was there. Both sides have a full
+    // barrier between their write and their read, so one of them sees the other's.
+    if !is_awake()
+        && let Some(nudge) = RING.reserve_untyped::<u64>(0)
+    {
+        nudge.discard(BPF_RB_FORCE_WAKEUP.into());
+    }
+}
+
+#[inline(always)]
+fn is_awake() -> bool {
+    let Some(control) = CONTROL.get_ptr(0) else {
+        return false;
+    };
+    // SAFETY: the map's only value, which the agent writes meanwhile: hence volatile.
+    unsafe { (&raw const (*control).awake).read_volatile() != 0 }
 }
 
 /// `BPF_MAP_TYPE_SK_STORAGE` with `BPF_F_CLONE`; aya-ebpf's own `SkStorage` has neither that flag

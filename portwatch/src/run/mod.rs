@@ -145,11 +145,11 @@ impl Monitor {
             let due = self.surveyor.next();
             let (sums, settled) = (self.collapse.due(), self.settled);
             tokio::select! {
-                ready = self.sensor.readable() => {
-                    ready.context("waiting for the ring buffer")?;
-                    self.settled = Some(Instant::now() + SETTLED);
+                ready = self.sensor.readable() => ready.context("waiting for the ring buffer")?,
+                () = until(settled) => {
+                    self.settled = None;
+                    self.tell_lost()?;
                 }
-                () = until(settled) => self.settled = None,
                 _ = self.health.tick() => self.check_health(),
                 taken = self.surveyor.taken() => self.survey = Some(taken),
                 () = until(due) => {}
@@ -195,14 +195,23 @@ impl Monitor {
             // A line that comes alone is out at once; of many, several go in one write.
             self.stdout.flush_if_full()?;
         }
+        if taken > 0 {
+            self.settled = Some(Instant::now() + SETTLED);
+            self.tell_lost()?;
+            self.stdout.flush().await?;
+        }
+        Ok(taken == BATCH)
+    }
+
+    /// Queues an alert for the reports that found the ring full since the last look.
+    fn tell_lost(&mut self) -> Result<()> {
         let lost = self.sensor.newly_lost()?;
         if lost > 0 {
             self.told.push(self.occupancies.lose(lost));
             self.write();
             self.surveyor.ask(surveyor::Why::Loss);
         }
-        self.stdout.flush().await?;
-        Ok(taken == BATCH)
+        Ok(())
     }
 
     /// Queues the alerts for what a snapshot shows that events have not.
@@ -363,6 +372,7 @@ impl Monitor {
         self.write();
         let rest = async {
             while self.print_batch().await? {}
+            self.tell_lost()?;
             self.collapse
                 .finish(Instant::now().into_std(), &mut self.told);
             self.write();

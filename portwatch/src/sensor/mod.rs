@@ -14,6 +14,7 @@ mod pin;
 mod probe;
 mod refuse;
 mod tracepoint;
+mod wake;
 
 use std::{
     collections::BTreeSet,
@@ -24,12 +25,11 @@ use std::{
 
 use aya::{
     Ebpf,
-    maps::{MapData, PerCpuArray, RingBuf},
+    maps::{Map, MapData, PerCpuArray, RingBuf},
     programs::{Program, links::PinnedLink},
 };
 use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
 use portwatch_common::{Layout, names};
-use tokio::io::{Interest, unix::AsyncFd};
 
 use self::{
     cgroup::Cgroup,
@@ -38,6 +38,7 @@ use self::{
         Watched, attach_program, check_privileges, check_ring_size, fill, load, load_program, map,
     },
     occupants::Occupants,
+    wake::Wake,
 };
 pub use self::{
     cgroup::mounted as cgroup_root,
@@ -74,7 +75,7 @@ const TRANSPORTS: [Transport; 3] = [Transport::Tcp, Transport::Udp, Transport::U
 pub struct Sensor {
     /// Holds the programs and their links; None once disarmed.
     ebpf: Option<Ebpf>,
-    ring: AsyncFd<RingBuf<MapData>>,
+    wake: Wake,
     lost: PerCpuArray<MapData, u64>,
     lost_before: u64,
     decoder: Decoder,
@@ -139,9 +140,15 @@ impl Sensor {
         let watched = fill(&mut ebpf, &Watched::default(), watched)?;
         let missing_cgroups = refuse::set(&mut ebpf, refusals)?;
         let ring = map(ebpf.take_map(names::RING), names::RING, RingBuf::try_from)?;
-        // SAFETY: `RingBuf` owns the descriptor of its map, returns no other, and keeps it open
-        // until it is dropped, which it is after the registration.
-        let ring = unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) }
+        let control = map(
+            ebpf.map(names::CONTROL),
+            names::CONTROL,
+            |map| match map {
+                Map::Array(data) => Ok(data),
+                _ => Err(io::Error::other("is no array")),
+            },
+        )?;
+        let wake = Wake::new(ring, control)
             .map_err(|error| SensorError::kernel("waiting for the ring buffer", &error))?;
         let lost = map(
             ebpf.take_map(names::LOST),
@@ -171,7 +178,7 @@ impl Sensor {
         debug::forward_log(&mut ebpf);
         Ok(Self {
             ebpf: Some(ebpf),
-            ring,
+            wake,
             lost,
             lost_before: 0,
             decoder: Decoder::new(),
@@ -219,23 +226,25 @@ impl Sensor {
     ///
     /// The I/O driver's.
     pub async fn readable(&mut self) -> io::Result<()> {
-        // `next` reads on until the ring is empty; what comes after that makes a new edge.
-        self.ring.readable_mut().await?.clear_ready();
-        Ok(())
+        self.wake.readable().await
     }
 
     /// Takes the records that are in the ring now, oldest first, `limit` at most. How many there
     /// were: not each is an event.
     pub fn take(&mut self, limit: usize, events: &mut Vec<Event>) -> usize {
         let clock = Clock::now();
-        let ring = self.ring.get_mut();
-        for taken in 0..limit {
-            let Some(record) = ring.next() else {
-                return taken;
-            };
+        let ring = self.wake.ring();
+        let mut taken = 0;
+        while taken < limit
+            && let Some(record) = ring.next()
+        {
             events.extend(self.decoder.decode(&record, clock));
+            taken += 1;
         }
-        limit
+        if taken > 0 {
+            self.wake.found();
+        }
+        taken
     }
 
     /// How many reports found the ring full since the last call.

@@ -13,6 +13,9 @@ use nix::{
     unistd::Pid,
 };
 
+/// What a pipe holds (pipe(7)).
+const PIPE: usize = 65_536;
+
 /// A running monitor without rules.
 pub(super) struct Agent {
     child: Child,
@@ -30,7 +33,7 @@ impl Agent {
     pub(super) fn piped(arguments: &[&str]) -> Result<(Self, BufReader<ChildStdout>)> {
         let mut agent = Self::spawn(arguments, Stdio::piped())?;
         let stdout = agent.child.stdout.take().context("no pipe")?;
-        Ok((agent, BufReader::new(stdout)))
+        Ok((agent, BufReader::with_capacity(PIPE, stdout)))
     }
 
     fn spawn(arguments: &[&str], stdout: Stdio) -> Result<Self> {

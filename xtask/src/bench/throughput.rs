@@ -8,11 +8,16 @@ use std::{
 };
 
 use anyhow::Result;
+use serde_json::Value;
 
 use super::{Effort, Row, agent::Agent};
 
 /// Unassigned, one for each thread.
 const FIRST_PORT: u16 = 955;
+
+/// How a loss is told, within the first bytes of its line.
+const LOSS: &[u8] = b"\"event\":\"loss\"";
+const HEAD: usize = 160;
 
 pub(super) fn measure(effort: Effort) -> Result<Vec<Row>> {
     let cores = thread::available_parallelism()?.get().min(30);
@@ -32,14 +37,14 @@ fn one(effort: Effort, threads: usize, arguments: &[&str], how: &str) -> Result<
     let (agent, mut lines) = Agent::piped(arguments)?;
     let reader = thread::spawn(move || {
         let (mut told, mut lost) = (0_u64, 0_u64);
-        let mut line = String::new();
-        while lines.read_line(&mut line).is_ok_and(|read| read > 0) {
+        let mut line = Vec::new();
+        while lines.read_until(b'\n', &mut line).is_ok_and(|read| read > 0) {
             told += 1;
-            if line.contains("\"event\":\"loss\"")
-                && let Some((_, rest)) = line.split_once("\"lost\":")
-            {
-                let digits: String = rest.chars().take_while(char::is_ascii_digit).collect();
-                lost += digits.parse::<u64>().unwrap_or(0);
+            // Only the beginning, so that the reader is not what the monitor waits for.
+            let head = &line[..line.len().min(HEAD)];
+            if head.windows(LOSS.len()).any(|bytes| bytes == LOSS) {
+                let loss: Value = serde_json::from_slice(&line).unwrap_or_default();
+                lost += loss["lost"].as_u64().unwrap_or(0);
             }
             line.clear();
         }
