@@ -28,8 +28,10 @@ pub const FAMILY_IPV6: u8 = 10;
 pub mod names {
     /// The ring buffer that carries [`Report`](super::Report)s.
     pub const RING: &str = "RING";
-    /// Per-CPU array of one `u64`: reports that found the ring full.
-    pub const LOST: &str = "LOST";
+    /// Per-CPU array of one [`Tally`](super::Tally).
+    pub const TALLY: &str = "TALLY";
+    /// Hash from [`Repeat`](super::Repeat) to `u64`: how often it was counted.
+    pub const REPEATS: &str = "REPEATS";
     /// Array of [`SYSTEM_PORTS`](super::SYSTEM_PORTS) `u32`: the
     /// [`watch_bit`](super::watch_bit)s of each port.
     pub const WATCHED: &str = "WATCHED";
@@ -98,15 +100,19 @@ pub mod known {
     pub const START: u8 = 1 << 4;
     /// The socket is the kernel's own: the acting task is whichever happened to run.
     pub const KERNEL: u8 = 1 << 5;
+    /// On a close: that the socket took the port was counted and not reported. `tgid` is who took it.
+    pub const UNTOLD: u8 = 1 << 6;
 }
 
 mod image;
 mod layout;
 mod refusal;
+mod repeat;
 
 pub use image::{ARGS_BYTES, EXE_BYTES, EXECFN_BYTES, Image, NAME_BYTES, image_flags};
 pub use layout::Layout;
 pub use refusal::{BANKS, REFUSAL_SLOTS, REFUSALS, Refusal, refusal_flags, refusal_slot};
+pub use repeat::{Control, Repeat, Tally};
 
 /// One event as the kernel side writes it into the ring buffer, in the host's byte order but for
 /// the addresses. Without padding, so that every byte is written before it is submitted.
@@ -156,16 +162,6 @@ pub struct Report {
     pub comm: [u8; 16],
 }
 
-/// What the agent tells the kernel side while both run.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
-pub struct Control {
-    /// Not 0 while the agent looks into the ring by itself, every now and then: it need not be woken.
-    pub awake: u32,
-    /// Zero.
-    pub reserved: u32,
-}
-
 /// A socket's stay on a watched port, stored in the socket itself: it goes when the socket goes.
 /// A listener's children inherit a copy, which is how an accept names its listener.
 #[repr(C)]
@@ -182,7 +178,13 @@ pub struct Occupant {
     /// As in [`Report`].
     pub protocol: u8,
     /// Not 0 once the close was reported: two hooks can see the same one.
-    pub closed: u32,
+    pub closed: u16,
+    /// Not 0 if that it took the port was counted and not reported.
+    pub untold: u16,
+    /// Process id of who took the port; 0 when unknown.
+    pub tgid: u32,
+    /// Zero.
+    pub reserved: u32,
 }
 
 const _: () = assert!(size_of::<Report>() == 120 && align_of::<Report>() == 8);

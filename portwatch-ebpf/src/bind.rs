@@ -2,8 +2,11 @@
 //! (`__inet_bind` in net/ipv4/af_inet.c, `__inet6_bind` in net/ipv6/af_inet6.c).
 
 use aya_ebpf::{
-    EbpfContext, bindings::bpf_sock, helpers::generated::bpf_get_socket_cookie,
-    macros::cgroup_sock, programs::SockContext,
+    EbpfContext,
+    bindings::bpf_sock,
+    helpers::generated::{bpf_get_current_pid_tgid, bpf_get_socket_cookie},
+    macros::cgroup_sock,
+    programs::SockContext,
 };
 use portwatch_common::{FAMILY_IPV4, FAMILY_IPV6, Occupant, kind};
 
@@ -77,30 +80,33 @@ fn bound(
         remote: None,
         netns_inode: netns_inode(sock),
         kernels,
+        taker: 0,
+        untold: true,
     };
     let asks = Asks {
         task: true,
         netns: true,
     };
     // The kernel asks for its own ports on behalf of whoever happens to run.
-    let is_refused = !kernels && is_refused(port.into(), protocol);
-    if !is_refused {
-        let occupant = Occupant {
-            cookie,
-            address,
-            port,
-            family,
-            protocol,
-            closed: 0,
-        };
-        // SAFETY: the context of a cgroup_sock program.
-        unsafe { occupy(sock.cast(), occupant) };
+    if !kernels && is_refused(port.into(), protocol) {
+        emit(ctx, kind::DENY, &socket, asks);
+        return REFUSE;
     }
-    let (kind, answer) = if is_refused {
-        (kind::DENY, REFUSE)
-    } else {
-        (kind::BIND, ALLOW)
+    let told = emit(ctx, kind::BIND, &socket, asks);
+    // SAFETY: takes no argument.
+    let tgid = unsafe { bpf_get_current_pid_tgid() } >> 32;
+    let occupant = Occupant {
+        cookie,
+        address,
+        port,
+        family,
+        protocol,
+        closed: 0,
+        untold: (!told).into(),
+        tgid: tgid as u32,
+        reserved: 0,
     };
-    emit(ctx, kind, &socket, asks);
-    answer
+    // SAFETY: the context of a cgroup_sock program.
+    unsafe { occupy(sock.cast(), occupant) };
+    ALLOW
 }

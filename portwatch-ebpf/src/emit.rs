@@ -12,9 +12,12 @@ use aya_ebpf::{
         },
     },
 };
-use portwatch_common::{Report, known};
+use portwatch_common::{Repeat, Report, kind, known};
 
-use crate::{image, maps::{reserve, submit}};
+use crate::{
+    image,
+    maps::{count_on, epoch_under_pressure, is_counted, reserve, submit},
+};
 
 /// What the hooks know of a socket, whichever context they have it from.
 pub struct Socket {
@@ -31,6 +34,10 @@ pub struct Socket {
     pub netns_inode: u32,
     /// Whether the hook saw that it is the kernel's own.
     pub kernels: bool,
+    /// Process id of who took the port, where the current task did not; 0 when unknown.
+    pub taker: u32,
+    /// Whether nothing was reported of it yet: what repeats itself may then be counted instead.
+    pub untold: bool,
 }
 
 /// What tells a socket from others.
@@ -50,20 +57,35 @@ pub struct Asks {
     pub netns: bool,
 }
 
-/// Reports `kind` of `socket`; a full ring is counted.
+/// Reports `kind` of `socket`; a full ring is counted. False if this was counted as a repeat.
 #[inline(always)]
-pub fn emit<C: EbpfContext>(ctx: &C, kind: u8, socket: &Socket, asks: Asks) {
+pub fn emit<C: EbpfContext>(ctx: &C, kind: u8, socket: &Socket, asks: Asks) -> bool {
     // 0 for none, and no Option: older verifiers refuse to read what that leaves unset.
     let (mut pid_tgid, mut start_ns) = (0, 0);
+    let mut tgid = socket.taker;
     if asks.task {
         // SAFETY: takes no argument.
         pid_tgid = unsafe { bpf_get_current_pid_tgid() };
-        if !socket.kernels {
-            start_ns = image::tell((pid_tgid >> 32) as u32);
-        }
+        tgid = (pid_tgid >> 32) as u32;
+    }
+    let mut netns_cookie = 0;
+    if asks.netns {
+        // SAFETY: the helper takes this program type's context.
+        netns_cookie = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
+    }
+    let mut epoch = 0;
+    if socket.untold {
+        epoch = epoch_under_pressure();
+    }
+    let repeat = repeat(kind, socket, netns_cookie, tgid, epoch);
+    if epoch != 0 && is_counted(&repeat) {
+        return false;
+    }
+    if asks.task && !socket.kernels {
+        start_ns = image::tell(tgid);
     }
     let Some(mut entry) = reserve() else {
-        return;
+        return true;
     };
     let report: *mut Report = entry.as_mut_ptr();
     let mut knows = 0;
@@ -99,10 +121,11 @@ pub fn emit<C: EbpfContext>(ctx: &C, kind: u8, socket: &Socket, asks: Asks) {
             .write(remote_address);
         (&raw mut (*report).remote_port).write(remote_port);
 
-        let mut netns_cookie = 0;
         if asks.netns {
             knows |= known::NETNS;
-            netns_cookie = bpf_get_netns_cookie(ctx.as_ptr());
+        }
+        if kind == kind::CLOSE && socket.untold {
+            knows |= known::UNTOLD;
         }
         (&raw mut (*report).netns_cookie).write(netns_cookie);
 
@@ -121,7 +144,7 @@ pub fn emit<C: EbpfContext>(ctx: &C, kind: u8, socket: &Socket, asks: Asks) {
             // Fails only for a null task; the name is zero then.
             let _ = bpf_get_current_comm((&raw mut (*report).comm).cast::<c_void>(), 16);
         }
-        (&raw mut (*report).tgid).write((pid_tgid >> 32) as u32);
+        (&raw mut (*report).tgid).write(tgid);
         (&raw mut (*report).tid).write(pid_tgid as u32);
         (&raw mut (*report).uid).write(uid_gid as u32);
         (&raw mut (*report).gid).write((uid_gid >> 32) as u32);
@@ -132,6 +155,9 @@ pub fn emit<C: EbpfContext>(ctx: &C, kind: u8, socket: &Socket, asks: Asks) {
         (&raw mut (*report).known).write(knows);
     }
     submit(entry);
+    if epoch != 0 {
+        count_on(&repeat);
+    }
 
     #[cfg(feature = "debug")]
     aya_log_ebpf::debug!(
@@ -141,4 +167,40 @@ pub fn emit<C: EbpfContext>(ctx: &C, kind: u8, socket: &Socket, asks: Asks) {
         socket.local_port,
         socket.protocol
     );
+    true
+}
+
+#[inline(always)]
+fn repeat(kind: u8, socket: &Socket, netns_cookie: u64, tgid: u32, epoch: u32) -> Repeat {
+    let mut repeat = Repeat {
+        cookie: 0,
+        netns_cookie,
+        local_address: socket.local_address,
+        remote_address: [0; 4],
+        tgid,
+        epoch,
+        local_port: socket.local_port,
+        kind,
+        family: socket.family,
+        protocol: socket.protocol,
+        known: 0,
+        reserved: 0,
+    };
+    if netns_cookie != 0 {
+        repeat.known |= known::NETNS;
+    }
+    if socket.kernels {
+        repeat.known |= known::KERNEL;
+    }
+    if kind == kind::ACCEPT {
+        // Each listener and each peer on its own.
+        if let Key::Cookie(cookie) = socket.key {
+            repeat.cookie = cookie;
+        }
+        if let Some((address, _)) = socket.remote {
+            repeat.known |= known::REMOTE;
+            repeat.remote_address = address;
+        }
+    }
+    repeat
 }

@@ -8,18 +8,18 @@ use core::{
 
 use aya_ebpf::{
     bindings::{
-        BPF_F_CLONE, BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, BPF_RB_FORCE_WAKEUP,
-        BPF_RB_NO_WAKEUP, BPF_SK_STORAGE_GET_F_CREATE,
+        BPF_F_CLONE, BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, BPF_NOEXIST, BPF_RB_AVAIL_DATA,
+        BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP, BPF_SK_STORAGE_GET_F_CREATE,
         bpf_map_type::BPF_MAP_TYPE_SK_STORAGE,
     },
-    btf_maps::{Array, LruHashMap, PerCpuArray, RingBuf},
-    helpers::generated::bpf_sk_storage_get,
+    btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf},
+    helpers::generated::{bpf_ringbuf_query, bpf_sk_storage_get},
     macros::btf_map,
     maps::ring_buf::RingBufEntry,
 };
 use portwatch_common::{
-    BANKS, Control, Image, Layout, Occupant, REFUSAL_SLOTS, REFUSALS, Refusal, Report, SYSTEM_PORTS,
-    watch_bit,
+    BANKS, Control, Image, Layout, Occupant, REFUSAL_SLOTS, REFUSALS, Refusal, Repeat, Report,
+    SYSTEM_PORTS, Tally, watch_bit,
 };
 
 /// Reports on their way to the agent, which sets the size.
@@ -30,9 +30,13 @@ static RING: RingBuf<Report, 262_144> = RingBuf::new();
 #[btf_map]
 static CONTROL: Array<Control, 1, { BPF_F_MMAPABLE as usize }> = Array::new();
 
-/// Reports that found the ring full.
+/// What became of the reports.
 #[btf_map]
-static LOST: PerCpuArray<u64, 1> = PerCpuArray::new();
+static TALLY: PerCpuArray<Tally, 1> = PerCpuArray::new();
+
+/// What repeats itself while the ring is filling, and how often it did.
+#[btf_map]
+static REPEATS: HashMap<Repeat, u64, 4096> = HashMap::new();
 
 /// Which (port, protocol) is watched: `watch_bit`s by port.
 #[btf_map]
@@ -166,13 +170,68 @@ pub fn reserve_image() -> Option<RingBufEntry<Image>> {
 pub fn reserve() -> Option<RingBufEntry<Report>> {
     let entry = RING.reserve(0);
     if entry.is_none()
-        && let Some(lost) = LOST.get_ptr_mut(0)
+        && let Some(tally) = TALLY.get_ptr_mut(0)
     {
-        // SAFETY: the pointer is this CPU's slot, valid for the whole run. Another run may preempt
-        // this one on the same CPU, so the increment is atomic.
-        unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(lost, 1) };
+        // SAFETY: this CPU's slot, valid for the whole run.
+        unsafe { add(&raw mut (*tally).lost) };
     }
     entry
+}
+
+/// Adds one. Another run may preempt this one on the same CPU, or count the same on another.
+///
+/// # Safety
+///
+/// `counter` points into a map's value, valid for the whole run.
+#[inline(always)]
+unsafe fn add(counter: *mut u64) {
+    // SAFETY: the caller's promise; the increment is atomic.
+    unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(counter, 1) };
+}
+
+/// The epoch in which repeats are to be counted, 0 for none: that is so while the ring is filling.
+#[inline(always)]
+pub fn epoch_under_pressure() -> u32 {
+    let Some(control) = CONTROL.get_ptr(0) else {
+        return 0;
+    };
+    // SAFETY: the map's only value, which the agent writes meanwhile: hence volatile.
+    let (epoch, pressure) = unsafe {
+        (
+            (&raw const (*control).epoch).read_volatile(),
+            (&raw const (*control).pressure).read_volatile(),
+        )
+    };
+    if epoch == 0 {
+        return 0;
+    }
+    let ring = ptr::from_ref(&RING).cast_mut().cast();
+    // SAFETY: the map pointer is patched by the loader.
+    let filled = unsafe { bpf_ringbuf_query(ring, BPF_RB_AVAIL_DATA.into()) };
+    if filled < pressure { 0 } else { epoch }
+}
+
+/// Counts it if that was begun.
+#[inline(always)]
+pub fn is_counted(repeat: &Repeat) -> bool {
+    let Some(count) = REPEATS.get_ptr_mut(repeat) else {
+        return false;
+    };
+    // SAFETY: the agent removes only what nobody counts any more.
+    unsafe { add(count) };
+    true
+}
+
+/// Counts it from now on. Where there is no more room, each goes on being reported.
+#[inline(always)]
+pub fn count_on(repeat: &Repeat) {
+    let none = 0_u64;
+    if REPEATS.insert(repeat, &none, BPF_NOEXIST.into()).is_ok()
+        && let Some(tally) = TALLY.get_ptr_mut(0)
+    {
+        // SAFETY: this CPU's slot, valid for the whole run.
+        unsafe { add(&raw mut (*tally).repeats) };
+    }
 }
 
 /// Hands a record over, and wakes the agent unless it looks by itself.

@@ -41,6 +41,8 @@ pub fn closed<C: EbpfContext>(ctx: &C, occupant: &mut Occupant, cookie: u64, net
         remote: None,
         netns_inode: 0,
         kernels: false,
+        taker: occupant.tgid,
+        untold: occupant.untold != 0,
     };
     emit(ctx, kind::CLOSE, &socket, Asks { task: false, netns });
 }

@@ -74,6 +74,8 @@ fn changed(ctx: &TracePointContext, protocol: u8) {
         remote: None,
         netns_inode: 0,
         kernels: false,
+        taker: 0,
+        untold: false,
     };
     // A listener's end can come from anywhere; who began to listen is the current task.
     let asks = Asks {

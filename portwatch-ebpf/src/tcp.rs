@@ -7,7 +7,9 @@ use aya_ebpf::{
         BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG,
         BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_SOCK_OPS_TCP_LISTEN_CB, BPF_TCP_LISTEN, bpf_sock_ops,
     },
-    helpers::generated::{bpf_get_socket_cookie, bpf_sock_ops_cb_flags_set},
+    helpers::generated::{
+        bpf_get_current_pid_tgid, bpf_get_socket_cookie, bpf_sock_ops_cb_flags_set,
+    },
     macros::sock_ops,
     programs::SockOpsContext,
 };
@@ -48,12 +50,11 @@ fn listening(ctx: &SockOpsContext, ops: *mut bpf_sock_ops) {
     if !is_watched(field!(ops, local_port), PROTOCOL_TCP) {
         return;
     }
-    let socket = taken(ctx, ops, None);
+    take(ctx, ops, kind::LISTEN, None);
     // Other programs' flags stay; without the flag, only an MPTCP listener's close goes unseen.
     let flags = field!(ops, bpf_sock_ops_cb_flags) | BPF_SOCK_OPS_STATE_CB_FLAG;
     // SAFETY: the helper takes this program type's context.
     let _ = unsafe { bpf_sock_ops_cb_flags_set(ops, flags as i32) };
-    emit(ctx, kind::LISTEN, &socket, in_task_context());
 }
 
 #[inline(always)]
@@ -61,8 +62,7 @@ fn connecting(ctx: &SockOpsContext, ops: *mut bpf_sock_ops) {
     if !is_watched(field!(ops, local_port), PROTOCOL_TCP) {
         return;
     }
-    let socket = taken(ctx, ops, Some(remote(ops)));
-    emit(ctx, kind::CONNECT, &socket, in_task_context());
+    take(ctx, ops, kind::CONNECT, Some(remote(ops)));
 }
 
 /// A handshake is complete: runs in softirq, so the current task is anybody.
@@ -85,7 +85,7 @@ fn established(ctx: &SockOpsContext, ops: *mut bpf_sock_ops) {
             }
         }
     }
-    let socket = socket(ops, cookie, Some(remote(ops)));
+    let socket = socket(ops, cookie, Some(remote(ops)), 0, true);
     emit(
         ctx,
         kind::ACCEPT,
@@ -121,30 +121,57 @@ fn changed(ctx: &SockOpsContext, ops: *mut bpf_sock_ops) {
     }
 }
 
-/// The socket of `ops`, marked as the occupant of its local port.
+/// Reports `kind` of the socket of `ops`, and marks it as the occupant of its local port.
 #[inline(always)]
-fn taken(ctx: &SockOpsContext, ops: *mut bpf_sock_ops, remote: Option<([u32; 4], u16)>) -> Socket {
+fn take(ctx: &SockOpsContext, ops: *mut bpf_sock_ops, kind: u8, remote: Option<([u32; 4], u16)>) {
     // SAFETY: the helper takes this program type's context.
     let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
-    let socket = socket(ops, cookie, remote);
     let sk = field!(ops, __bindgen_anon_2.sk);
+    // Without a bind it has taken the port now.
+    let (mut taker, mut untold) = (0, true);
     if !sk.is_null() {
-        let occupant = Occupant {
-            cookie,
-            address: socket.local_address,
-            port: socket.local_port,
-            family: socket.family,
-            protocol: PROTOCOL_TCP,
-            closed: 0,
-        };
         // SAFETY: the non-null `sk` of a sock_ops context.
-        unsafe { occupy(sk.cast(), occupant) };
+        if let Some(stored) = unsafe { occupant(sk.cast()) } {
+            // SAFETY: the kernel's pointer to a live value, valid for the whole run.
+            let before = unsafe { &*stored.as_ptr() };
+            if before.cookie == cookie {
+                taker = before.tgid;
+                untold = before.untold != 0;
+            }
+        }
     }
-    socket
+    let socket = socket(ops, cookie, remote, taker, untold);
+    let told = emit(ctx, kind, &socket, in_task_context());
+    if sk.is_null() {
+        return;
+    }
+    if sock_ops_sees_task() && taker == 0 {
+        // SAFETY: takes no argument.
+        taker = (unsafe { bpf_get_current_pid_tgid() } >> 32) as u32;
+    }
+    let occupant = Occupant {
+        cookie,
+        address: socket.local_address,
+        port: socket.local_port,
+        family: socket.family,
+        protocol: PROTOCOL_TCP,
+        closed: 0,
+        untold: (!told).into(),
+        tgid: taker,
+        reserved: 0,
+    };
+    // SAFETY: the non-null `sk` of a sock_ops context.
+    unsafe { occupy(sk.cast(), occupant) };
 }
 
 #[inline(always)]
-fn socket(ops: *mut bpf_sock_ops, cookie: u64, remote: Option<([u32; 4], u16)>) -> Socket {
+fn socket(
+    ops: *mut bpf_sock_ops,
+    cookie: u64,
+    remote: Option<([u32; 4], u16)>,
+    taker: u32,
+    untold: bool,
+) -> Socket {
     let (family, local_address) = if is_ipv6(ops) {
         let address = [
             field!(ops, local_ip6[0]),
@@ -165,6 +192,8 @@ fn socket(ops: *mut bpf_sock_ops, cookie: u64, remote: Option<([u32; 4], u16)>) 
         remote,
         netns_inode: 0,
         kernels: false,
+        taker,
+        untold,
     }
 }
 

@@ -170,6 +170,8 @@ pub struct Event {
     pub task: Option<Task>,
     /// Whether the socket is the kernel's own, where that is known.
     pub kernels: Option<bool>,
+    /// Process id of who took the port, where that was counted and not told.
+    pub taker: Option<u32>,
 }
 
 /// A socket that a snapshot found on a port.

@@ -20,6 +20,9 @@ pub trait Host {
     /// Who `task`, which acted at `time`, is, as far as it can still be seen.
     fn identify(&mut self, task: &Task, time: Timestamp) -> Rc<Process>;
 
+    /// The process with that number that was identified last.
+    fn recall(&mut self, pid: u32) -> Option<Rc<Process>>;
+
     /// Who holds the TCP socket of `event`, when the kernel did not tell who acted.
     fn holder(&mut self, event: &Event) -> Option<Rc<Process>>;
 
@@ -55,6 +58,10 @@ const ADDRESSES_ARE_GOOD_FOR: Duration = Duration::from_secs(1);
 impl Host for ThisHost {
     fn identify(&mut self, task: &Task, time: Timestamp) -> Rc<Process> {
         self.processes.identify(task, time)
+    }
+
+    fn recall(&mut self, pid: u32) -> Option<Rc<Process>> {
+        self.processes.recall(pid)
     }
 
     fn holder(&mut self, event: &Event) -> Option<Rc<Process>> {

@@ -167,5 +167,6 @@ fn event(held: &Held, time: Timestamp) -> Event {
         task: None,
         // Without a holder it can be the kernel's, or on its way from one process to another.
         kernels: (!held.holders.is_empty()).then_some(false),
+        taker: None,
     }
 }

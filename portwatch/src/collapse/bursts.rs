@@ -2,7 +2,7 @@
 //! once per interval, and at the end what is still held.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     rc::Rc,
     time::Instant,
 };
@@ -22,10 +22,22 @@ use crate::{
 enum Group {
     /// A program run by a user; which process of it does not matter.
     Program(Printable, u32),
-    Port(u16, Transport),
+    Port(Place),
+}
+
+/// Where it happened.
+type Place = (Transport, u16);
+
+/// Where an alert's socket is; None for one that is about no socket.
+fn place_of(alert: &Alert) -> Option<Place> {
+    Some((alert.transport?, alert.port?))
 }
 
 impl Group {
+    fn all_of(alert: &Alert, place: Place) -> [Option<Self>; 2] {
+        [Self::of_program(alert), Some(Self::Port(place))]
+    }
+
     fn of_program(alert: &Alert) -> Option<Self> {
         let process = alert.process.as_deref()?;
         let name = process.exe.as_ref().unwrap_or(&process.comm);
@@ -41,7 +53,7 @@ struct Burst {
     /// What was not told since the last sum.
     sum: Option<Sum>,
     /// How many sockets it has on a port.
-    held: BTreeMap<(Transport, u16), u32>,
+    held: BTreeMap<Place, u32>,
 }
 
 struct Sum {
@@ -49,7 +61,7 @@ struct Sum {
     since: Timestamp,
     severity: Severity,
     counts: BTreeMap<&'static str, u64>,
-    ports: BTreeMap<(Transport, u16), ()>,
+    places: BTreeSet<Place>,
     /// The last one that acted.
     process: Option<Rc<Process>>,
     last: Alert,
@@ -85,15 +97,17 @@ impl Bursts {
         now: Instant,
         told: &mut Vec<Alert>,
     ) {
-        let (Some(port), Some(transport)) = (alert.port, alert.transport) else {
+        let Some(place) = place_of(&alert) else {
             told.push(alert);
             return;
         };
-        let groups = [
-            Group::of_program(&alert),
-            Some(Group::Port(port, transport)),
-        ];
-        self.left_or_taken(&groups, &alert, now);
+        let groups = Group::all_of(&alert, place);
+        self.stir(&groups, now);
+        for group in groups.iter().flatten() {
+            if let Some(burst) = self.groups.get_mut(group) {
+                burst.note(&alert, place);
+            }
+        }
         let is_over = |group: &&Group| {
             self.groups.get(*group).is_some_and(|burst| {
                 // What was there already is told, unless it is part of a burst.
@@ -104,9 +118,9 @@ impl Bursts {
         let over = groups.iter().flatten().find(is_over).cloned();
         match over.and_then(|group| self.groups.get_mut(&group)) {
             Some(burst) => {
-                burst.add(alert, now);
+                burst.add(alert, 1, now);
                 let next = burst.next(quiet);
-                self.due = Some(self.due.map_or(next, |due| due.min(next)));
+                self.look_at(next);
             }
             None => {
                 for group in groups.iter().flatten() {
@@ -122,45 +136,49 @@ impl Bursts {
         }
     }
 
-    /// Notes a close that nobody is told of.
-    pub(super) fn left(&mut self, alert: &Alert) {
-        let (Some(port), Some(transport)) = (alert.port, alert.transport) else {
+    /// Counts what was not told one by one even to this. Which of it is still held, a snapshot will
+    /// say.
+    pub(super) fn repeat(&mut self, alert: Alert, times: u64, quiet: &Quiet, now: Instant) {
+        let Some(place) = place_of(&alert) else {
             return;
         };
-        for group in [Group::of_program(alert), Some(Group::Port(port, transport))]
-            .iter()
-            .flatten()
-        {
+        let groups = Group::all_of(&alert, place);
+        self.stir(&groups, now);
+        let known = groups.into_iter().flatten();
+        let mut known = known.filter(|group| self.groups.contains_key(group));
+        // Of ports there are only so many.
+        let group = known.next().unwrap_or(Group::Port(place));
+        let burst = self.groups.entry(group);
+        let burst = burst.or_insert_with(|| Burst::new(now));
+        burst.add(alert, times, now);
+        let next = burst.next(quiet);
+        self.look_at(next);
+    }
+
+    fn look_at(&mut self, next: Instant) {
+        self.due = Some(self.due.map_or(next, |due| due.min(next)));
+    }
+
+    /// Notes a close that nobody is told of.
+    pub(super) fn left(&mut self, alert: &Alert) {
+        let Some(place) = place_of(alert) else {
+            return;
+        };
+        for group in Group::all_of(alert, place).iter().flatten() {
             if let Some(burst) = self.groups.get_mut(group) {
-                burst.leave((transport, port));
+                burst.leave(place);
             }
         }
     }
 
-    fn left_or_taken(&mut self, groups: &[Option<Group>], alert: &Alert, now: Instant) {
-        let (Some(port), Some(transport)) = (alert.port, alert.transport) else {
-            return;
-        };
+    /// Notes that something happens in these groups.
+    fn stir(&mut self, groups: &[Option<Group>], now: Instant) {
         for group in groups.iter().flatten() {
             if !self.groups.contains_key(group) && self.groups.len() >= GROUPS {
                 continue;
             }
-            let burst = self.groups.entry(group.clone()).or_insert_with(|| Burst {
-                told: 0,
-                loudest: None,
-                last: now,
-                sum: None,
-                held: BTreeMap::new(),
-            });
-            burst.last = now;
-            // A listen comes after its bind, except where there was none.
-            let is_first = alert.since == Some(alert.time) || alert.origin == Origin::Snapshot;
-            match alert.event {
-                EventKind::Bind => burst.take((transport, port)),
-                EventKind::Listen | EventKind::Connect if is_first => burst.take((transport, port)),
-                EventKind::Close => burst.leave((transport, port)),
-                _ => {}
-            }
+            let burst = self.groups.entry(group.clone());
+            burst.or_insert_with(|| Burst::new(now)).last = now;
         }
     }
 
@@ -190,11 +208,33 @@ impl Bursts {
 }
 
 impl Burst {
-    fn take(&mut self, place: (Transport, u16)) {
+    const fn new(now: Instant) -> Self {
+        Self {
+            told: 0,
+            loudest: None,
+            last: now,
+            sum: None,
+            held: BTreeMap::new(),
+        }
+    }
+
+    /// Notes what is held after that.
+    fn note(&mut self, alert: &Alert, place: Place) {
+        // A listen comes after its bind, except where there was none.
+        let is_first = alert.since == Some(alert.time) || alert.origin == Origin::Snapshot;
+        match alert.event {
+            EventKind::Bind => self.take(place),
+            EventKind::Listen | EventKind::Connect if is_first => self.take(place),
+            EventKind::Close => self.leave(place),
+            _ => {}
+        }
+    }
+
+    fn take(&mut self, place: Place) {
         *self.held.entry(place).or_default() += 1;
     }
 
-    fn leave(&mut self, place: (Transport, u16)) {
+    fn leave(&mut self, place: Place) {
         if let Some(count) = self.held.get_mut(&place) {
             *count -= 1;
             if *count == 0 {
@@ -203,21 +243,19 @@ impl Burst {
         }
     }
 
-    fn add(&mut self, alert: Alert, now: Instant) {
+    fn add(&mut self, alert: Alert, times: u64, now: Instant) {
         let sum = self.sum.get_or_insert_with(|| Sum {
             began: now,
             since: alert.time,
             severity: alert.severity,
             counts: BTreeMap::new(),
-            ports: BTreeMap::new(),
+            places: BTreeSet::new(),
             process: None,
             last: alert.clone(),
         });
         sum.severity = sum.severity.max(alert.severity);
-        *sum.counts.entry(alert.event.name()).or_default() += 1;
-        if let (Some(transport), Some(port)) = (alert.transport, alert.port) {
-            sum.ports.insert((transport, port), ());
-        }
+        *sum.counts.entry(alert.event.name()).or_default() += times;
+        sum.places.extend(place_of(&alert));
         if alert.process.is_some() {
             sum.process.clone_from(&alert.process);
         }
@@ -234,7 +272,7 @@ impl Burst {
 
     fn sum_up(&mut self, group: &Group, host: &Printable) -> Option<Alert> {
         let sum = self.sum.take()?;
-        let (port, registry) = match sum.ports.len() {
+        let (port, registry) = match sum.places.len() {
             1 => (sum.last.port, sum.last.registry),
             _ => (None, None),
         };
@@ -246,7 +284,7 @@ impl Burst {
         let summary = Summary {
             since: sum.since,
             counts: sum.counts,
-            ports: ranges(sum.ports.keys()),
+            ports: ranges(&sum.places),
             held: ranges(self.held.keys()),
         };
         let severity = sum.severity;
@@ -261,9 +299,7 @@ impl Burst {
 }
 
 /// By transport, `1-3,954-988`.
-fn ranges<'a>(
-    places: impl Iterator<Item = &'a (Transport, u16)>,
-) -> BTreeMap<&'static str, String> {
+fn ranges<'a>(places: impl IntoIterator<Item = &'a Place>) -> BTreeMap<&'static str, String> {
     let mut runs: BTreeMap<&'static str, Vec<(u16, u16)>> = BTreeMap::new();
     for (transport, port) in places {
         let runs = runs.entry(transport.name()).or_default();

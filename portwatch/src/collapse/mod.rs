@@ -94,6 +94,13 @@ impl Collapse {
         }
     }
 
+    /// Takes what the kernel side counted as `times` such alerts.
+    pub fn repeat(&mut self, alert: Alert, times: u64, now: Instant) {
+        if !self.peers.repeat(&alert, times) {
+            self.bursts.repeat(alert, times, &self.quiet, now);
+        }
+    }
+
     /// A TCP bind can be a server's or a client's: what comes next says which.
     fn is_to_wait(&self, alert: &Alert) -> bool {
         alert.transport == Some(Transport::Tcp)

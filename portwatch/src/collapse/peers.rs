@@ -62,4 +62,12 @@ impl Peers {
             _ => true,
         }
     }
+
+    /// Counts what stands for that many connections; not those to a listener that is gone by now.
+    pub(super) fn repeat(&mut self, alert: &Alert, times: u64) -> bool {
+        let cookie = alert.socket.cookie;
+        let cookie = cookie.filter(|_| alert.event == EventKind::Accept);
+        let seen = cookie.and_then(|cookie| self.0.get_mut(&cookie));
+        seen.map(|seen| seen.count += times).is_some()
+    }
 }

@@ -107,6 +107,14 @@ impl<H: Host> Occupancies<H> {
         self.tell(alert, alerts);
     }
 
+    /// Adds what the operator should read of each of what was counted as that event.
+    pub fn repeat(&mut self, event: &Event, alerts: &mut Vec<Alert>) {
+        let known = event.key.and_then(|key| self.table.known(key)).cloned();
+        let occupancy = self.update(event, known, true);
+        let alert = self.alert(event, &occupancy, event.key, Origin::Live);
+        self.tell(alert, alerts);
+    }
+
     /// Adds the alert as the rules want it.
     fn tell(&self, mut alert: Alert, alerts: &mut Vec<Alert>) {
         let verdict = self.policy.decide(&Facts::of(&alert), alert.severity);
@@ -238,8 +246,13 @@ impl<H: Host> Occupancies<H> {
                 Origin::Snapshot => None,
             });
         }
-        if stage.is_some() || event.kind == EventKind::Deny {
-            self.name_actor(event, &mut occupancy);
+        match event.taker {
+            // Of its own bind nothing was told; that of another socket of the process was.
+            Some(pid) => occupancy.process = occupancy.process.or_else(|| self.host.recall(pid)),
+            None if stage.is_some() || event.kind == EventKind::Deny => {
+                self.name_actor(event, &mut occupancy);
+            }
+            None => {}
         }
         if let Some((cookie, inode)) = event.netns_cookie.zip(event.netns) {
             self.host.learn(cookie, inode);

@@ -39,6 +39,14 @@ impl<H: Host> Occupancies<H> {
         self.waiting = Some(Waiting::default());
     }
 
+    /// Notes that not all that happens is observed: what a snapshot that is being taken shows and is
+    /// not known is left to the next one.
+    pub fn overrun(&mut self) {
+        if let Some(waiting) = &mut self.waiting {
+            waiting.overrun = true;
+        }
+    }
+
     /// Keeps an event that the snapshot may explain; gives any other back.
     pub(super) fn wait(&mut self, event: Event) -> Option<Event> {
         let Some(waiting) = &mut self.waiting else {
@@ -115,6 +123,7 @@ impl<H: Host> Occupancies<H> {
             closed,
             overrun,
         } = self.waiting.take().unwrap_or_default();
+        let waits: HashSet<u64> = events.iter().filter_map(|event| event.key).collect();
         let mut found = HashSet::new();
         for finding in findings {
             let key = self.key_of(&finding.event, finding.netns);
@@ -123,7 +132,7 @@ impl<H: Host> Occupancies<H> {
                 continue;
             };
             // A close that waits comes after what it closes.
-            let waits = events.iter().any(|event| event.key == Some(key));
+            let waits = waits.contains(&key);
             if self.table.known(key).is_some() {
                 self.advance(key, &finding, alerts);
             } else if (!closed.contains(&key) || waits) && !overrun {
@@ -236,6 +245,7 @@ impl<H: Host> Occupancies<H> {
                 peer: None,
                 task: None,
                 kernels: occupancy.kernels,
+                taker: None,
             };
             let alert = self.alert(&event, &occupancy, Some(key), Origin::Snapshot);
             self.tell(alert, alerts);

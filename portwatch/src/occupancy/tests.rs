@@ -33,6 +33,12 @@ impl Host for PaperHost {
         Rc::new(process(task.pid))
     }
 
+    fn recall(&mut self, pid: u32) -> Option<Rc<Process>> {
+        self.identified
+            .contains(&pid)
+            .then(|| Rc::new(process(pid)))
+    }
+
     fn holder(&mut self, event: &Event) -> Option<Rc<Process>> {
         (event.cookie == Some(HELD)).then(|| Rc::new(process(HOLDER)))
     }
@@ -116,6 +122,7 @@ fn event(kind: EventKind, cookie: u64, pid: u32) -> Event {
             image: None,
         }),
         kernels: None,
+        taker: None,
     }
 }
 

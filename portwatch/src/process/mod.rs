@@ -238,6 +238,11 @@ impl Processes {
         process
     }
 
+    /// The process with that pid that was identified last, if it is still remembered.
+    pub fn recall(&mut self, pid: u32) -> Option<Rc<Process>> {
+        self.known.get(&pid).map(|known| Rc::clone(&known.process))
+    }
+
     /// The process with that pid as /proc shows it, without an event that speaks of it.
     pub fn look_up(&mut self, pid: u32) -> Option<Process> {
         let entry = Entry::open(pid)?;

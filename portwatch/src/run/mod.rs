@@ -2,7 +2,9 @@
 //! stop.
 
 mod armed;
+mod rules;
 mod surveyor;
+mod tell;
 
 use std::{os::fd::AsFd as _, path::PathBuf, rc::Rc, time::Duration};
 
@@ -13,8 +15,10 @@ use tokio::{
 };
 
 use self::{
-    armed::{armed, limits, missing_cgroups},
-    surveyor::Surveyor,
+    armed::{armed, limits},
+    rules::{refusals, scope},
+    surveyor::{Surveyor, Why},
+    tell::BATCH,
 };
 use crate::{
     alert::{Alert, Severity},
@@ -24,12 +28,12 @@ use crate::{
     host::ThisHost,
     occupancy::Occupancies,
     output::{Format, FormatName, Stdout},
-    policy::{Policy, Quiet, Refusals},
+    policy::Policy,
     printable::Printable,
     registry::Registry,
     sensor::{self, Adoption, Health, Sensor},
     snapshot,
-    survey::{Scope, Survey},
+    survey::Survey,
 };
 
 /// What the monitor is asked to do.
@@ -48,12 +52,6 @@ pub struct Options {
     /// How often to look whether the sensor is whole.
     pub health_interval: Duration,
 }
-
-/// Reports that are taken from the ring before the agent looks at its signals again.
-const BATCH: usize = 64;
-
-/// How long after the last report the counter of lost ones is read once more.
-const SETTLED: Duration = Duration::from_secs(1);
 
 /// How long a stalled reader of stdout holds up the end.
 const LAST_FLUSH: Duration = Duration::from_secs(2);
@@ -79,7 +77,8 @@ async fn watch(options: &Options, registry: Registry) -> Result<()> {
     let mut hangup = signal(SignalKind::hangup()).context("waiting for SIGHUP")?;
     let policy = Rc::new(options.policy.clone());
     let watched = policy.watched(&registry, &Transport::ALL);
-    let sensor = Sensor::arm(&options.sensor, watched, &refusals(&policy, &registry))?;
+    let mut sensor = Sensor::arm(&options.sensor, watched, &refusals(&policy, &registry))?;
+    sensor.count_repeats(policy.quiet.enabled);
     cli::say(&armed(options, &registry, &sensor));
     for limit in limits(options, &sensor) {
         cli::say(&limit);
@@ -101,6 +100,7 @@ async fn watch(options: &Options, registry: Registry) -> Result<()> {
         survey: None,
         is_first_survey: true,
         settled: None,
+        repeats: None,
         health: interval_at(
             Instant::now() + options.health_interval,
             options.health_interval,
@@ -135,6 +135,8 @@ struct Monitor {
     is_first_survey: bool,
     /// When to look for lost reports once more.
     settled: Option<Instant>,
+    /// When to take what the kernel side counted.
+    repeats: Option<Instant>,
     health: Interval,
 }
 
@@ -143,17 +145,19 @@ impl Monitor {
     async fn watch(&mut self) -> Result<()> {
         loop {
             let due = self.surveyor.next();
-            let (sums, settled) = (self.collapse.due(), self.settled);
+            let sums = self.collapse.due().map(Instant::from_std);
+            let (settled, repeats) = (self.settled, self.repeats);
             tokio::select! {
                 ready = self.sensor.readable() => ready.context("waiting for the ring buffer")?,
                 () = until(settled) => {
                     self.settled = None;
                     self.tell_lost()?;
                 }
+                () = until(repeats) => self.tell_repeats()?,
                 _ = self.health.tick() => self.check_health(),
                 taken = self.surveyor.taken() => self.survey = Some(taken),
                 () = until(due) => {}
-                () = until(sums.map(Instant::from_std)) => {}
+                () = until(sums) => {}
                 gone = self.stdout.gone() => return Err(gone.into()),
             }
             while self.print_batch().await? {
@@ -170,48 +174,13 @@ impl Monitor {
             self.write();
             self.stdout.flush().await?;
             if self.occupancies.wants_snapshot() {
-                self.surveyor.ask(surveyor::Why::Holders);
+                self.surveyor.ask(Why::Holders);
             }
             if self.survey.is_none() && self.surveyor.is_due() {
                 self.occupancies.begin_snapshot();
                 self.surveyor.begin();
             }
         }
-    }
-
-    /// Prints what is in the ring, a batch at most, and what was lost. Whether there may be more.
-    async fn print_batch(&mut self) -> Result<bool> {
-        self.stdout.flush().await?;
-        let taken = self.sensor.take(BATCH, &mut self.events);
-        for event in self.events.drain(..) {
-            self.occupancies.observe(event, &mut self.alerts);
-            let now = Instant::now().into_std();
-            for alert in self.alerts.drain(..) {
-                self.collapse.pass(alert, now, &mut self.told);
-            }
-            for alert in self.told.drain(..) {
-                self.format.write(&alert, self.stdout.pending());
-            }
-            // A line that comes alone is out at once; of many, several go in one write.
-            self.stdout.flush_if_full()?;
-        }
-        if taken > 0 {
-            self.settled = Some(Instant::now() + SETTLED);
-            self.tell_lost()?;
-            self.stdout.flush().await?;
-        }
-        Ok(taken == BATCH)
-    }
-
-    /// Queues an alert for the reports that found the ring full since the last look.
-    fn tell_lost(&mut self) -> Result<()> {
-        let lost = self.sensor.newly_lost()?;
-        if lost > 0 {
-            self.told.push(self.occupancies.lose(lost));
-            self.write();
-            self.surveyor.ask(surveyor::Why::Loss);
-        }
-        Ok(())
     }
 
     /// Queues the alerts for what a snapshot shows that events have not.
@@ -226,6 +195,9 @@ impl Monitor {
             }
         };
         survey.teach(self.occupancies.host());
+        if self.sensor.is_counting() {
+            self.occupancies.overrun();
+        }
         let (sensor, occupancies) = (&mut self.sensor, &mut self.occupancies);
         let is_first = std::mem::replace(&mut self.is_first_survey, false);
         let (findings, coverage) = survey.findings(|held, event| {
@@ -257,72 +229,12 @@ impl Monitor {
             .occupancies
             .reconcile(findings, &coverage, &mut self.alerts)
         {
-            self.surveyor.ask(surveyor::Why::Loss);
+            self.surveyor.ask(Why::Loss);
         }
         if is_first && self.occupancies.has_unmarked() {
-            self.surveyor.ask(surveyor::Why::Unmarked);
+            self.surveyor.ask(Why::Unmarked);
         }
         self.write();
-    }
-
-    /// Puts what is to be told, after what the collapse lets through, into the output.
-    fn write(&mut self) {
-        let now = Instant::now().into_std();
-        for alert in self.alerts.drain(..) {
-            self.collapse.pass(alert, now, &mut self.told);
-        }
-        for alert in self.told.drain(..) {
-            self.format.write(&alert, self.stdout.pending());
-        }
-    }
-
-    /// Reads the rules again. What is wrong with them leaves those that hold.
-    fn reload(&mut self, options: &Options) {
-        let outcome = self.try_reload(options);
-        let (severity, detail) = match outcome {
-            Ok(said) => {
-                cli::say(&said);
-                return;
-            }
-            Err(error) => (
-                Severity::Warning,
-                format!("the rules stay as they were: {error:#}"),
-            ),
-        };
-        cli::say(&detail);
-        let alert = self.occupancies.report_health(severity, &detail);
-        self.told.push(alert);
-        self.write();
-    }
-
-    fn try_reload(&mut self, options: &Options) -> Result<String> {
-        let Some(path) = &options.config else {
-            return Ok("SIGHUP: there is no configuration to reload".into());
-        };
-        let policy = Policy {
-            all: options.policy.all,
-            dry_run: options.policy.dry_run,
-            ..Policy::read(path)?
-        };
-        let quiet = Quiet {
-            enabled: policy.quiet.enabled && !options.no_collapse,
-            ..policy.quiet
-        };
-        let policy = Rc::new(Policy { quiet, ..policy });
-        let registry = self.occupancies.registry();
-        self.sensor
-            .watch(policy.watched(registry, &Transport::ALL))?;
-        self.sensor.refuse(&refusals(&policy, registry))?;
-        self.surveyor.set_scope(scope(&policy, registry, options));
-        self.collapse.set_quiet(quiet);
-        for limit in missing_cgroups(&self.sensor) {
-            cli::say(&limit);
-        }
-        let said = format!("reloaded {}: {} rules", path.display(), policy.rules.len());
-        self.occupancies.set_policy(policy);
-        // On a port that was not watched before, something can sit.
-        self.surveyor.ask(surveyor::Why::Loss);
-        Ok(said)
     }
 
     /// Looks whether the sensor is whole, and queues an alert for each change.
@@ -333,8 +245,7 @@ impl Monitor {
             } else {
                 Severity::Critical
             };
-            let alert = self.occupancies.report_health(severity, &detail);
-            self.told.push(alert);
+            self.report_health(severity, &detail);
         }
         if !self.sensor.missing_cgroups().is_empty() {
             self.find_cgroups();
@@ -346,23 +257,9 @@ impl Monitor {
             ));
         }
         if self.occupancies.has_unmarked() {
-            self.surveyor.ask(surveyor::Why::Unmarked);
+            self.surveyor.ask(Why::Unmarked);
         }
         self.write();
-    }
-
-    /// Looks again for the cgroups of rules that refuse.
-    fn find_cgroups(&mut self) {
-        let refusals = refusals(self.occupancies.policy(), self.occupancies.registry());
-        if let Err(error) = self.sensor.refuse(&refusals) {
-            self.warn(&error.to_string());
-        }
-    }
-
-    /// Queues an alert about the monitor itself.
-    fn warn(&mut self, detail: &str) {
-        let alert = self.occupancies.report_health(Severity::Warning, detail);
-        self.told.push(alert);
     }
 
     /// Detaches, and prints what was reported until then.
@@ -373,6 +270,7 @@ impl Monitor {
         let rest = async {
             while self.print_batch().await? {}
             self.tell_lost()?;
+            self.tell_repeats()?;
             self.collapse
                 .finish(Instant::now().into_std(), &mut self.told);
             self.write();
@@ -392,22 +290,6 @@ fn give_back_memory() {
     #[cfg(target_env = "gnu")]
     unsafe {
         libc::malloc_trim(0);
-    }
-}
-
-/// What the kernel side is to refuse.
-fn refusals(policy: &Policy, registry: &Registry) -> Refusals {
-    if policy.dry_run {
-        return Refusals::default();
-    }
-    policy.refusals(registry)
-}
-
-/// What snapshots are to show.
-fn scope(policy: &Policy, registry: &Registry, options: &Options) -> Scope {
-    Scope {
-        watched: policy.watched(registry, &Transport::ALL).collect(),
-        cgroup: options.sensor.cgroup.clone(),
     }
 }
 

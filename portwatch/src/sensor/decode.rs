@@ -6,12 +6,13 @@ use std::{
     rc::Rc,
 };
 
+use bytemuck::Zeroable as _;
 use jiff::Timestamp;
 use lru::LruCache;
 use nix::time::{ClockId, clock_gettime};
 use portwatch_common::{
     FAMILY_IPV4, FAMILY_IPV6, PROTOCOL_DCCP, PROTOCOL_SCTP, PROTOCOL_TCP, PROTOCOL_UDP,
-    PROTOCOL_UDPLITE, Report, image_flags, kind, known,
+    PROTOCOL_UDPLITE, Repeat, Report, image_flags, kind, known,
 };
 
 use crate::event::{Event, EventKind, Image, Task, Transport};
@@ -112,6 +113,29 @@ fn image(wire: &portwatch_common::Image) -> Image {
     }
 }
 
+/// The event that stands for each of what was counted.
+pub(super) fn repeat(repeat: &Repeat, time: Timestamp) -> Option<Event> {
+    let report = Report {
+        cookie: repeat.cookie,
+        netns_cookie: repeat.netns_cookie,
+        local_address: bytemuck::cast(repeat.local_address),
+        remote_address: bytemuck::cast(repeat.remote_address),
+        local_port: repeat.local_port,
+        kind: repeat.kind,
+        family: repeat.family,
+        protocol: repeat.protocol,
+        known: repeat.known,
+        ..Report::zeroed()
+    };
+    let taker = (repeat.tgid != 0).then_some(repeat.tgid);
+    let event = event(&report, None, Clock(0))?;
+    Some(Event {
+        time,
+        taker,
+        ..event
+    })
+}
+
 fn event(report: &Report, image: Option<Rc<Image>>, clock: Clock) -> Option<Event> {
     let kind = match report.kind {
         kind::BIND => EventKind::Bind,
@@ -182,13 +206,12 @@ fn event(report: &Report, image: Option<Rc<Image>>, clock: Clock) -> Option<Even
         } else {
             (report.known & known::START != 0).then_some(false)
         },
+        taker: (report.known & known::UNTOLD != 0 && report.tgid != 0).then_some(report.tgid),
     })
 }
 
 #[cfg(test)]
 mod tests {
-    use bytemuck::Zeroable as _;
-
     use super::*;
 
     fn decode(report: &Report, clock: Clock) -> Option<Event> {
@@ -244,6 +267,7 @@ mod tests {
                     image: None,
                 }),
                 kernels: None,
+                taker: None,
             }
         );
     }

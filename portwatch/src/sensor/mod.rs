@@ -1,6 +1,7 @@
 //! Loads and attaches the kernel side and reads its ring buffer. Nothing else knows aya.
 
 mod cgroup;
+mod control;
 #[cfg(feature = "debug")]
 mod debug;
 mod decode;
@@ -13,6 +14,7 @@ mod occupants;
 mod pin;
 mod probe;
 mod refuse;
+mod repeats;
 mod tracepoint;
 mod wake;
 
@@ -21,23 +23,27 @@ use std::{
     io,
     os::fd::{BorrowedFd, OwnedFd},
     path::PathBuf,
+    rc::Rc,
 };
 
 use aya::{
     Ebpf,
-    maps::{Map, MapData, PerCpuArray, RingBuf},
+    maps::{Map, RingBuf},
     programs::{Program, links::PinnedLink},
 };
+use jiff::Timestamp;
 use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
 use portwatch_common::{Layout, names};
 
 use self::{
     cgroup::Cgroup,
+    control::Shared,
     decode::{Clock, Decoder},
     load::{
         Watched, attach_program, check_privileges, check_ring_size, fill, load, load_program, map,
     },
     occupants::Occupants,
+    repeats::Repeats,
     wake::Wake,
 };
 pub use self::{
@@ -76,8 +82,7 @@ pub struct Sensor {
     /// Holds the programs and their links; None once disarmed.
     ebpf: Option<Ebpf>,
     wake: Wake,
-    lost: PerCpuArray<MapData, u64>,
-    lost_before: u64,
+    repeats: Repeats,
     decoder: Decoder,
     /// Cgroups of refusals that are not there.
     missing_cgroups: Vec<String>,
@@ -140,21 +145,16 @@ impl Sensor {
         let watched = fill(&mut ebpf, &Watched::default(), watched)?;
         let missing_cgroups = refuse::set(&mut ebpf, refusals)?;
         let ring = map(ebpf.take_map(names::RING), names::RING, RingBuf::try_from)?;
-        let control = map(
-            ebpf.map(names::CONTROL),
-            names::CONTROL,
-            |map| match map {
-                Map::Array(data) => Ok(data),
-                _ => Err(io::Error::other("is no array")),
-            },
-        )?;
-        let wake = Wake::new(ring, control)
+        let control = map(ebpf.map(names::CONTROL), names::CONTROL, |map| match map {
+            Map::Array(data) => Ok(data),
+            _ => Err(io::Error::other("is no array")),
+        })?;
+        let control = Shared::map(control)
+            .map(Rc::new)
+            .map_err(|error| SensorError::kernel("mapping what both sides see", &error))?;
+        let wake = Wake::new(ring, Rc::clone(&control))
             .map_err(|error| SensorError::kernel("waiting for the ring buffer", &error))?;
-        let lost = map(
-            ebpf.take_map(names::LOST),
-            names::LOST,
-            PerCpuArray::try_from,
-        )?;
+        let repeats = Repeats::of(&mut ebpf, control, options.ring_size)?;
 
         let occupants = Occupants::of(&mut ebpf)?;
 
@@ -179,8 +179,7 @@ impl Sensor {
         Ok(Self {
             ebpf: Some(ebpf),
             wake,
-            lost,
-            lost_before: 0,
+            repeats,
             decoder: Decoder::new(),
             missing_cgroups,
             occupants,
@@ -253,14 +252,38 @@ impl Sensor {
     ///
     /// The kernel's, when the counter cannot be read.
     pub fn newly_lost(&mut self) -> Result<u64, SensorError> {
-        let slots = self
-            .lost
-            .get(&0, 0)
-            .map_err(|error| SensorError::kernel("reading the counter of lost reports", &error))?;
-        let lost = slots.iter().sum::<u64>();
-        let newly = lost - self.lost_before;
-        self.lost_before = lost;
-        Ok(newly)
+        self.repeats.newly_lost()
+    }
+
+    /// Whether what repeats itself may be counted by the kernel side while the ring is filling.
+    /// Until this is called it is not.
+    pub fn count_repeats(&mut self, may_count: bool) {
+        self.repeats.allow(may_count);
+    }
+
+    /// Whether there is something that [`take_repeats`](Self::take_repeats) will give.
+    #[must_use]
+    pub const fn is_counting(&self) -> bool {
+        self.repeats.is_counting()
+    }
+
+    /// Adds what was counted before the last call, and how often. At least as long must pass between
+    /// two calls as a run of the kernel side can take.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's.
+    pub fn take_repeats(&mut self, events: &mut Vec<(Event, u64)>) -> Result<(), SensorError> {
+        let taken = match &self.ebpf {
+            Some(_) => self.repeats.take(),
+            None => self.repeats.take_all(),
+        }?;
+        let now = Timestamp::now();
+        let taken = taken.iter();
+        events.extend(
+            taken.filter_map(|(repeat, count)| Some((decode::repeat(repeat, now)?, *count))),
+        );
+        Ok(())
     }
 
     /// Cgroups that refusals are about and that are not there: such a refusal applies to nobody.

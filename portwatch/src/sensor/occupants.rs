@@ -62,6 +62,9 @@ impl Occupants {
             family,
             protocol: protocol(adoption.transport),
             closed: 0,
+            untold: 0,
+            tgid: 0,
+            reserved: 0,
         });
         self.0.insert(&socket, mark, IF_ABSENT).is_ok() || self.0.get(&socket, 0).is_ok()
     }

@@ -3,21 +3,20 @@
 
 use std::{
     io,
-    num::NonZeroUsize,
     os::fd::{AsFd as _, AsRawFd, RawFd},
-    ptr::NonNull,
-    sync::atomic::{AtomicU32, Ordering, fence},
+    rc::Rc,
+    sync::atomic::{Ordering, fence},
     time::{Duration, Instant},
 };
 
 use aya::maps::{MapData, RingBuf};
 use nix::sys::{
-    mman::{MapFlags, ProtFlags, mmap, munmap},
     time::TimeSpec,
     timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags},
 };
-use portwatch_common::Control;
 use tokio::io::{Interest, unix::AsyncFd};
+
+use super::control::Shared;
 
 /// How often the agent looks while many come: well under the millisecond within which it tells.
 const PERIOD: Duration = Duration::from_micros(200);
@@ -33,7 +32,7 @@ const IN_VAIN: u32 = 10;
 pub(super) struct Wake {
     ring: AsyncFd<RingBuf<MapData>>,
     timer: AsyncFd<Timer>,
-    control: Shared,
+    control: Rc<Shared>,
     state: State,
 }
 
@@ -46,8 +45,7 @@ enum State {
 
 impl Wake {
     /// To be called inside a tokio runtime.
-    pub(super) fn new(ring: RingBuf<MapData>, control: &MapData) -> io::Result<Self> {
-        let control = Shared::map(control)?;
+    pub(super) fn new(ring: RingBuf<MapData>, control: Rc<Shared>) -> io::Result<Self> {
         let timer = TimerFd::new(ClockId::CLOCK_MONOTONIC, TimerFlags::all())?;
         // SAFETY: `RingBuf` owns the descriptor of its map, returns no other, and keeps it open
         // until it is dropped, which it is after the registration.
@@ -134,33 +132,5 @@ struct Timer(TimerFd);
 impl AsRawFd for Timer {
     fn as_raw_fd(&self) -> RawFd {
         self.0.as_fd().as_raw_fd()
-    }
-}
-
-/// The [`Control`] that the kernel side reads.
-struct Shared(NonNull<Control>);
-
-/// A page at least, as all mappings.
-const MAPPED: NonZeroUsize = NonZeroUsize::new(size_of::<Control>()).expect("not zero");
-
-impl Shared {
-    fn map(control: &MapData) -> io::Result<Self> {
-        let access = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
-        // SAFETY: a new mapping, where the kernel has room; nothing else refers to it.
-        let at = unsafe { mmap(None, MAPPED, access, MapFlags::MAP_SHARED, control.fd(), 0) }?;
-        Ok(Self(at.cast()))
-    }
-
-    const fn awake(&self) -> &AtomicU32 {
-        // SAFETY: the mapping lives as long as this, is aligned to a page, and its words are
-        // written and read as wholes on both sides.
-        unsafe { AtomicU32::from_ptr(&raw mut (*self.0.as_ptr()).awake) }
-    }
-}
-
-impl Drop for Shared {
-    fn drop(&mut self) {
-        // SAFETY: the mapping that `map` made; the reference that `awake` gives ends before this.
-        let _ = unsafe { munmap(self.0.cast(), MAPPED.get()) };
     }
 }

@@ -6,6 +6,7 @@
 
 mod bad_days;
 mod commands;
+mod flood;
 mod health;
 mod identity;
 mod life;

@@ -15,10 +15,6 @@ use super::{Effort, Row, agent::Agent};
 /// Unassigned, one for each thread.
 const FIRST_PORT: u16 = 955;
 
-/// How a loss is told, within the first bytes of its line.
-const LOSS: &[u8] = b"\"event\":\"loss\"";
-const HEAD: usize = 160;
-
 pub(super) fn measure(effort: Effort) -> Result<Vec<Row>> {
     let cores = thread::available_parallelism()?.get().min(30);
     let mut rows = Vec::new();
@@ -36,19 +32,16 @@ pub(super) fn measure(effort: Effort) -> Result<Vec<Row>> {
 fn one(effort: Effort, threads: usize, arguments: &[&str], how: &str) -> Result<Row> {
     let (agent, mut lines) = Agent::piped(arguments)?;
     let reader = thread::spawn(move || {
-        let (mut told, mut lost) = (0_u64, 0_u64);
+        let mut read = Read::default();
         let mut line = Vec::new();
-        while lines.read_until(b'\n', &mut line).is_ok_and(|read| read > 0) {
-            told += 1;
-            // Only the beginning, so that the reader is not what the monitor waits for.
-            let head = &line[..line.len().min(HEAD)];
-            if head.windows(LOSS.len()).any(|bytes| bytes == LOSS) {
-                let loss: Value = serde_json::from_slice(&line).unwrap_or_default();
-                lost += loss["lost"].as_u64().unwrap_or(0);
-            }
+        while lines
+            .read_until(b'\n', &mut line)
+            .is_ok_and(|read| read > 0)
+        {
+            read.line(&line);
             line.clear();
         }
-        (told, lost)
+        read
     });
     let before = agent.processor_time()?;
     let end = Instant::now() + effort.seconds;
@@ -74,17 +67,48 @@ fn one(effort: Effort, threads: usize, arguments: &[&str], how: &str) -> Result<
     thread::sleep(Duration::from_secs(2));
     let spent = agent.processor_time()? - before;
     agent.stop()?;
-    let (told, lost) = reader
+    let read = reader
         .join()
         .map_err(|_| anyhow::anyhow!("reading ended early"))?;
     let events = binds * 2;
-    let taken = events.saturating_sub(lost).max(1);
+    let missing = events as i64 - (read.told + read.summed + read.lost) as i64;
+    let taken = events.saturating_sub(read.lost).max(1);
     Ok(Row::new(how)
         .with("events", events.to_string())
-        .with("lines", told.to_string())
-        .with("lost", lost.to_string())
+        .with("told", read.told.to_string())
+        .with("summed up", read.summed.to_string())
+        .with("lost", read.lost.to_string())
+        .with("missing", missing.to_string())
         .with(
             "agent, us an event",
             format!("{:.2}", spent * 1e6 / taken as f64),
         ))
+}
+
+/// What the lines say of how many events.
+#[derive(Default)]
+struct Read {
+    told: u64,
+    summed: u64,
+    lost: u64,
+}
+
+/// Where the event's name is at the latest: only that much is looked at of most lines, so that the
+/// reader is not what the monitor waits for.
+const HEAD: usize = 160;
+
+impl Read {
+    fn line(&mut self, line: &[u8]) {
+        let head = &line[..line.len().min(HEAD)];
+        let says = |event: &[u8]| head.windows(event.len()).any(|bytes| bytes == event);
+        if says(b"\"event\":\"loss\"") || says(b"\"event\":\"summary\"") {
+            let value: Value = serde_json::from_slice(line).unwrap_or_default();
+            self.lost += value["lost"].as_u64().unwrap_or(0);
+            let counts = value["summary"]["counts"].as_object();
+            let counts = counts.into_iter().flat_map(|counts| counts.values());
+            self.summed += counts.filter_map(Value::as_u64).sum::<u64>();
+        } else if !says(b"\"event\":\"health\"") {
+            self.told += 1;
+        }
+    }
 }
