@@ -16,7 +16,7 @@ use portwatch_common::{Repeat, Report, kind, known};
 
 use crate::{
     image,
-    maps::{count_on, epoch_under_pressure, is_counted, reserve, submit},
+    maps::{count_on, epoch_under_pressure, is_counted, put, reserve, submit},
 };
 
 /// What the hooks know of a socket, whichever context they have it from.
@@ -77,8 +77,7 @@ pub fn emit<C: EbpfContext>(ctx: &C, kind: u8, socket: &Socket, asks: Asks) -> b
     if socket.untold {
         epoch = epoch_under_pressure();
     }
-    let repeat = repeat(kind, socket, netns_cookie, tgid, epoch);
-    if epoch != 0 && is_counted(&repeat) {
+    if epoch != 0 && is_counted(&repeat(kind, socket, netns_cookie, tgid, epoch)) {
         return false;
     }
     if asks.task && !socket.kernels {
@@ -101,24 +100,24 @@ pub fn emit<C: EbpfContext>(ctx: &C, kind: u8, socket: &Socket, asks: Asks) -> b
             }
         };
         (&raw mut (*report).cookie).write(key);
-        (&raw mut (*report).local_address)
-            .cast::<[u32; 4]>()
-            .write(socket.local_address);
+        put(
+            (&raw mut (*report).local_address).cast(),
+            socket.local_address,
+        );
         (&raw mut (*report).local_port).write(socket.local_port);
         (&raw mut (*report).kind).write(kind);
         (&raw mut (*report).family).write(socket.family);
         (&raw mut (*report).protocol).write(socket.protocol);
 
-        let (remote_address, remote_port) = match socket.remote {
-            Some(remote) => {
-                knows |= known::REMOTE;
-                remote
-            }
-            None => ([0; 4], 0),
-        };
-        (&raw mut (*report).remote_address)
-            .cast::<[u32; 4]>()
-            .write(remote_address);
+        let remote: *mut u32 = (&raw mut (*report).remote_address).cast();
+        let mut remote_port = 0;
+        if let Some((address, port)) = socket.remote {
+            knows |= known::REMOTE;
+            remote_port = port;
+            put(remote, address);
+        } else {
+            put(remote, [0; 4]);
+        }
         (&raw mut (*report).remote_port).write(remote_port);
 
         if asks.netns {
@@ -129,7 +128,7 @@ pub fn emit<C: EbpfContext>(ctx: &C, kind: u8, socket: &Socket, asks: Asks) -> b
         }
         (&raw mut (*report).netns_cookie).write(netns_cookie);
 
-        (&raw mut (*report).comm).write([0; 16]);
+        put((&raw mut (*report).comm).cast(), [0; 4]);
         let (mut uid_gid, mut cgroup_id) = (0, 0);
         if start_ns != 0 {
             knows |= known::START;
@@ -156,7 +155,7 @@ pub fn emit<C: EbpfContext>(ctx: &C, kind: u8, socket: &Socket, asks: Asks) -> b
     }
     submit(entry);
     if epoch != 0 {
-        count_on(&repeat);
+        count_on(&repeat(kind, socket, netns_cookie, tgid, epoch));
     }
 
     #[cfg(feature = "debug")]

@@ -339,7 +339,26 @@ pub unsafe fn occupy(socket: *mut c_void, mut occupant: Occupant) {
     };
     // Without memory the socket stays unmarked: its accepts then name no listener.
     if let Some(stored) = stored {
-        // SAFETY: the kernel's pointer to a live value, valid for the whole run.
-        unsafe { stored.as_ptr().write(occupant) };
+        // SAFETY: the kernel's pointer to a live value, valid for the whole run; a `Pod` without
+        // padding is as good as its words.
+        unsafe {
+            put(
+                stored.as_ptr().cast(),
+                bytemuck::cast::<_, [u32; 10]>(occupant),
+            )
+        };
+    }
+}
+
+/// Writes word by word: at once, it would be a call of memmove.
+///
+/// # Safety
+///
+/// `to` points at that many words that may be written, aligned.
+#[inline(always)]
+pub unsafe fn put<const WORDS: usize>(to: *mut u32, words: [u32; WORDS]) {
+    for (index, word) in words.into_iter().enumerate() {
+        // SAFETY: the caller's promise.
+        unsafe { to.add(index).write_volatile(word) };
     }
 }

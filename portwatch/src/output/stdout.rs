@@ -3,12 +3,14 @@
 
 use std::{
     io::{self, ErrorKind, IsTerminal as _},
-    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
+    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd},
 };
 
 use nix::{
     errno::Errno,
+    fcntl::{OFlag, open},
     poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::stat::{Mode, SFlag, fstat},
 };
 use tokio::io::{Interest, unix::AsyncFd};
 
@@ -37,12 +39,17 @@ impl StdoutGone {
 /// What poll(2) says of a pipe or a socket whose reader went away.
 const GONE: PollFlags = PollFlags::POLLERR.union(PollFlags::POLLHUP);
 
-/// A pipe that poll(2) calls writable takes this many bytes without blocking (pipe(7)).
+/// What poll(2) calls writable takes this many bytes without blocking (pipe(7)).
 const CHUNK: usize = libc::PIPE_BUF;
+
+/// So much is worth a write while more is to come.
+const FULL: usize = 8 * CHUNK;
 
 /// Stdout and what waits to be written to it.
 pub struct Stdout {
     target: Target,
+    /// How much goes into one write.
+    chunk: usize,
     pending: Vec<u8>,
 }
 
@@ -60,7 +67,11 @@ impl Stdout {
     ///
     /// [`StdoutGone`] when there is none.
     pub fn take() -> Result<Self, StdoutGone> {
-        let fd = io::stdout().as_fd().try_clone_to_owned()?;
+        let stdout = io::stdout();
+        let (fd, chunk) = match without_blocking(stdout.as_fd()) {
+            Some(fd) => (fd, usize::MAX),
+            None => (stdout.as_fd().try_clone_to_owned()?, CHUNK),
+        };
         let interest = Interest::WRITABLE | Interest::ERROR;
         // SAFETY: an `OwnedFd` has one descriptor and keeps it open until it is dropped.
         let target = match unsafe { AsyncFd::register_with_interest(fd, interest) } {
@@ -73,6 +84,7 @@ impl Stdout {
         };
         Ok(Self {
             target,
+            chunk,
             pending: Vec::new(),
         })
     }
@@ -94,12 +106,12 @@ impl Stdout {
     ///
     /// [`StdoutGone`] when it cannot be written to.
     pub fn flush_now(&mut self) -> Result<(), StdoutGone> {
-        while !self.pending.is_empty() && self.is_writable() {
-            let chunk = &self.pending[..self.pending.len().min(CHUNK)];
+        while !self.pending.is_empty() && (self.chunk > CHUNK || self.is_writable()) {
+            let chunk = &self.pending[..self.pending.len().min(self.chunk)];
             match nix::unistd::write(self.fd(), chunk) {
                 Ok(written) => drop(self.pending.drain(..written)),
                 Err(Errno::EINTR) => {}
-                // Somebody else made the descriptor non-blocking: poll(2) will say when.
+                // poll(2) will say when.
                 Err(Errno::EAGAIN) => break,
                 Err(error) => return Err(StdoutGone::Io(error.into())),
             }
@@ -113,7 +125,7 @@ impl Stdout {
     ///
     /// [`StdoutGone`] when it cannot be written to.
     pub fn flush_if_full(&mut self) -> Result<(), StdoutGone> {
-        if self.pending.len() >= CHUNK {
+        if self.pending.len() >= FULL {
             self.flush_now()?;
         }
         Ok(())
@@ -185,4 +197,16 @@ impl Stdout {
                 .revents()
                 .is_some_and(|found| found.intersects(events))
     }
+}
+
+/// The pipe once more, so that writes to it do not block: that must not change for others who have it,
+/// such as the shell.
+fn without_blocking(stdout: BorrowedFd<'_>) -> Option<OwnedFd> {
+    let kind = SFlag::from_bits_truncate(fstat(stdout).ok()?.st_mode) & SFlag::S_IFMT;
+    if kind != SFlag::S_IFIFO {
+        return None;
+    }
+    let path = format!("/proc/self/fd/{}", stdout.as_raw_fd());
+    let flags = OFlag::O_WRONLY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+    open(path.as_str(), flags, Mode::empty()).ok()
 }

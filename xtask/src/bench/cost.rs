@@ -1,6 +1,6 @@
 //! What others pay: those who are not watched, and those who are.
 
-use std::{collections::BTreeMap, net::TcpListener};
+use std::{collections::BTreeMap, net::TcpListener, os::fd::AsFd as _};
 
 use anyhow::Result;
 use aya::{
@@ -8,7 +8,7 @@ use aya::{
     sys::{Stats, enable_stats},
 };
 
-use super::{Effort, Row, agent::Agent, quantile, spread, work};
+use super::{Effort, Row, agent::Agent, bpf, empty::Empty, quantile, spread, work};
 
 type Work = Box<dyn FnMut() -> std::io::Result<()>>;
 
@@ -62,6 +62,7 @@ pub(super) fn event(effort: Effort) -> Result<Vec<Row>> {
         Ok(())
     };
     let _stats = enable_stats(Stats::RunTime)?;
+    let _empty = Empty::attach()?;
     for (name, work) in [
         ("filtered", &filtered as &dyn Fn(u32) -> Result<()>),
         ("reported", &reported),
@@ -69,16 +70,33 @@ pub(super) fn event(effort: Effort) -> Result<Vec<Row>> {
         let agent = Agent::start(&[])?;
         let before = programs()?;
         work(effort.operations)?;
-        for (program, after) in programs()? {
-            let runs = after.runs - before.get(&program).map_or(0, |one| one.runs);
-            let time = after.time_ns - before.get(&program).map_or(0, |one| one.time_ns);
-            if runs > u64::from(effort.operations) / 8 {
-                let row = Row::new(format!("{program}, {name}"))
-                    .with("ns a run", format!("{:.0}", time as f64 / runs as f64))
-                    .with("runs", runs.to_string())
-                    .with("verified instructions", after.verified.to_string());
-                rows.push(row);
-            }
+        let after = programs()?;
+        let mean = |program: &str| {
+            let (before, after) = (before.get(program), after.get(program)?);
+            let runs = after.runs - before.map_or(0, |one| one.runs);
+            let time = after.time_ns - before.map_or(0, |one| one.time_ns);
+            let enough = runs > u64::from(effort.operations) / 8;
+            enough.then(|| (time as f64 / runs as f64, runs))
+        };
+        for (program, empty) in [
+            ("post_bind4", "empty_post_bind"),
+            ("sock_ops", "empty_sock_ops"),
+            ("sock_release", "empty_release"),
+        ] {
+            let (Some((ns, runs)), Some((floor, _))) = (mean(program), mean(empty)) else {
+                continue;
+            };
+            let (verified, stack) = after
+                .get(program)
+                .map_or((0, 0), |one| (one.verified, one.stack));
+            let row = Row::new(format!("{program}, {name}"))
+                .with("ns a run", format!("{ns:.0}"))
+                .with("an empty program", format!("{floor:.0}"))
+                .with("net", format!("{:.0}", ns - floor))
+                .with("runs", runs.to_string())
+                .with("verified instructions", verified.to_string())
+                .with("stack, bytes", stack.to_string());
+            rows.push(row);
         }
         agent.stop()?;
     }
@@ -114,6 +132,7 @@ struct Program {
     runs: u64,
     time_ns: u64,
     verified: u32,
+    stack: u32,
 }
 
 fn programs() -> Result<BTreeMap<String, Program>> {
@@ -127,6 +146,7 @@ fn programs() -> Result<BTreeMap<String, Program>> {
             runs: program.run_count(),
             time_ns: program.run_time().as_nanos() as u64,
             verified: program.verified_instruction_count().unwrap_or(0),
+            stack: bpf::stack(program.fd()?.as_fd())?,
         };
         if entry.runs > 0 {
             found.insert(name.to_owned(), entry);
