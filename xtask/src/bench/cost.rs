@@ -12,7 +12,8 @@ use super::{Effort, Row, agent::Agent, bpf, empty::Empty, quantile, spread, work
 
 type Work = Box<dyn FnMut() -> std::io::Result<()>>;
 
-/// Work on ports that nobody watches, off and on in turns.
+/// Work on ports that nobody watches, with nothing, with empty programs on the same hooks and with
+/// portwatch, in turns.
 pub(super) fn bystanders(effort: Effort) -> Result<Vec<Row>> {
     let listener = TcpListener::bind("127.0.0.1:0")?;
     let works: Vec<(&str, u32, Work)> = vec![
@@ -26,10 +27,35 @@ pub(super) fn bystanders(effort: Effort) -> Result<Vec<Row>> {
     ];
     works
         .into_iter()
-        .map(|(what, share, mut work)| {
-            in_turns(what, effort, effort.operations / share, &[], &mut *work)
-        })
+        .map(|(what, share, mut work)| bystander(what, effort, share, &mut *work))
         .collect()
+}
+
+fn bystander(
+    what: &str,
+    effort: Effort,
+    share: u32,
+    work: &mut dyn FnMut() -> std::io::Result<()>,
+) -> Result<Row> {
+    let operations = effort.operations / share / 2;
+    let [mut off, mut floors, mut ratios] = [const { Vec::new() }; 3];
+    work::time(operations, &mut *work)?;
+    for _ in 0..effort.rounds * 2 {
+        let without = work::time(operations, &mut *work)?;
+        let empty = Empty::attach()?;
+        let floor = work::time(operations, &mut *work)?;
+        drop(empty);
+        let agent = Agent::start(&[])?;
+        let with = work::time(operations, &mut *work)?;
+        agent.stop()?;
+        off.push(without);
+        floors.push(floor / without);
+        ratios.push(with / without);
+    }
+    Ok(Row::new(what)
+        .with("off, ns", format!("{:.0}", quantile(&mut off, 0.5)))
+        .with("with empty programs (middle half)", spread(&mut floors, 3))
+        .with("with portwatch (middle half)", spread(&mut ratios, 3)))
 }
 
 /// A bind that is reported, and what each BPF program takes of it.
