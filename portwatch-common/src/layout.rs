@@ -23,6 +23,8 @@ pub struct Layout {
     pub task_parent: u32,
     /// `task_struct.tgid`.
     pub task_tgid: u32,
+    /// `task_struct.group_leader`.
+    pub task_leader: u32,
     /// `task_struct.start_boottime`.
     pub task_start: u32,
     /// `mm_struct.arg_start`.
@@ -71,6 +73,7 @@ impl Layout {
         task_mm: 0,
         task_parent: 0,
         task_tgid: 0,
+        task_leader: 0,
         task_start: 0,
         mm_arg_start: 0,
         mm_arg_end: 0,
@@ -91,13 +94,14 @@ impl Layout {
     };
 
     /// Structure and member behind each field from `task_loginuid` on, in their order.
-    pub const MEMBERS: [(&'static str, &'static str); 23] = [
+    pub const MEMBERS: [(&'static str, &'static str); 24] = [
         ("task_struct", "loginuid"),
         ("sock", "__sk_common.skc_net.net"),
         ("net", "ns.inum"),
         ("task_struct", "mm"),
         ("task_struct", "real_parent"),
         ("task_struct", "tgid"),
+        ("task_struct", "group_leader"),
         ("task_struct", "start_boottime"),
         ("mm_struct", "arg_start"),
         ("mm_struct", "arg_end"),

@@ -59,7 +59,8 @@ extern "C" fn portwatch_tell(tgid: u32) -> u64 {
     }
     // SAFETY: takes no argument.
     let task = unsafe { bpf_get_current_task() };
-    let start_ns = word(task + layout!(task_start));
+    // A process starts with its first thread.
+    let start_ns = word(word(task + layout!(task_leader)) + layout!(task_start));
     let mm = word(task + layout!(task_mm));
     if start_ns == 0 || mm == 0 {
         return 0;

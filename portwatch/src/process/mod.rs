@@ -173,6 +173,9 @@ const ANCESTORS: usize = 16;
 /// Processes that are remembered, so that those that act often are read once.
 const PROCESSES: NonZeroUsize = NonZeroUsize::new(1024).expect("not zero");
 
+/// Threads of one process that are remembered.
+const THREADS: usize = 32;
+
 /// How far the two clocks that say when a process started and acted may be apart: a tick of
 /// proc_pid_stat(5) and some.
 const SLACK: SignedDuration = SignedDuration::from_millis(20);
@@ -191,7 +194,8 @@ pub struct Processes {
 struct Known {
     start_ns: u64,
     image: Option<Rc<Image>>,
-    process: Rc<Process>,
+    /// As its threads were, the last one last; never none.
+    threads: Vec<Rc<Process>>,
 }
 
 impl Default for Processes {
@@ -213,23 +217,37 @@ impl Processes {
             return Rc::new(self.read(task, time));
         };
         let image = |image: &Option<Rc<Image>>| image.as_ref().map(Rc::as_ptr);
-        let known = self.known.get(&task.pid).filter(|known| {
+        let known = self.known.get_mut(&task.pid).filter(|known| {
             known.start_ns == start_ns && image(&known.image) == image(&task.image)
         });
-        if let Some(Known { process, .. }) = known {
+        if let Some(Known { threads, .. }) = known {
             let tid = (task.tid != task.pid).then_some(task.tid);
             let comm = Printable::from_bytes(&task.comm);
-            if (process.tid, &process.comm, process.uid, process.gid)
-                == (tid, &comm, task.uid, task.gid)
-            {
+            let is_it = |one: &&Rc<Process>| {
+                (one.tid, &one.comm, one.uid, one.gid) == (tid, &comm, task.uid, task.gid)
+            };
+            if let Some(process) = threads.iter().find(is_it) {
                 return Rc::clone(process);
+            }
+            let as_whom = |one: &&Rc<Process>| (one.uid, one.gid) == (task.uid, task.gid);
+            if let Some(other) = threads.iter().find(as_whom) {
+                let process = Rc::new(Process {
+                    tid,
+                    comm,
+                    ..Process::clone(other)
+                });
+                if threads.len() >= THREADS {
+                    threads.remove(0);
+                }
+                threads.push(Rc::clone(&process));
+                return process;
             }
         }
         let process = Rc::new(self.read(task, time));
         let known = Known {
             start_ns,
             image: task.image.clone(),
-            process: Rc::clone(&process),
+            threads: vec![Rc::clone(&process)],
         };
         self.known.put(task.pid, known);
         if self.known.len() > PROCESSES.get() {
@@ -240,7 +258,7 @@ impl Processes {
 
     /// The process with that pid that was identified last, if it is still remembered.
     pub fn recall(&mut self, pid: u32) -> Option<Rc<Process>> {
-        self.known.get(&pid).map(|known| Rc::clone(&known.process))
+        self.known.get(&pid)?.threads.last().map(Rc::clone)
     }
 
     /// The process with that pid as /proc shows it, without an event that speaks of it.

@@ -212,6 +212,31 @@ fn the_thread_the_parents_and_the_capability_are_named() {
 }
 
 #[test]
+fn a_thread_that_came_late_is_its_process() {
+    in_namespace(|namespace| {
+        let agent = Agent::start(&[]);
+        let bind = || drop(std::net::UdpSocket::bind("127.0.0.1:976").unwrap());
+        let mut started = Vec::new();
+        for _ in 0..3 {
+            std::thread::sleep(std::time::Duration::from_millis(50));
+            std::thread::scope(|scope| scope.spawn(bind).join().unwrap());
+            for event in ["bind", "close"] {
+                let alert = agent.alert(namespace.inode);
+                assert_alert!(alert, {
+                    "event" => event,
+                    "process/pid" => std::process::id(),
+                    // Only what /proc shows has it: that it is the same process was seen.
+                    "process/cwd" => std::env::current_dir().unwrap().to_str().unwrap(),
+                });
+                started.push(alert["process"]["started"].clone());
+            }
+        }
+        started.dedup();
+        assert_eq!(started.len(), 1, "{started:?}");
+    });
+}
+
+#[test]
 fn all_who_have_the_socket_open_are_its_holders() {
     in_namespace(|namespace| {
         let agent = Agent::start(&[]);
@@ -219,7 +244,8 @@ fn all_who_have_the_socket_open_are_its_holders() {
             "-e",
             "use Socket; $| = 1; socket(my $s, PF_INET, SOCK_STREAM, 0) or die; \
              bind($s, sockaddr_in(976, INADDR_LOOPBACK)) or die; listen($s, 4096) or die; \
-             my $child = fork; if (!$child) { sleep 600; exit } \
+             my $parent = $$; my $child = fork; \
+             if (!$child) { sleep 1 while getppid() == $parent; exit } \
              print \"$child\\n\"; <STDIN>; kill 9, $child; waitpid $child, 0",
         ]));
         let child: u32 = perl.line().parse().unwrap();
