@@ -17,6 +17,8 @@ pub mod host;
 pub mod list;
 pub mod occupancy;
 pub mod output;
+#[doc(hidden)]
+pub mod parts;
 pub mod paths;
 pub mod policy;
 pub mod printable;

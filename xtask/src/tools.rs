@@ -36,6 +36,13 @@ const TEST_PROGRAMS: [(&str, &str); 5] = [
     ("unshare", "util-linux"),
 ];
 
+/// Programs that the benchmark runs, and the Debian packages that they come in.
+const BENCH_PROGRAMS: [(&str, &str); 3] = [
+    ("lsof", "lsof"),
+    ("ss", "iproute2"),
+    ("valgrind", "valgrind"),
+];
+
 /// Programs that booting kernels takes, and the Debian packages that they come in.
 const VM_PROGRAMS: [(&str, &str); 4] = [
     ("apt-get", "apt"),
@@ -53,6 +60,11 @@ pub(crate) fn set_up() -> Result<()> {
 /// Installs what the tests need.
 pub(crate) fn set_up_tests() -> Result<()> {
     install_packages(&TEST_PROGRAMS)
+}
+
+/// Installs what the benchmark needs besides.
+pub(crate) fn set_up_bench() -> Result<()> {
+    install_packages(&BENCH_PROGRAMS)
 }
 
 /// Installs what booting kernels needs.

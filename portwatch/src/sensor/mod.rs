@@ -13,6 +13,7 @@ mod load;
 mod occupants;
 mod pin;
 mod probe;
+mod records;
 mod refuse;
 mod repeats;
 mod tracepoint;
@@ -35,6 +36,8 @@ use jiff::Timestamp;
 use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
 use portwatch_common::{Layout, names};
 
+#[doc(hidden)]
+pub use self::records::Records;
 use self::{
     cgroup::Cgroup,
     control::Shared,

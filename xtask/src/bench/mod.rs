@@ -8,6 +8,7 @@ mod bpf;
 mod cost;
 mod empty;
 mod latency;
+mod parts;
 mod snapshot;
 mod standing;
 mod throughput;
@@ -29,6 +30,8 @@ pub(crate) enum Section {
     Bystanders,
     /// What a reported event costs, and each BPF program
     Event,
+    /// The agent's parts
+    Parts,
     /// From bind() to the line on the pipe
     Latency,
     /// How many events a second get through, and what that costs
@@ -88,6 +91,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     }
     super::build()?;
     tools::set_up_tests()?;
+    tools::set_up_bench()?;
     isolate()?;
     let effort = if options.quick {
         Effort {
@@ -123,6 +127,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         let rows = match section {
             Section::Bystanders => cost::bystanders(effort),
             Section::Event => cost::event(effort),
+            Section::Parts => parts::measure(effort),
             Section::Latency => latency::measure(effort),
             Section::Throughput => throughput::measure(effort),
             Section::Standing => standing::measure(effort),
