@@ -229,9 +229,19 @@ impl Registry {
     }
 
     fn from_rows(rows: Vec<Row>, as_of: Option<Date>) -> Self {
+        let mut by_port = vec![Vec::new(); SYSTEM_PORTS as usize];
+        for row in &rows {
+            for port in row.ports.clone() {
+                // The rest of a file is about ports that nobody asks for.
+                if let Some(its) = by_port.get_mut(usize::from(port)) {
+                    its.push(row);
+                }
+            }
+        }
         let stated = TRANSPORTS.map(|transport| {
-            system_ports()
-                .map(|port| stated(&rows, port, transport))
+            let ports = by_port.iter();
+            ports
+                .map(|rows| stated(rows, transport))
                 .collect::<Vec<_>>()
         });
         let verdicts = std::array::from_fn(|transport| {
@@ -261,20 +271,15 @@ pub fn system_ports() -> impl Iterator<Item = u16> {
     (0..=u16::MAX).take(SYSTEM_PORTS as usize)
 }
 
-/// What the rows say of a (port, transport): a row for the transport beats one for all, then an
+/// What a port's rows say of a transport: a row for the transport beats one for all, then an
 /// assigned one beats the others; the names of all rows that agree are kept.
-fn stated(rows: &[Row], port: u16, transport: Transport) -> Option<Verdict> {
-    let applies = |row: &&Row| {
-        row.ports.contains(&port) && row.transport.is_none_or(|named| named == transport)
-    };
+fn stated(rows: &[&Row], transport: Transport) -> Option<Verdict> {
+    let rows = rows.iter().copied();
+    let rows = rows.filter(|row| row.transport.is_none_or(|named| named == transport));
     let rank = |row: &Row| (row.transport.is_some(), row.status);
-    let best = rows.iter().filter(applies).max_by_key(|row| rank(row))?;
+    let best = rows.clone().max_by_key(|row| rank(row))?;
     let mut services: Vec<Printable> = Vec::new();
-    for row in rows
-        .iter()
-        .filter(applies)
-        .filter(|row| rank(row) == rank(best))
-    {
+    for row in rows.filter(|row| rank(row) == rank(best)) {
         for service in &row.services {
             if !services.contains(service) {
                 services.push(service.clone());
