@@ -1,6 +1,6 @@
 //! Brings the eBPF object into the kernel.
 
-use std::{collections::BTreeMap, io, os::fd::AsFd};
+use std::{collections::BTreeMap, io, os::fd::AsFd, thread};
 
 use aya::{
     Ebpf, EbpfLoader,
@@ -43,6 +43,25 @@ impl Helpers {
             netns: supported(&[BpfHelper::BPF_FUNC_get_netns_cookie]),
         }
     }
+}
+
+/// Loads the programs, at once: most of an agent's start is the kernel's verifier, and nothing keeps it
+/// from verifying several.
+pub(super) fn load_programs<'a>(
+    programs: impl Iterator<Item = (&'a str, &'a mut Program)>,
+) -> Result<(), SensorError> {
+    thread::scope(|scope| {
+        let loading: Vec<_> = programs
+            .map(|(name, program)| (name, scope.spawn(|| load_program(program))))
+            .collect();
+        for (name, loading) in loading {
+            let loaded = loading
+                .join()
+                .map_err(|_| SensorError::kernel(name, &io::Error::other("loading it failed")))?;
+            loaded.map_err(|error| SensorError::program(name, error))?;
+        }
+        Ok(())
+    })
 }
 
 /// Loads one of the object's programs.
@@ -103,10 +122,17 @@ pub(super) fn check_privileges() -> Result<(), SensorError> {
 }
 
 /// Loads the object's maps, with the branches that this kernel's helpers rule out switched off.
-pub(super) fn load(object: &[u8], ring_size: u32, layout: &Layout) -> Result<Ebpf, SensorError> {
+pub(super) fn load(
+    loader: EbpfLoader<'_>,
+    object: &[u8],
+    ring_size: u32,
+    layout: &Layout,
+) -> Result<Ebpf, SensorError> {
     let Helpers { task, netns } = Helpers::probe();
     let (task, netns) = (u8::from(task), u8::from(netns));
-    EbpfLoader::new()
+    // Its globals are borrowed from here.
+    let mut loader = loader;
+    loader
         .override_global(names::SOCK_OPS_TASK, &task, true)
         .override_global(names::SOCK_OPS_NETNS, &netns, true)
         .override_global(names::LAYOUT, bytemuck::bytes_of(layout), true)

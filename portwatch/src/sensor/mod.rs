@@ -25,10 +25,11 @@ use std::{
     os::fd::{BorrowedFd, OwnedFd},
     path::PathBuf,
     rc::Rc,
+    thread,
 };
 
 use aya::{
-    Ebpf,
+    Ebpf, EbpfLoader,
     maps::{Map, RingBuf},
     programs::{Program, links::PinnedLink},
 };
@@ -43,7 +44,7 @@ use self::{
     control::Shared,
     decode::{Clock, Decoder},
     load::{
-        Watched, attach_program, check_privileges, check_ring_size, fill, load, load_program, map,
+        Watched, attach_program, check_privileges, check_ring_size, fill, load, load_programs, map,
     },
     occupants::Occupants,
     repeats::Repeats,
@@ -140,11 +141,18 @@ impl Sensor {
         // Before Linux 5.11 maps count as locked memory. Where this is refused it is not needed.
         let _ = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY);
 
-        let (layout, imageless) = match layout::of_this_kernel() {
-            Ok(layout) => (layout, None),
-            Err(error) => (Layout::UNKNOWN, Some(error.to_string())),
+        // Both read all of the kernel's type information.
+        let (layout, loader) = thread::scope(|scope| {
+            let layout = scope.spawn(layout::of_this_kernel);
+            let loader = EbpfLoader::new();
+            (layout.join(), loader)
+        });
+        let (layout, imageless) = match layout {
+            Ok(Ok(layout)) => (layout, None),
+            Ok(Err(error)) => (Layout::UNKNOWN, Some(error.to_string())),
+            Err(_) => (Layout::UNKNOWN, Some("reading it failed".into())),
         };
-        let mut ebpf = load(object, options.ring_size, &layout)?;
+        let mut ebpf = load(loader, object, options.ring_size, &layout)?;
         let watched = fill(&mut ebpf, &Watched::default(), watched)?;
         let missing_cgroups = refuse::set(&mut ebpf, refusals)?;
         let ring = map(ebpf.take_map(names::RING), names::RING, RingBuf::try_from)?;
@@ -162,9 +170,7 @@ impl Sensor {
         let occupants = Occupants::of(&mut ebpf)?;
 
         // All are loaded before any is attached, so that a refusal leaves nothing behind.
-        for (name, program) in required(&mut ebpf) {
-            load_program(program).map_err(|error| SensorError::program(name, error))?;
-        }
+        load_programs(required(&mut ebpf))?;
         let mut programs = 0;
         let mut pinned = Vec::new();
         for (name, program) in required(&mut ebpf) {

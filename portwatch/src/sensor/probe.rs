@@ -2,7 +2,7 @@
 
 use std::os::fd::AsFd as _;
 
-use aya::{maps::RingBuf, programs::loaded_programs};
+use aya::{EbpfLoader, maps::RingBuf, programs::loaded_programs};
 use portwatch_common::{Layout, names};
 use serde::Serialize;
 
@@ -76,7 +76,7 @@ pub fn probe() -> Vec<Check> {
     }
     let layout = layout::of_this_kernel();
     let used = layout.as_ref().copied().unwrap_or(Layout::UNKNOWN);
-    match load(OBJECT, 1 << 12, &used) {
+    match load(EbpfLoader::new(), OBJECT, 1 << 12, &used) {
         Ok(mut object) => {
             let ring = map(object.map_mut(names::RING), names::RING, RingBuf::try_from);
             add(
@@ -106,7 +106,7 @@ pub fn probe() -> Vec<Check> {
     } else {
         here.join(", ")
     };
-    let tracepoint = load(OBJECT, 1 << 12, &used)
+    let tracepoint = load(EbpfLoader::new(), OBJECT, 1 << 12, &used)
         .and_then(|mut object| tracepoint::load_and_attach(&mut object));
     add(
         "tracepoint for sctp and dccp",
