@@ -6,6 +6,7 @@
 mod agent;
 mod cost;
 mod latency;
+mod peers;
 mod snapshot;
 mod standing;
 mod throughput;
@@ -16,6 +17,8 @@ use std::{fs, path::PathBuf, time::Duration};
 use anyhow::{Context as _, Result, bail};
 use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
+
+pub(crate) use self::peers::{GuestOptions, run_guest};
 
 /// What of it is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -32,15 +35,15 @@ pub(crate) enum Section {
     Standing,
     /// `portwatch list` beside ss and lsof
     Snapshot,
-    /// Polling ss once a second, for the same short-lived binds
-    Polling,
+    /// bpftrace, polling ss, and bcc's tools in a guest, at the same binds and accepts
+    Peers,
 }
 
 #[derive(Args)]
 pub(crate) struct Options {
     /// What to measure [default: all]
     sections: Vec<Section>,
-    /// A minute instead of ten; its figures are no more than signs that the harness works
+    /// Some minutes instead of twenty; its figures are no more than signs that the harness works
     #[arg(long)]
     quick: bool,
     /// Write the figures as JSON, too
@@ -120,7 +123,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
             Section::Throughput => throughput::measure(effort),
             Section::Standing => standing::measure(effort),
             Section::Snapshot => snapshot::measure(effort),
-            Section::Polling => latency::polling(effort),
+            Section::Peers => peers::measure(effort),
         }?;
         print!("{}", table(&rows));
         all.push(json!({ "section": title, "rows": rows.iter().map(as_json).collect::<Vec<_>>() }));

@@ -123,6 +123,45 @@ impl Kernel {
         fs::remove_dir_all(&apt.folder)?;
         find(&root)
     }
+
+    /// Packages of its release with all that they depend on, and its headers: unpacked together, in
+    /// the user's cache.
+    pub(crate) fn packages(&self, release: &str, wanted: &[&str]) -> Result<PathBuf> {
+        let folder = tools::cache()?.join("kernels").join(self.suite);
+        let root = folder.join(format!("{}-for-{release}", wanted.join("-")));
+        if root.exists() {
+            return Ok(root);
+        }
+        let _alone = FETCHING.lock();
+        eprintln!(
+            "xtask: fetching {} of Debian's {}",
+            wanted.join(", "),
+            self.suite
+        );
+        let unpacking = folder.join("unpacking-packages");
+        let _ = fs::remove_dir_all(&unpacking);
+        fs::create_dir_all(&unpacking)?;
+        let apt = Apt::new(&folder.join("apt-packages"), self)?;
+        apt.run("apt-get", &["update"])?;
+        // Without what they depend on, which is a compiler.
+        let headers = format!("linux-headers-{release}");
+        let common = apt
+            .dependency(&headers, &["linux-headers-"])?
+            .with_context(|| format!("Debian has no {headers} any more"))?;
+        apt.run("apt-get", &["download", &headers, &common])?;
+        let install = [
+            "install",
+            "--download-only",
+            "--no-install-recommends",
+            "--yes",
+        ];
+        apt.run("apt-get", &[&install[..], wanted].concat())?;
+        unpack(&apt.folder, &unpacking)?;
+        unpack(&apt.folder.join("cache/archives"), &unpacking)?;
+        fs::rename(&unpacking, &root)?;
+        fs::remove_dir_all(&apt.folder)?;
+        Ok(root)
+    }
 }
 
 /// Unpacks the Debian packages in a folder.
