@@ -39,6 +39,9 @@ enum Task {
     Vm(vm::Options),
     /// Measure what portwatch costs, beside the same work without it (as root)
     Bench(bench::Options),
+    /// Be the first process of a guest of `bench`
+    #[command(hide = true)]
+    BenchGuest(bench::GuestOptions),
     /// Check formatting, lints, documentation, licences and sources
     Lint,
     /// Write the registry that the agent embeds from IANA's CSV
@@ -68,8 +71,10 @@ fn main() -> ExitCode {
 }
 
 fn dispatch(task: Task) -> Result<()> {
-    let root = workspace()?;
-    std::env::set_current_dir(root).context("entering the workspace")?;
+    // A guest has no workspace.
+    if !matches!(task, Task::BenchGuest(_)) {
+        std::env::set_current_dir(workspace()?).context("entering the workspace")?;
+    }
     match task {
         Task::Setup => tools::set_up(),
         Task::Build => build(),
@@ -82,6 +87,7 @@ fn dispatch(task: Task) -> Result<()> {
         Task::Test { arguments } => test(&arguments),
         Task::Vm(options) => vm::run(&options),
         Task::Bench(options) => bench::run(&options),
+        Task::BenchGuest(options) => bench::run_guest(&options),
         Task::Lint => lint(),
         Task::Registry { file, as_of } => registry(&file, as_of.as_deref()),
     }

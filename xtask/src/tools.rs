@@ -51,6 +51,14 @@ const VM_PROGRAMS: [(&str, &str); 4] = [
     ("xz", "xz-utils"),
 ];
 
+/// Programs that portwatch is measured beside, and the Debian packages that they come in.
+const PEERS: [(&str, &str); 4] = [
+    ("bpftrace", "bpftrace"),
+    ("mount", "mount"),
+    ("ss", "iproute2"),
+    ("unshare", "util-linux"),
+];
+
 /// Installs what the build needs.
 pub(crate) fn set_up() -> Result<()> {
     rust_src()?;
@@ -70,6 +78,12 @@ pub(crate) fn set_up_bench() -> Result<()> {
 /// Installs what booting kernels needs.
 pub(crate) fn set_up_vm() -> Result<()> {
     install_packages(&VM_PROGRAMS)
+}
+
+/// Installs what portwatch is measured beside, on this host and in a guest.
+pub(crate) fn set_up_peers() -> Result<()> {
+    install_packages(&PEERS)?;
+    set_up_vm()
 }
 
 /// Installs the Debian packages of the programs that are not there.

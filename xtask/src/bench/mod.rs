@@ -9,18 +9,20 @@ mod cost;
 mod empty;
 mod latency;
 mod parts;
+mod peers;
 mod snapshot;
 mod standing;
 mod throughput;
 mod work;
 
-use std::{fs, path::PathBuf, process::Command, time::Duration};
+use std::{fs, path::PathBuf, process::Command, thread, time::Duration};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 use clap::{Args, ValueEnum};
 use nix::sched::{CloneFlags, unshare};
 use serde_json::{Value, json};
 
+pub(crate) use self::peers::{GuestOptions, run_guest};
 use crate::tools;
 
 /// What of it is measured.
@@ -40,15 +42,15 @@ pub(crate) enum Section {
     Standing,
     /// `portwatch list` beside ss and lsof
     Snapshot,
-    /// Polling ss once a second, for the same short-lived binds
-    Polling,
+    /// bpftrace, polling ss, and bcc's tools in a guest, at the same binds and accepts
+    Peers,
 }
 
 #[derive(Args)]
 pub(crate) struct Options {
     /// What to measure [default: all]
     sections: Vec<Section>,
-    /// A minute instead of ten; its figures are no more than signs that the harness works
+    /// Some minutes instead of twenty; its figures are no more than signs that the harness works
     #[arg(long)]
     quick: bool,
     /// Write the figures as JSON, too
@@ -92,7 +94,6 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     super::build()?;
     tools::set_up_tests()?;
     tools::set_up_bench()?;
-    isolate()?;
     let effort = if options.quick {
         Effort {
             rounds: 3,
@@ -125,14 +126,14 @@ pub(crate) fn run(options: &Options) -> Result<()> {
             .unwrap_or_default();
         println!("\n{title}\n");
         let rows = match section {
-            Section::Bystanders => cost::bystanders(effort),
-            Section::Event => cost::event(effort),
+            Section::Bystanders => isolated(|| cost::bystanders(effort)),
+            Section::Event => isolated(|| cost::event(effort)),
             Section::Parts => parts::measure(effort),
-            Section::Latency => latency::measure(effort),
-            Section::Throughput => throughput::measure(effort),
-            Section::Standing => standing::measure(effort),
-            Section::Snapshot => snapshot::measure(effort),
-            Section::Polling => latency::polling(effort),
+            Section::Latency => isolated(|| latency::measure(effort)),
+            Section::Throughput => isolated(|| throughput::measure(effort)),
+            Section::Standing => isolated(|| standing::measure(effort)),
+            Section::Snapshot => isolated(|| snapshot::measure(effort)),
+            Section::Peers => peers::measure(effort),
         }?;
         print!("{}", table(&rows));
         all.push(json!({ "section": title, "rows": rows.iter().map(as_json).collect::<Vec<_>>() }));
@@ -144,10 +145,20 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// Moves to a network namespace of its own: nobody else's ports are in the way, nor these in anybody's.
-fn isolate() -> Result<()> {
-    unshare(CloneFlags::CLONE_NEWNET).context("making a network namespace")?;
-    super::run(Command::new("ip").args(["link", "set", "lo", "up"]))
+/// Works in a network namespace of its own: nobody else's ports are in the way, nor these in anybody's.
+pub(crate) fn isolated<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    thread::scope(|scope| {
+        let inside = scope.spawn(|| {
+            unshare(CloneFlags::CLONE_NEWNET).context("making a network namespace")?;
+            loopback("ip")?;
+            work()
+        });
+        inside.join().map_err(|_| anyhow!("it ended early"))?
+    })
+}
+
+fn loopback(ip: &str) -> Result<()> {
+    super::run(Command::new(ip).args(["link", "set", "lo", "up"]))
 }
 
 fn as_json(row: &Row) -> Value {

@@ -1,6 +1,7 @@
 //! The work that is measured.
 
 use std::{
+    io::{self, ErrorKind},
     net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream, UdpSocket},
     time::Instant,
 };
@@ -8,7 +9,7 @@ use std::{
 use anyhow::Result;
 
 /// Nanoseconds for one of `count` calls of `work`.
-pub(super) fn time(count: u32, mut work: impl FnMut() -> std::io::Result<()>) -> Result<f64> {
+pub(super) fn time(count: u32, mut work: impl FnMut() -> io::Result<()>) -> Result<f64> {
     let began = Instant::now();
     for _ in 0..count {
         work()?;
@@ -19,17 +20,28 @@ pub(super) fn time(count: u32, mut work: impl FnMut() -> std::io::Result<()>) ->
 const HERE: Ipv4Addr = Ipv4Addr::LOCALHOST;
 
 /// socket, bind, close: on that UDP port, 0 for one that the kernel picks.
-pub(super) fn bind(port: u16) -> std::io::Result<()> {
-    UdpSocket::bind(SocketAddrV4::new(HERE, port)).map(drop)
+pub(super) fn bind(port: u16) -> io::Result<()> {
+    again(|| UdpSocket::bind(SocketAddrV4::new(HERE, port))).map(drop)
+}
+
+/// Who reads /proc/PID/fd, as every list of sockets with their processes does, can hold a socket for a
+/// moment that its process has closed: its port is then still taken.
+pub(super) fn again<T>(bind: impl Fn() -> io::Result<T>) -> io::Result<T> {
+    loop {
+        match bind() {
+            Err(error) if error.kind() == ErrorKind::AddrInUse => {}
+            result => return result,
+        }
+    }
 }
 
 /// socket, bind, listen, close: on a port that the kernel picks.
-pub(super) fn listen() -> std::io::Result<()> {
+pub(super) fn listen() -> io::Result<()> {
     TcpListener::bind(SocketAddrV4::new(HERE, 0)).map(drop)
 }
 
 /// connect, accept, close both.
-pub(super) fn connect(listener: &TcpListener) -> std::io::Result<()> {
+pub(super) fn connect(listener: &TcpListener) -> io::Result<()> {
     let client = TcpStream::connect(listener.local_addr()?)?;
     let (server, _) = listener.accept()?;
     // The server's end first, so that no port of the client's stays in TIME_WAIT.

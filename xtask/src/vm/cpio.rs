@@ -3,7 +3,7 @@
 
 /// An archive in the making.
 #[derive(Default)]
-pub(super) struct Archive {
+pub(crate) struct Archive {
     bytes: Vec<u8>,
     entries: u32,
 }
@@ -11,23 +11,29 @@ pub(super) struct Archive {
 const FOLDER: u32 = 0o040_755;
 const PROGRAM: u32 = 0o100_755;
 const CHARACTER_DEVICE: u32 = 0o020_600;
+const LINK: u32 = 0o120_777;
 
 impl Archive {
-    pub(super) fn folder(&mut self, name: &str) {
+    pub(crate) fn folder(&mut self, name: &str) {
         self.entry(name, FOLDER, (0, 0), &[]);
     }
 
-    pub(super) fn file(&mut self, name: &str, contents: &[u8]) {
+    pub(crate) fn file(&mut self, name: &str, contents: &[u8]) {
         self.entry(name, PROGRAM, (0, 0), contents);
     }
 
+    /// A symbolic link.
+    pub(crate) fn link(&mut self, name: &str, target: &str) {
+        self.entry(name, LINK, (0, 0), target.as_bytes());
+    }
+
     /// The node that the kernel opens as the first process's stdin, stdout and stderr.
-    pub(super) fn console(&mut self) {
+    pub(crate) fn console(&mut self) {
         self.entry("dev/console", CHARACTER_DEVICE, (5, 1), &[]);
     }
 
     /// The archive, closed.
-    pub(super) fn finish(mut self) -> Vec<u8> {
+    pub(crate) fn finish(mut self) -> Vec<u8> {
         self.entry("TRAILER!!!", 0, (0, 0), &[]);
         self.bytes
     }

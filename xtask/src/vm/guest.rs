@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    path::{Path, PathBuf},
+    path::Path,
     process::{Command, Stdio},
     thread,
     time::{Duration, Instant},
@@ -29,20 +29,31 @@ const TARGET: &str = "x86_64-unknown-linux-gnu";
 
 /// Builds the suite and the monitor for a guest.
 pub(super) fn build() -> Result<Binaries> {
+    let arguments = [
+        "test",
+        "--no-run",
+        "--package",
+        "portwatch",
+        "--test",
+        "paths",
+    ];
+    let [suite, monitor] = static_programs(&arguments, "vm", ["paths", "portwatch"])?;
+    Ok(Binaries { suite, monitor })
+}
+
+/// Programs that cargo builds with those arguments, linked statically.
+pub(crate) fn static_programs<const COUNT: usize>(
+    arguments: &[&str],
+    profile: &str,
+    names: [&str; COUNT],
+) -> Result<[Vec<u8>; COUNT]> {
     let mut command = cargo();
     command
+        .args(arguments)
         .args([
-            "test",
-            "--no-run",
             "--locked",
-            "--package",
-            "portwatch",
-            "--test",
-            "paths",
-        ])
-        .args([
             "--profile",
-            "vm",
+            profile,
             "--target",
             TARGET,
             "--message-format",
@@ -70,10 +81,8 @@ pub(super) fn build() -> Result<Binaries> {
             .with_context(|| format!("cargo built no {name}"))?;
         fs::read(path).with_context(|| path.to_owned())
     };
-    Ok(Binaries {
-        suite: program("paths")?,
-        monitor: program("portwatch")?,
-    })
+    let programs: Vec<Vec<u8>> = names.into_iter().map(program).collect::<Result<_>>()?;
+    programs.try_into().ok().context("a program for each name")
 }
 
 /// Boots `kernel` and runs the suite on it.
@@ -101,7 +110,15 @@ fn boot(column: &mut Column, binaries: &Binaries, timeout: Duration) -> Result<(
     let initramfs = folder.join("initramfs.cpio");
     fs::write(&initramfs, archive(&files, binaries)?)?;
     let console = folder.join("console.log");
-    let end = emulate(column.kernel, &files, &initramfs, &console, timeout);
+    let end = emulate(&Guest {
+        kernel: column.kernel,
+        image: &files.image,
+        initramfs: &initramfs,
+        console: &console,
+        megabytes: 768,
+        arguments: "",
+        timeout,
+    });
     let text = fs::read(&console).unwrap_or_default();
     let text = String::from_utf8_lossy(&text);
     let done = read_rows(&text, &mut column.rows);
@@ -141,41 +158,52 @@ fn archive(files: &Files, binaries: &Binaries) -> Result<Vec<u8>> {
     Ok(archive.finish())
 }
 
+/// What a machine is made of.
+pub(crate) struct Guest<'a> {
+    pub(crate) kernel: &'a Kernel,
+    pub(crate) image: &'a Path,
+    pub(crate) initramfs: &'a Path,
+    /// The file that takes what it prints.
+    pub(crate) console: &'a Path,
+    pub(crate) megabytes: u32,
+    /// Those of its first process.
+    pub(crate) arguments: &'a str,
+    pub(crate) timeout: Duration,
+}
+
 /// Runs the guest until it switches itself off.
-fn emulate(
-    kernel: &Kernel,
-    files: &Files,
-    initramfs: &Path,
-    console: &PathBuf,
-    timeout: Duration,
-) -> Result<()> {
-    let log = fs::File::create(console)?;
+pub(crate) fn emulate(guest: &Guest<'_>) -> Result<()> {
+    let log = fs::File::create(guest.console)?;
+    let command_line = format!(
+        "console=ttyS0 quiet loglevel=1 panic=-1 -- {}",
+        guest.arguments
+    );
     let mut machine = Command::new("qemu-system-x86_64")
         // Emulated, so that it runs wherever this does.
         .args([
             "-accel",
             "tcg,thread=single",
             "-cpu",
-            kernel.cpu,
+            guest.kernel.cpu,
             "-smp",
             "2",
             "-m",
-            "768",
         ])
+        .arg(guest.megabytes.to_string())
         .args([
             "-display", "none", "-monitor", "none", "-serial", "stdio", "-nic", "none",
         ])
         .arg("-no-reboot")
-        .args(["-append", "console=ttyS0 quiet loglevel=1 panic=-1"])
+        .args(["-append", command_line.trim_end_matches([' ', '-'])])
         .arg("-kernel")
-        .arg(&files.image)
+        .arg(guest.image)
         .arg("-initrd")
-        .arg(initramfs)
+        .arg(guest.initramfs)
         .stdin(Stdio::null())
         .stdout(log)
         .spawn()
         .context("starting qemu-system-x86_64")?;
-    let deadline = Instant::now() + timeout;
+    let deadline = Instant::now() + guest.timeout;
     loop {
         if let Some(status) = machine.try_wait()? {
             if status.success() {
@@ -186,7 +214,7 @@ fn emulate(
         if Instant::now() > deadline {
             machine.kill()?;
             machine.wait()?;
-            bail!("it hung: {} s were not enough", timeout.as_secs());
+            bail!("it hung: {} s were not enough", guest.timeout.as_secs());
         }
         thread::sleep(Duration::from_millis(200));
     }

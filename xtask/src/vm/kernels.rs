@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result, bail};
 use crate::{run, tools};
 
 /// A kernel of the matrix.
-pub(super) struct Kernel {
+pub(crate) struct Kernel {
     /// What it is called, here and in the table.
     pub(super) name: &'static str,
     /// Debian's release that has it.
@@ -62,13 +62,13 @@ pub(super) static ALL: [Kernel; 4] = [
 ];
 
 /// A kernel on this disk.
-pub(super) struct Files {
+pub(crate) struct Files {
     /// The bootable image.
-    pub(super) image: PathBuf,
+    pub(crate) image: PathBuf,
     /// `lib/modules/RELEASE`.
     pub(super) modules: PathBuf,
     /// As `uname -r` will say.
-    pub(super) release: String,
+    pub(crate) release: String,
 }
 
 /// The kernels of those names; all when there are none.
@@ -76,14 +76,14 @@ pub(super) fn select(names: &[String]) -> Result<Vec<&'static Kernel>> {
     if names.is_empty() {
         return Ok(ALL.iter().collect());
     }
-    names
-        .iter()
-        .map(|name| {
-            ALL.iter()
-                .find(|kernel| kernel.name == name || kernel.suite == name)
-                .with_context(|| format!("there is no kernel {name}: 5.10, 6.1, 6.12 or sid"))
-        })
-        .collect()
+    names.iter().map(|name| named(name)).collect()
+}
+
+/// The kernel of that name.
+pub(crate) fn named(name: &str) -> Result<&'static Kernel> {
+    ALL.iter()
+        .find(|kernel| kernel.name == name || kernel.suite == name)
+        .with_context(|| format!("there is no kernel {name}: 5.10, 6.1, 6.12 or sid"))
 }
 
 /// The meta-package whose dependency is the kernel.
@@ -94,7 +94,7 @@ static FETCHING: Mutex<()> = Mutex::new(());
 
 impl Kernel {
     /// The kernel's files, from the user's cache or the host's Debian mirror.
-    pub(super) fn files(&self) -> Result<Files> {
+    pub(crate) fn files(&self) -> Result<Files> {
         let folder = tools::cache()?.join("kernels").join(self.suite);
         if let Ok(files) = find(&folder.join("root")) {
             return Ok(files);
@@ -116,21 +116,63 @@ impl Kernel {
         for package in &packages {
             apt.run("apt-get", &["download", package])?;
         }
-        for entry in fs::read_dir(&apt.folder)? {
-            let path = entry?.path();
-            if path.extension().is_some_and(|extension| extension == "deb") {
-                run(Command::new("dpkg-deb")
-                    .arg("-x")
-                    .arg(&path)
-                    .arg(&unpacking))?;
-            }
-        }
+        unpack(&apt.folder, &unpacking)?;
         let root = folder.join("root");
         let _ = fs::remove_dir_all(&root);
         fs::rename(&unpacking, &root)?;
         fs::remove_dir_all(&apt.folder)?;
         find(&root)
     }
+
+    /// Packages of its release with all that they depend on, and its headers: unpacked together, in
+    /// the user's cache.
+    pub(crate) fn packages(&self, release: &str, wanted: &[&str]) -> Result<PathBuf> {
+        let folder = tools::cache()?.join("kernels").join(self.suite);
+        let root = folder.join(format!("{}-for-{release}", wanted.join("-")));
+        if root.exists() {
+            return Ok(root);
+        }
+        let _alone = FETCHING.lock();
+        eprintln!(
+            "xtask: fetching {} of Debian's {}",
+            wanted.join(", "),
+            self.suite
+        );
+        let unpacking = folder.join("unpacking-packages");
+        let _ = fs::remove_dir_all(&unpacking);
+        fs::create_dir_all(&unpacking)?;
+        let apt = Apt::new(&folder.join("apt-packages"), self)?;
+        apt.run("apt-get", &["update"])?;
+        // Without what they depend on, which is a compiler.
+        let headers = format!("linux-headers-{release}");
+        let common = apt
+            .dependency(&headers, &["linux-headers-"])?
+            .with_context(|| format!("Debian has no {headers} any more"))?;
+        apt.run("apt-get", &["download", &headers, &common])?;
+        let install = [
+            "install",
+            "--download-only",
+            "--no-install-recommends",
+            "--yes",
+        ];
+        apt.run("apt-get", &[&install[..], wanted].concat())?;
+        unpack(&apt.folder, &unpacking)?;
+        unpack(&apt.folder.join("cache/archives"), &unpacking)?;
+        fs::rename(&unpacking, &root)?;
+        fs::remove_dir_all(&apt.folder)?;
+        Ok(root)
+    }
+}
+
+/// Unpacks the Debian packages in a folder.
+fn unpack(packages: &Path, to: &Path) -> Result<()> {
+    for entry in fs::read_dir(packages)? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == "deb") {
+            run(Command::new("dpkg-deb").arg("-x").arg(&path).arg(to))?;
+        }
+    }
+    Ok(())
 }
 
 /// The image and the modules in an unpacked package, wherever that release puts them.

@@ -14,6 +14,11 @@ use std::{
 
 use anyhow::{Result, bail};
 
+pub(crate) use self::{
+    cpio::Archive,
+    guest::{Guest, emulate, static_programs},
+    kernels::named as kernel,
+};
 use self::{guest::Binaries, kernels::Kernel, table::Column};
 use crate::tools;
 

@@ -1,0 +1,75 @@
+//! Those who tell of binds in other ways, at the same work in the same run. What is lost is counted by
+//! the lines that arrived, never by what the peer says of itself.
+
+mod guest;
+mod rounds;
+mod tracer;
+mod vm;
+
+use anyhow::{Context as _, Result};
+
+pub(crate) use self::guest::Options as GuestOptions;
+pub(crate) use self::guest::run as run_guest;
+use self::{
+    rounds::{PORT, Plan, Work},
+    tracer::{Mark, Tracer},
+};
+use super::{Effort, Row, isolated};
+use crate::tools;
+
+pub(super) fn measure(effort: Effort) -> Result<Vec<Row>> {
+    tools::set_up_peers()?;
+    let plan = Plan {
+        rounds: effort.rounds,
+        operations: effort.operations,
+        samples: effort.operations / 20 / effort.rounds as u32,
+        short: effort.seconds,
+    };
+    let agent = crate::agent();
+    let agent = agent.to_str().context("a path that is not UTF-8")?;
+    let tracers = vec![portwatch(agent, "bind"), bpftrace(), ss()];
+    let outcome = isolated(|| rounds::measure(&Work::Bind, tracers, plan))?;
+    let mut rows = outcome.figures();
+    rows.extend(vm::measure(effort));
+    Ok(rows)
+}
+
+fn portwatch(program: &str, event: &str) -> Tracer {
+    let marks = vec![
+        Mark::Word(event.into()),
+        Mark::Text(format!(":{PORT} ")),
+        Mark::Text(format!("[{}] ", std::process::id())),
+    ];
+    let command = [program, "run", "--no-collapse", "--config", "/dev/null"];
+    Tracer::new("portwatch --no-collapse", &command, marks)
+}
+
+/// A table's line, which has the pid and the port as words of their own.
+fn words() -> Vec<Mark> {
+    vec![
+        Mark::Word(std::process::id().to_string()),
+        Mark::Word(PORT.to_string()),
+    ]
+}
+
+fn bpftrace() -> Tracer {
+    let script = "tracepoint:syscalls:sys_enter_bind { \
+                  $port = ((struct sockaddr_in *)uptr(args->umyaddr))->sin_port; \
+                  printf(\"%d %s %d\\n\", pid, comm, ($port >> 8) | (($port & 255) << 8)); }";
+    // It reads the tracepoint's form in tracefs, which need not be mounted for others.
+    let mounted = "mount -t tracefs tracefs /sys/kernel/tracing && exec bpftrace -B line -e \"$0\"";
+    let command = ["unshare", "--mount", "sh", "-c", mounted, script];
+    Tracer::new("bpftrace, sys_enter_bind", &command, words())
+}
+
+fn ss() -> Tracer {
+    let marks = vec![
+        Mark::Text(format!(":{PORT} ")),
+        Mark::Text(format!("pid={},", std::process::id())),
+    ];
+    let poll = format!("ss -Hlnup sport = :{PORT}");
+    let forever = format!("while :; do {poll}; sleep 1; done");
+    let mut tracer = Tracer::new("ss once a second", &["sh", "-c", &forever], marks);
+    tracer.repeats = Some(poll.split(' ').map(str::to_owned).collect());
+    tracer
+}
