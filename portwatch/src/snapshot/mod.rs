@@ -89,12 +89,13 @@ fn read(ports: &RangeInclusive<u16>) -> io::Result<Snapshot> {
     // Where this thread is: without the right to enter others it can still read its own.
     let mut here = namespaces::own();
     let mut doors = namespaces::find()?;
+    let transports = diag::present();
     let mut seen: HashSet<u64> = HashSet::new();
     // A second round only for namespaces that nothing but a descriptor keeps.
     while !doors.is_empty() {
         for Found { inode, door } in doors.drain(..) {
             if seen.insert(inode) {
-                read_namespace(ports, inode, &door, &mut here, &mut snapshot);
+                read_namespace(ports, &transports, inode, &door, &mut here, &mut snapshot);
             }
         }
         drop_accepted(&mut snapshot.sockets);
@@ -119,6 +120,7 @@ fn read(ports: &RangeInclusive<u16>) -> io::Result<Snapshot> {
 
 fn read_namespace(
     ports: &RangeInclusive<u16>,
+    transports: &[Transport],
     netns: u64,
     door: &Door,
     here: &mut Option<u64>,
@@ -129,7 +131,7 @@ fn read_namespace(
     } else {
         door.enter().inspect(|()| *here = Some(netns))
     };
-    let read = entered.and_then(|()| diag::dump(ports));
+    let read = entered.and_then(|()| diag::dump(ports, transports));
     match read {
         Ok(dump) => {
             snapshot.namespaces.push((netns, dump.cookie));
