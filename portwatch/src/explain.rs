@@ -68,7 +68,7 @@ pub fn explain(spec: PortSpec, registry: &Registry, out: &mut impl io::Write) ->
             writeln!(text, "  {name:<12} {}", describe(verdict, *transport))?;
         }
     }
-    let mut sockets = snapshot::take(port..=port)
+    let mut sockets = snapshot::take(port..=port, snapshot::threads())
         .context("reading /proc")?
         .sockets;
     sockets.retain(|held| transports.contains(&held.transport));

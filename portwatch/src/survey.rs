@@ -59,14 +59,14 @@ const PORTS: RangeInclusive<u16> = 1..=1023;
 const HOLDERS: usize = 32;
 
 impl Survey {
-    /// Takes one; it takes its time, so not on the thread that reads the ring.
+    /// Takes one on that many threads; it takes its time, so not on the thread that reads the ring.
     ///
     /// # Errors
     ///
     /// When /proc cannot be read.
-    pub fn take(scope: &Scope) -> io::Result<Self> {
+    pub fn take(scope: &Scope, threads: usize) -> io::Result<Self> {
         let began = Timestamp::now();
-        let mut snapshot = snapshot::take(PORTS)?;
+        let mut snapshot = snapshot::take(PORTS, threads)?;
         let cgroups = scope.cgroup.as_deref().map(below);
         snapshot.sockets.retain(|held| {
             let place = (held.local.port(), held.transport);
