@@ -142,7 +142,8 @@ impl Entry {
     }
 
     fn file(&self, name: &str, limit: u64) -> Option<Vec<u8>> {
-        let mut bytes = Vec::new();
+        // Most have room in this, and /proc does not say beforehand how much they are.
+        let mut bytes = Vec::with_capacity(512);
         let file = self.folder.open_relative(name).ok()?;
         file.take(limit).read_to_end(&mut bytes).ok()?;
         Some(bytes)
