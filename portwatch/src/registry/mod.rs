@@ -254,9 +254,12 @@ impl Registry {
     }
 }
 
+/// The last of the ports of which the registry's verdicts are.
+pub const LAST_SYSTEM_PORT: u16 = (SYSTEM_PORTS - 1) as u16;
+
 /// Ports 0-1023.
-pub fn system_ports() -> impl Iterator<Item = u16> {
-    (0..=u16::MAX).take(SYSTEM_PORTS as usize)
+pub const fn system_ports() -> RangeInclusive<u16> {
+    0..=LAST_SYSTEM_PORT
 }
 
 /// What a port's rows say of a transport: a row for the transport beats one for all, then an
