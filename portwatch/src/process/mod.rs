@@ -395,7 +395,7 @@ fn ancestors(mut parent: Option<u32>, mut start_ns: u64) -> Vec<Ancestor> {
         if entry.start_ns() > start_ns {
             break;
         }
-        start_ns = entry.start_ns() + entry::TICK_NS;
+        start_ns = entry.start_ns() + *entry::TICK_NS;
         chain.push(Ancestor {
             pid,
             comm: Printable::from_bytes(entry.comm()),
