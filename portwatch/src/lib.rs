@@ -6,6 +6,7 @@
 //! [`alert::Alert`] should say; [`output`] prints it. [`run`] holds them together.
 
 pub mod alert;
+pub mod bounded;
 pub mod cli;
 pub mod collapse;
 pub mod config_commands;

@@ -7,10 +7,9 @@ mod entry;
 mod netns;
 mod users;
 
-use std::{cell::OnceCell, num::NonZeroUsize, rc::Rc};
+use std::{cell::OnceCell, rc::Rc};
 
 use jiff::{SignedDuration, Timestamp};
-use lru::LruCache;
 use nix::time::{ClockId, clock_gettime};
 use serde::{Serialize, Serializer};
 use serde_json::value::RawValue;
@@ -21,6 +20,7 @@ pub use self::{
     netns::{Namespaces, NetnsCookie, inode_of as netns_inode_of},
 };
 use crate::{
+    bounded::Bounded,
     event::{Image, Task},
     printable::Printable,
 };
@@ -171,7 +171,7 @@ pub struct Ancestor {
 const ANCESTORS: usize = 16;
 
 /// Processes that are remembered, so that those that act often are read once.
-const PROCESSES: NonZeroUsize = NonZeroUsize::new(1024).expect("not zero");
+const PROCESSES: usize = 1024;
 
 /// How far the two clocks that say when a process started and acted may be apart: a tick of
 /// proc_pid_stat(5) and some.
@@ -183,7 +183,7 @@ pub struct Processes {
     users: Users,
     cgroups: Cgroups,
     /// By process id.
-    known: LruCache<u32, Known>,
+    known: Bounded<u32, Known>,
 }
 
 /// A process that was read, and what must be the same for it to be the same.
@@ -199,8 +199,7 @@ impl Default for Processes {
         Self {
             users: Users::default(),
             cgroups: Cgroups::default(),
-            // Bounded below: the crate would allocate for all of them at once.
-            known: LruCache::unbounded(),
+            known: Bounded::new(PROCESSES),
         }
     }
 }
@@ -232,9 +231,6 @@ impl Processes {
             process: Rc::clone(&process),
         };
         self.known.put(task.pid, known);
-        if self.known.len() > PROCESSES.get() {
-            self.known.pop_lru();
-        }
         process
     }
 
