@@ -18,6 +18,7 @@ pub mod host;
 pub mod list;
 pub mod occupancy;
 pub mod output;
+pub mod parallel;
 pub mod paths;
 pub mod policy;
 pub mod printable;

@@ -20,8 +20,8 @@ use rustix::{
 use super::{
     Held,
     namespaces::{Door, Found, pids},
-    parallel,
 };
+use crate::parallel;
 
 /// A process that has the socket open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -49,8 +49,8 @@ pub(super) fn find(sockets: &mut [Held], threads: usize) -> io::Result<Vec<Found
     let mut pids = pids()?;
     pids.sort_unstable();
     let mut namespaces = Vec::new();
-    let all = parallel::map(threads, &pids, |pid| {
-        descriptors(&proc, *pid, |inode| by_inode.contains_key(&inode))
+    let all = parallel::map(threads, pids.clone(), |pid| {
+        descriptors(&proc, pid, |inode| by_inode.contains_key(&inode))
     });
     for (pid, (held, found)) in pids.into_iter().zip(all) {
         namespaces.extend(found);

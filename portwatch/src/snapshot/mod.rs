@@ -4,7 +4,6 @@
 mod diag;
 mod holders;
 mod namespaces;
-mod parallel;
 mod tables;
 
 use std::{
@@ -15,12 +14,9 @@ use std::{
     thread,
 };
 
+pub use self::holders::{Holder, duplicate, is_held_by};
 use self::namespaces::Found;
-pub use self::{
-    holders::{Holder, duplicate, is_held_by},
-    parallel::threads,
-};
-use crate::event::Transport;
+use crate::{event::Transport, parallel};
 
 /// What a socket does with its port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -97,7 +93,7 @@ fn read(ports: &RangeInclusive<u16>, threads: usize) -> io::Result<Snapshot> {
     // A second round only for namespaces that nothing but a descriptor keeps.
     while !doors.is_empty() {
         doors.retain(|found| seen.insert(found.inode));
-        let read = parallel::map(threads, &doors, |found| {
+        let read = parallel::map(threads, doors.iter().collect(), |found| {
             read_namespace(ports, &transports, found)
         });
         for (Found { inode, .. }, namespace) in doors.iter().zip(read) {
