@@ -6,6 +6,7 @@ use anyhow::{Context as _, Result};
 
 use crate::{
     event::Transport,
+    parallel,
     process::{Process, Processes, netns_inode_of},
     registry::{Registry, Verdict},
     snapshot::{self, Held, State},
@@ -68,7 +69,7 @@ pub fn explain(spec: PortSpec, registry: &Registry, out: &mut impl io::Write) ->
             writeln!(text, "  {name:<12} {}", describe(verdict, *transport))?;
         }
     }
-    let mut sockets = snapshot::take(port..=port)
+    let mut sockets = snapshot::take(port..=port, parallel::threads())
         .context("reading /proc")?
         .sockets;
     sockets.retain(|held| transports.contains(&held.transport));

@@ -65,7 +65,7 @@ impl Host for ThisHost {
     }
 
     fn holder(&mut self, event: &Event) -> Option<Rc<Process>> {
-        let there = snapshot::take(event.port..=event.port).ok()?;
+        let there = snapshot::take(event.port..=event.port, 1).ok()?;
         let local = SocketAddr::new(event.address?, event.port);
         let state = match (event.kind, event.peer) {
             (EventKind::Connect, Some(peer)) => State::Connected(peer),

@@ -6,6 +6,7 @@
 //! [`alert::Alert`] should say; [`output`] prints it. [`run`] holds them together.
 
 pub mod alert;
+pub mod bounded;
 pub mod cli;
 pub mod collapse;
 pub mod config_commands;
@@ -17,6 +18,7 @@ pub mod host;
 pub mod list;
 pub mod occupancy;
 pub mod output;
+pub mod parallel;
 #[doc(hidden)]
 pub mod parts;
 pub mod paths;

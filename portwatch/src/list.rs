@@ -10,6 +10,7 @@ use crate::{
     host::ThisHost,
     occupancy::Occupancies,
     output::{FormatName, StdoutGone},
+    parallel,
     policy::Policy,
     registry::Registry,
     run::host_name,
@@ -44,7 +45,7 @@ pub fn list(options: &Options, registry: Registry, out: &mut impl io::Write) -> 
         watched: watched.collect(),
         cgroup: None,
     };
-    let survey = Survey::take(&scope).context("reading /proc")?;
+    let survey = Survey::take(&scope, parallel::threads()).context("reading /proc")?;
     let (findings, coverage) = survey.findings(|_, _| Some(false));
     let policy = Rc::new(options.policy.clone());
     let mut occupancies = Occupancies::new(ThisHost::default(), registry, host_name(), policy);

@@ -4,7 +4,6 @@
 use std::{
     collections::{HashMap, HashSet},
     io,
-    ops::RangeInclusive,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     rc::Rc,
@@ -16,6 +15,7 @@ use crate::{
     event::{Coverage, Event, EventKind, Finding, Transport},
     host::{Host as _, ThisHost},
     process::{Process, Processes},
+    registry::LAST_SYSTEM_PORT,
     snapshot::{self, Held, Snapshot, State, is_held_by},
 };
 
@@ -52,21 +52,19 @@ fn below(cgroup: &Path) -> HashSet<u64> {
     numbers
 }
 
-/// The system ports that a socket can have.
-const PORTS: RangeInclusive<u16> = 1..=1023;
-
 /// Holders of one socket that are named.
 const HOLDERS: usize = 32;
 
 impl Survey {
-    /// Takes one; it takes its time, so not on the thread that reads the ring.
+    /// Takes one on that many threads; it takes its time, so not on the thread that reads the ring.
     ///
     /// # Errors
     ///
     /// When /proc cannot be read.
-    pub fn take(scope: &Scope) -> io::Result<Self> {
+    pub fn take(scope: &Scope, threads: usize) -> io::Result<Self> {
         let began = Timestamp::now();
-        let mut snapshot = snapshot::take(PORTS)?;
+        // No socket has port 0.
+        let mut snapshot = snapshot::take(1..=LAST_SYSTEM_PORT, threads)?;
         let cgroups = scope.cgroup.as_deref().map(below);
         snapshot.sockets.retain(|held| {
             let place = (held.local.port(), held.transport);

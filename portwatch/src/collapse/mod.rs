@@ -6,22 +6,20 @@ mod peers;
 
 use std::{
     collections::{HashMap, VecDeque},
-    num::NonZeroUsize,
     time::Instant,
 };
-
-use lru::LruCache;
 
 use self::{bursts::Bursts, peers::Peers};
 use crate::{
     alert::Alert,
+    bounded::Bounded,
     event::{EventKind, Transport},
     policy::Quiet,
     printable::Printable,
 };
 
 /// Outgoing sockets whose close is not told, because nothing but their connect was.
-const CLIENTS: NonZeroUsize = NonZeroUsize::new(4096).expect("not zero");
+const CLIENTS: usize = 4096;
 
 /// Binds that wait; past that the oldest is told.
 const HELD: usize = 1024;
@@ -33,7 +31,7 @@ pub struct Collapse {
     held: HashMap<u64, Alert>,
     /// In which order, and until when.
     deadlines: VecDeque<(Instant, u64)>,
-    clients: LruCache<u64, ()>,
+    clients: Bounded<u64, ()>,
     peers: Peers,
     bursts: Bursts,
 }
@@ -46,7 +44,7 @@ impl Collapse {
             quiet,
             held: HashMap::new(),
             deadlines: VecDeque::new(),
-            clients: LruCache::unbounded(),
+            clients: Bounded::new(CLIENTS),
             peers: Peers::default(),
             bursts: Bursts::new(host),
         }
@@ -73,9 +71,6 @@ impl Collapse {
                 }
                 EventKind::Connect if bind.is_some() || alert.since == Some(alert.time) => {
                     self.clients.put(cookie, ());
-                    if self.clients.len() > CLIENTS.get() {
-                        self.clients.pop_lru();
-                    }
                 }
                 // Its only line was the connect.
                 EventKind::Close if self.clients.pop(&cookie).is_some() => {

@@ -1,16 +1,15 @@
 //! Connections to a listener: the first from each address is told, the others are counted.
 
-use std::{collections::HashSet, net::IpAddr, num::NonZeroUsize};
-
-use lru::LruCache;
+use std::{collections::HashSet, net::IpAddr};
 
 use crate::{
     alert::{Accepts, Alert},
+    bounded::Bounded,
     event::EventKind,
 };
 
 /// Listeners that are counted for.
-const LISTENERS: NonZeroUsize = NonZeroUsize::new(4096).expect("not zero");
+const LISTENERS: usize = 4096;
 
 /// Addresses of one listener that are remembered; the connections of others are counted all the same.
 const ADDRESSES: usize = 4096;
@@ -21,11 +20,11 @@ struct Seen {
     count: u64,
 }
 
-pub(super) struct Peers(LruCache<u64, Seen>);
+pub(super) struct Peers(Bounded<u64, Seen>);
 
 impl Default for Peers {
     fn default() -> Self {
-        Self(LruCache::unbounded())
+        Self(Bounded::new(LISTENERS))
     }
 }
 
@@ -46,11 +45,7 @@ impl Peers {
                 let seen = self.0.get_or_insert_mut(cookie, Seen::default);
                 seen.count += 1;
                 let is_full = seen.addresses.len() >= ADDRESSES;
-                let is_new = !is_full && seen.addresses.insert(peer.address);
-                if self.0.len() > LISTENERS.get() {
-                    self.0.pop_lru();
-                }
-                is_new
+                !is_full && seen.addresses.insert(peer.address)
             }
             (EventKind::Close, _) => {
                 alert.accepts = self.0.pop(&cookie).map(|seen| Accepts {

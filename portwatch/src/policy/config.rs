@@ -57,22 +57,15 @@ pub enum ConfigError {
 /// What is wrong, and with which rule.
 #[derive(Debug)]
 pub(super) struct Complaint {
-    rule: Option<String>,
+    rule: String,
     problem: String,
 }
 
 impl Complaint {
     pub(super) fn of(rule: &Rule, problem: String) -> Self {
         Self {
-            rule: Some(rule.name.clone()),
+            rule: rule.name.clone(),
             problem: format!("rule {:?} {problem}", rule.name),
-        }
-    }
-
-    pub(super) const fn general(problem: String) -> Self {
-        Self {
-            rule: None,
-            problem,
         }
     }
 }
@@ -263,9 +256,7 @@ impl Policy {
             places.push(span);
         }
         refusal::check(&rules).map_err(|Complaint { rule, problem }| {
-            let place = rules
-                .iter()
-                .position(|one| Some(&one.name) == rule.as_ref());
+            let place = rules.iter().position(|one| one.name == rule);
             let span = place.and_then(|index| places.get(index).cloned());
             (span.unwrap_or(0..0), problem)
         })?;

@@ -11,7 +11,7 @@ mod values;
 pub use self::{
     config::{ConfigError, DEFAULT_PATH},
     quiet::Quiet,
-    refusal::{CgroupRefusal, Refusals},
+    refusal::{Refusals, UserRefusal},
     rule::{Decision, Facts, Rule},
     severity::severity,
 };

@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use portwatch_common::REFUSALS;
+
 use super::{Decision, Policy, Rule, config::Complaint};
 use crate::{
     event::Transport,
@@ -24,15 +26,9 @@ pub struct UserRefusal {
     pub deny: bool,
     /// Only for this user.
     pub uid: Option<u32>,
-    /// Only within this cgroup.
-    pub cgroup: Option<CgroupRefusal>,
+    /// Only within the cgroup with this path in the v2 hierarchy.
+    pub cgroup: Option<String>,
 }
-
-/// A cgroup, by its path in the v2 hierarchy.
-pub type CgroupRefusal = String;
-
-/// How many the kernel side takes.
-const REFUSALS: usize = 64;
 
 /// The transports whose bind can be refused.
 const TRANSPORTS: [Transport; 3] = [Transport::Tcp, Transport::Udp, Transport::UdpLite];
@@ -50,13 +46,6 @@ impl Policy {
     #[must_use]
     pub fn refusals(&self, registry: &Registry) -> Refusals {
         let mut refusals = Refusals::default();
-        let Some(last) = self
-            .rules
-            .iter()
-            .rposition(|rule| rule.decision == Decision::Deny)
-        else {
-            return refusals;
-        };
         let mut masks = vec![0_u64; system_ports().count() * TRANSPORTS.len()];
         let places = || {
             let ports = system_ports().skip(1);
@@ -69,12 +58,8 @@ impl Policy {
                     .position(|one| *one == transport)
                     .unwrap_or(0)
         };
-        for rule in self
-            .rules
-            .iter()
-            .take(last + 1)
-            .filter(|rule| rule.is_about_binds())
-        {
+        let rules = up_to_last_denier(&self.rules).iter();
+        for rule in rules.filter(|rule| rule.is_about_binds()) {
             // One that the kernel cannot judge is about no port that is refused: `check` saw to it.
             if rule.kernel_cannot_tell().is_some() {
                 continue;
@@ -116,11 +101,19 @@ fn by_user_and_cgroup(rule: &Rule) -> Vec<UserRefusal> {
         .collect()
 }
 
+/// The rules without those that nothing is refused behind.
+fn up_to_last_denier(rules: &[Rule]) -> &[Rule] {
+    let last = rules
+        .iter()
+        .rposition(|rule| rule.decision == Decision::Deny);
+    last.map_or(&[], |last| &rules[..=last])
+}
+
 /// What the kernel could not do as the rules say.
 pub(super) fn check(rules: &[Rule]) -> Result<(), Complaint> {
     let mut count = 0;
-    let deniers = rules.iter().filter(|rule| rule.decision == Decision::Deny);
-    for rule in deniers.clone() {
+    let denies = |rule: &&Rule| rule.decision == Decision::Deny;
+    for rule in rules.iter().filter(denies) {
         if let Some(key) = rule.kernel_cannot_tell() {
             return Err(Complaint::of(
                 rule,
@@ -136,25 +129,17 @@ pub(super) fn check(rules: &[Rule]) -> Result<(), Complaint> {
             ));
         }
     }
-    let Some(last) = rules
-        .iter()
-        .rposition(|rule| rule.decision == Decision::Deny)
-    else {
+    let rules = up_to_last_denier(rules);
+    let Some(last) = rules.last() else {
         return Ok(());
     };
     for (index, rule) in rules
         .iter()
         .enumerate()
-        .take(last + 1)
         .filter(|(_, rule)| rule.is_about_binds())
     {
-        let denier = deniers.clone().find(|denier| {
-            let after = rules
-                .iter()
-                .skip(index + 1)
-                .any(|later| std::ptr::eq(later, *denier));
-            after && overlap(rule, denier)
-        });
+        let mut later = rules.iter().skip(index + 1).filter(denies);
+        let denier = later.find(|denier| overlap(rule, denier));
         if let (Some(key), Some(denier)) = (rule.kernel_cannot_tell(), denier) {
             return Err(Complaint::of(
                 rule,
@@ -177,12 +162,9 @@ pub(super) fn check(rules: &[Rule]) -> Result<(), Complaint> {
         }
         count += by_user_and_cgroup(rule).len();
     }
-    if count > REFUSALS {
-        let all = rules
-            .get(last)
-            .ok_or_else(|| Complaint::general("no rule".into()))?;
+    if count > REFUSALS as usize {
         return Err(Complaint::of(
-            all,
+            last,
             format!(
                 "{count} pairs of user and cgroup up to here: the kernel side holds {REFUSALS}"
             ),

@@ -2,18 +2,15 @@
 
 use std::{
     fs::File,
-    num::NonZeroUsize,
     os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
     os::unix::ffi::OsStrExt as _,
     path::PathBuf,
 };
 
-use lru::LruCache;
-
-use crate::{printable::Printable, sensor::cgroup_root};
+use crate::{bounded::Bounded, printable::Printable, sensor::cgroup_root};
 
 /// Paths that are remembered.
-const PATHS: NonZeroUsize = NonZeroUsize::new(1024).expect("not zero");
+const PATHS: usize = 1024;
 
 /// The paths of cgroups by their number, which is what the kernel side knows of a process that is
 /// gone.
@@ -21,7 +18,7 @@ const PATHS: NonZeroUsize = NonZeroUsize::new(1024).expect("not zero");
 pub(super) struct Cgroups {
     /// Where the v2 hierarchy is mounted, if it is.
     root: Option<(PathBuf, File)>,
-    known: LruCache<u64, Vec<u8>>,
+    known: Bounded<u64, Vec<u8>>,
 }
 
 impl Default for Cgroups {
@@ -32,7 +29,7 @@ impl Default for Cgroups {
         });
         Self {
             root,
-            known: LruCache::unbounded(),
+            known: Bounded::new(PATHS),
         }
     }
 }
@@ -50,9 +47,6 @@ impl Cgroups {
         let below = path.strip_prefix(root).ok()?;
         let path = [&b"/"[..], below.as_os_str().as_bytes()].concat();
         self.known.put(id, path.clone());
-        if self.known.len() > PATHS.get() {
-            self.known.pop_lru();
-        }
         Some(path)
     }
 }

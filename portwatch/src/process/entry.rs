@@ -16,10 +16,8 @@ use crate::{event::Image, printable::Printable};
 const CMDLINE_BYTES: u64 = 4096;
 
 /// Nanoseconds of the ticks in which proc_pid_stat(5) counts: what is below is cut off.
-pub(super) const TICK_NS: u64 = 10_000_000;
-
-/// How long a tick is here: it is 10 ms on every architecture that this was built for.
-static TICKS_PER_SECOND: LazyLock<u64> = LazyLock::new(procfs::ticks_per_second);
+pub(super) static TICK_NS: LazyLock<u64> =
+    LazyLock::new(|| 1_000_000_000 / procfs::ticks_per_second());
 
 pub(super) struct Entry {
     folder: ProcEntry,
@@ -44,12 +42,12 @@ impl Entry {
 
     /// When the process started: `CLOCK_BOOTTIME` nanoseconds, in whole ticks.
     pub(super) fn start_ns(&self) -> u64 {
-        self.stat.starttime * (1_000_000_000 / *TICKS_PER_SECOND)
+        self.stat.starttime * *TICK_NS
     }
 
     /// Whether it is the process that started then.
     pub(super) fn started_at(&self, start_ns: u64) -> bool {
-        self.stat.starttime == start_ns / (1_000_000_000 / *TICKS_PER_SECOND)
+        self.stat.starttime == start_ns / *TICK_NS
     }
 
     /// Real user and group.
@@ -142,7 +140,8 @@ impl Entry {
     }
 
     fn file(&self, name: &str, limit: u64) -> Option<Vec<u8>> {
-        let mut bytes = Vec::new();
+        // Most have room in this, and /proc does not say beforehand how much they are.
+        let mut bytes = Vec::with_capacity(512);
         let file = self.folder.open_relative(name).ok()?;
         file.take(limit).read_to_end(&mut bytes).ok()?;
         Some(bytes)

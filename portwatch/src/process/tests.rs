@@ -102,11 +102,10 @@ fn a_number_that_another_process_has_by_now_names_nobody() {
         ..task(me, b"x")
     };
     assert!(named(&started(start_of(me)), Timestamp::now()));
-    assert!(!named(&started(start_of(me) + TICK), Timestamp::now()));
-    assert!(!named(&started(start_of(me) - TICK), Timestamp::now()));
+    let tick = *entry::TICK_NS;
+    assert!(!named(&started(start_of(me) + tick), Timestamp::now()));
+    assert!(!named(&started(start_of(me) - tick), Timestamp::now()));
 }
-
-const TICK: u64 = entry::TICK_NS;
 
 #[test]
 fn a_process_that_acts_again_is_read_once_until_it_runs_something_else() {

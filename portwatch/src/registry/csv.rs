@@ -5,9 +5,8 @@ use std::{fs::File, io::Read as _, path::Path};
 
 use csv::{ByteRecord, ReaderBuilder};
 use jiff::civil::Date;
-use portwatch_common::SYSTEM_PORTS;
 
-use super::{ReadError, Registry, Row, Status};
+use super::{LAST_SYSTEM_PORT, ReadError, Registry, Row, Status};
 use crate::{event::Transport, printable::Printable};
 
 const COLUMNS: usize = 12;
@@ -114,8 +113,7 @@ fn row(here: &Here<'_>) -> Result<Option<Row>, ReadError> {
     };
     let service = here.text(SERVICE)?;
     let status = status(service, here.text(DESCRIPTION)?);
-    let last_system_port = (SYSTEM_PORTS - 1) as u16;
-    if first > last_system_port {
+    if first > LAST_SYSTEM_PORT {
         return Ok(None);
     }
     let services = if service.is_empty() {
@@ -124,7 +122,7 @@ fn row(here: &Here<'_>) -> Result<Option<Row>, ReadError> {
         vec![Printable::from(service)]
     };
     Ok(Some(Row {
-        ports: first..=last.min(last_system_port),
+        ports: first..=last.min(LAST_SYSTEM_PORT),
         transport,
         status,
         services,

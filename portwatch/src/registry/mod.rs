@@ -229,35 +229,23 @@ impl Registry {
     }
 
     fn from_rows(rows: Vec<Row>, as_of: Option<Date>) -> Self {
-        let mut by_port = vec![Vec::new(); SYSTEM_PORTS as usize];
+        // Each row is looked at where it applies only: there are more rows than ports.
+        let mut by_port: Vec<Vec<&Row>> = system_ports().map(|_| Vec::new()).collect();
         for row in &rows {
             for port in row.ports.clone() {
-                // The rest of a file is about ports that nobody asks for.
-                if let Some(its) = by_port.get_mut(usize::from(port)) {
-                    its.push(row);
+                if let Some(here) = by_port.get_mut(usize::from(port)) {
+                    here.push(row);
                 }
             }
         }
-        let stated = TRANSPORTS.map(|transport| {
-            let ports = by_port.iter();
-            ports
-                .map(|rows| stated(rows, transport))
-                .collect::<Vec<_>>()
-        });
-        let verdicts = std::array::from_fn(|transport| {
-            system_ports()
-                .map(|port| {
-                    stated[transport][usize::from(port)]
-                        .clone()
-                        .unwrap_or_else(|| {
-                            let others = stated
-                                .iter()
-                                .filter_map(|all| all[usize::from(port)].as_ref());
-                            by_rule(others.map(|verdict| verdict.status))
-                        })
-                })
-                .collect()
-        });
+        let mut verdicts: [Vec<Verdict>; TRANSPORTS.len()] = Default::default();
+        for here in &by_port {
+            let stated = TRANSPORTS.map(|transport| stated(here, transport));
+            let statuses: Vec<Status> = stated.iter().flatten().map(|one| one.status).collect();
+            for (verdicts, stated) in verdicts.iter_mut().zip(stated) {
+                verdicts.push(stated.unwrap_or_else(|| by_rule(&statuses)));
+            }
+        }
         Self {
             as_of,
             rows,
@@ -266,20 +254,23 @@ impl Registry {
     }
 }
 
+/// The last of the ports of which the registry's verdicts are.
+pub const LAST_SYSTEM_PORT: u16 = (SYSTEM_PORTS - 1) as u16;
+
 /// Ports 0-1023.
-pub fn system_ports() -> impl Iterator<Item = u16> {
-    (0..=u16::MAX).take(SYSTEM_PORTS as usize)
+pub const fn system_ports() -> RangeInclusive<u16> {
+    0..=LAST_SYSTEM_PORT
 }
 
 /// What a port's rows say of a transport: a row for the transport beats one for all, then an
 /// assigned one beats the others; the names of all rows that agree are kept.
 fn stated(rows: &[&Row], transport: Transport) -> Option<Verdict> {
-    let rows = rows.iter().copied();
-    let rows = rows.filter(|row| row.transport.is_none_or(|named| named == transport));
+    let applies = |row: &&Row| row.transport.is_none_or(|named| named == transport);
     let rank = |row: &Row| (row.transport.is_some(), row.status);
-    let best = rows.clone().max_by_key(|row| rank(row))?;
+    let rows = || rows.iter().copied().filter(applies);
+    let best = rows().max_by_key(|row| rank(row))?;
     let mut services: Vec<Printable> = Vec::new();
-    for row in rows.filter(|row| rank(row) == rank(best)) {
+    for row in rows().filter(|row| rank(row) == rank(best)) {
         for service in &row.services {
             if !services.contains(service) {
                 services.push(service.clone());
@@ -296,8 +287,10 @@ fn stated(rows: &[&Row], transport: Transport) -> Option<Verdict> {
 }
 
 /// The status of a transport without a row, from what the others' rows say.
-fn by_rule(mut others: impl Iterator<Item = Status>) -> Verdict {
-    let taken = others.any(|status| matches!(status, Status::Assigned | Status::Reserved));
+fn by_rule(others: &[Status]) -> Verdict {
+    let taken = others
+        .iter()
+        .any(|status| matches!(status, Status::Assigned | Status::Reserved));
     let (status, basis) = if taken {
         (Status::Reserved, Basis::OtherTransport)
     } else {

@@ -88,7 +88,8 @@ impl Surveyor {
         self.due = None;
         self.began = Instant::now();
         let scope = Arc::clone(&self.scope);
-        self.running = Some(spawn_blocking(move || Survey::take(&scope)));
+        // One thread: it must not be felt by what this host is there for.
+        self.running = Some(spawn_blocking(move || Survey::take(&scope, 1)));
     }
 
     /// Waits for the one that is being taken.

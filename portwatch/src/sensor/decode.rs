@@ -2,20 +2,21 @@
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    num::NonZeroUsize,
     rc::Rc,
 };
 
 use bytemuck::Zeroable as _;
 use jiff::Timestamp;
-use lru::LruCache;
 use nix::time::{ClockId, clock_gettime};
 use portwatch_common::{
     FAMILY_IPV4, FAMILY_IPV6, PROTOCOL_DCCP, PROTOCOL_SCTP, PROTOCOL_TCP, PROTOCOL_UDP,
     PROTOCOL_UDPLITE, Repeat, Report, image_flags, kind, known,
 };
 
-use crate::event::{Event, EventKind, Image, Task, Transport};
+use crate::{
+    bounded::Bounded,
+    event::{Event, EventKind, Image, Task, Transport},
+};
 
 /// Relates the kernel side's clock to the host's: `CLOCK_REALTIME` minus `CLOCK_MONOTONIC`, in
 /// nanoseconds. Taken anew for every batch, since the host's clock can be set.
@@ -38,19 +39,18 @@ impl Clock {
 }
 
 /// Images that are kept: twice as many as the kernel side counts as told.
-const IMAGES: NonZeroUsize = NonZeroUsize::new(2048).expect("not zero");
+const IMAGES: usize = 2048;
 
 /// Joins the images of processes with the reports that come after them.
 pub(super) struct Decoder {
     /// By process id, with the time at which it started.
-    images: LruCache<u32, (u64, Rc<Image>)>,
+    images: Bounded<u32, (u64, Rc<Image>)>,
 }
 
 impl Decoder {
     pub(super) fn new() -> Self {
-        // Unbounded to the crate, so that it does not allocate for all of them at once.
         Self {
-            images: LruCache::unbounded(),
+            images: Bounded::new(IMAGES),
         }
     }
 
@@ -74,9 +74,6 @@ impl Decoder {
     fn keep(&mut self, wire: &portwatch_common::Image) {
         let image = Rc::new(image(wire));
         self.images.put(wire.tgid, (wire.start_ns, image));
-        if self.images.len() > IMAGES.get() {
-            self.images.pop_lru();
-        }
     }
 }
 

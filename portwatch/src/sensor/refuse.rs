@@ -56,17 +56,17 @@ pub(super) fn set(ebpf: &mut Ebpf, refusals: &Refusals) -> Result<Vec<String>, S
         }
         rules.set(index, Rule(rule), 0).map_err(failed)?;
     }
-    let mut slots = vec![0; REFUSAL_SLOTS as usize];
+    let half = REFUSAL_SLOTS / BANKS;
+    let first = (now - 1) * half;
+    let mut slots = vec![0; half as usize];
     for (port, transport, bits) in &refusals.ports {
         let slot = refusal_slot(now, protocol(*transport), (*port).into());
-        if let Some(slot) = slot.and_then(|slot| slots.get_mut(slot as usize)) {
+        if let Some(slot) = slot.and_then(|slot| slots.get_mut((slot - first) as usize)) {
             *slot = *bits;
         }
     }
     let mut ports: Array<&mut MapData, u64> = array(ebpf, names::REFUSAL_PORTS)?;
-    let half = REFUSAL_SLOTS / BANKS;
-    for slot in (now - 1) * half..now * half {
-        let bits = slots.get(slot as usize).copied().unwrap_or(0);
+    for (slot, bits) in (first..).zip(slots) {
         ports.set(slot, bits, 0).map_err(failed)?;
     }
     bank(ebpf)?.set(0, now, 0).map_err(failed)?;

@@ -10,7 +10,7 @@ use std::{
     sync::OnceLock,
 };
 
-use bytemuck::{Pod, Zeroable};
+use bytemuck::{Pod, Zeroable, bytes_of};
 use nix::sys::socket::{
     AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, SockaddrIn, bind,
     getsockopt, recv, sendto, socket,
@@ -58,25 +58,49 @@ struct SocketId {
     cookie: [u32; 2],
 }
 
-/// `struct nlmsghdr`, `struct inet_diag_req_v2` and a filter (`struct nlattr` and four
-/// `struct inet_diag_bc_op`).
+/// `struct nlmsghdr`.
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
-struct Request {
+struct Header {
     length: u32,
     kind: u16,
     flags: u16,
     sequence: u32,
     port_id: u32,
+}
+
+/// `struct inet_diag_req_v2`.
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct OneFamily {
     family: u8,
     protocol: u8,
     extensions: u8,
     pad: u8,
     states: u32,
     id: SocketId,
-    filter_length: u16,
-    filter_kind: u16,
-    filter: [Step; 4],
+}
+
+/// `struct inet_diag_req`.
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct BothFamilies {
+    family: u8,
+    source_length: u8,
+    destination_length: u8,
+    extensions: u8,
+    id: SocketId,
+    states: u32,
+    tables: u32,
+}
+
+/// `struct nlattr` and four `struct inet_diag_bc_op`.
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct Filter {
+    length: u16,
+    kind: u16,
+    steps: [Step; 4],
 }
 
 /// `struct inet_diag_bc_op`: a comparison takes two, the second for what to compare with.
@@ -90,15 +114,10 @@ struct Step {
     no: u16,
 }
 
-/// `struct nlmsghdr` and `struct inet_diag_msg`.
+/// `struct inet_diag_msg`.
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
 struct Answer {
-    length: u32,
-    kind: u16,
-    flags: u16,
-    sequence: u32,
-    port_id: u32,
     family: u8,
     state: u8,
     timer: u8,
@@ -111,7 +130,9 @@ struct Answer {
     inode: u32,
 }
 
-const HEADER: usize = 16;
+const HEADER: usize = size_of::<Header>();
+/// From before there were families to ask for (include/uapi/linux/inet_diag.h).
+const TCPDIAG_GETSOCK: u16 = 18;
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
 const REQUEST_BYTECODE: u16 = 1;
 const PORT_AT_LEAST: u8 = 2;
@@ -133,29 +154,26 @@ pub(super) struct Dump {
     pub(super) unshown: Vec<Transport>,
 }
 
-/// The sockets on `ports` in the calling thread's network namespace.
-pub(super) fn dump(ports: &RangeInclusive<u16>) -> io::Result<Dump> {
+/// The sockets of `transports` on `ports` in the calling thread's network namespace.
+pub(super) fn dump(ports: &RangeInclusive<u16>, transports: &[Transport]) -> io::Result<Dump> {
     let netlink = open()?;
     let mut dump = Dump {
         cookie: getsockopt(&netlink, NetnsCookie).ok(),
         ..Dump::default()
     };
     let rows = &mut dump.rows;
-    for transport in present() {
-        for family in [libc::AF_INET, libc::AF_INET6] {
+    for transport in transports.iter().copied() {
+        // TCP's tables are the whole host's, and long: both families in one walk.
+        if transport == Transport::Tcp {
             let before = rows.len();
-            match dump_one(&netlink, transport, family, ports, rows) {
-                // In more than one piece, sockets can slip through between two of them.
-                Ok(pieces) if pieces > 2 => {
-                    dump_one(&netlink, transport, family, ports, rows)?;
-                    let mut seen = HashSet::new();
-                    let mut index = 0;
-                    rows.retain(|row| {
-                        index += 1;
-                        index <= before || seen.insert(row.cookie)
-                    });
-                }
-                Ok(_) => {}
+            if read(&netlink, transport, &of_both_families(ports), rows).is_ok() {
+                continue;
+            }
+            rows.truncate(before);
+        }
+        for family in [libc::AF_INET, libc::AF_INET6] {
+            match read(&netlink, transport, &of_one(transport, family, ports), rows) {
+                Ok(()) => {}
                 // Without IPv6, no socket of it is there.
                 Err(_) if family == libc::AF_INET6 => {}
                 Err(error) if transport == Transport::Tcp => return Err(error),
@@ -166,8 +184,29 @@ pub(super) fn dump(ports: &RangeInclusive<u16>) -> io::Result<Dump> {
     Ok(dump)
 }
 
+/// Adds the rows.
+fn read(
+    netlink: &OwnedFd,
+    transport: Transport,
+    request: &[u8],
+    rows: &mut Vec<Row>,
+) -> io::Result<()> {
+    let before = rows.len();
+    // In more than one piece, sockets can slip through between two of them.
+    if ask(netlink, transport, request, rows)? > 2 {
+        ask(netlink, transport, request, rows)?;
+        let mut seen = HashSet::new();
+        let mut index = 0;
+        rows.retain(|row| {
+            index += 1;
+            index <= before || seen.insert(row.cookie)
+        });
+    }
+    Ok(())
+}
+
 /// The transports of this kernel: asking for another would make it load a module.
-fn present() -> Vec<Transport> {
+pub(super) fn present() -> Vec<Transport> {
     let protocols = std::fs::read_to_string("/proc/thread-self/net/protocols").unwrap_or_default();
     let has = |name: &str| {
         protocols
@@ -190,14 +229,34 @@ fn open() -> io::Result<OwnedFd> {
     )?)
 }
 
-/// Adds the rows; in how many pieces they came, the last of which is the end.
-fn dump_one(
-    netlink: &OwnedFd,
-    transport: Transport,
-    family: i32,
-    ports: &RangeInclusive<u16>,
-    rows: &mut Vec<Row>,
-) -> io::Result<usize> {
+/// Asks for the sockets of one family.
+fn of_one(transport: Transport, family: i32, ports: &RangeInclusive<u16>) -> Vec<u8> {
+    let question = OneFamily {
+        family: family as u8,
+        protocol: match transport {
+            Transport::Tcp => libc::IPPROTO_TCP as u8,
+            Transport::Udp => libc::IPPROTO_UDP as u8,
+            Transport::UdpLite => libc::IPPROTO_UDPLITE as u8,
+            Transport::Sctp => libc::IPPROTO_SCTP as u8,
+            Transport::Dccp => libc::IPPROTO_DCCP as u8,
+        },
+        states: STATES,
+        ..Zeroable::zeroed()
+    };
+    request(SOCK_DIAG_BY_FAMILY, bytes_of(&question), ports)
+}
+
+/// Asks for TCP's sockets of both families, which the kernel takes the older question for
+/// (`inet_diag_dump_compat` in net/ipv4/inet_diag.c); the newer one must name a family.
+fn of_both_families(ports: &RangeInclusive<u16>) -> Vec<u8> {
+    let question = BothFamilies {
+        states: STATES,
+        ..Zeroable::zeroed()
+    };
+    request(TCPDIAG_GETSOCK, bytes_of(&question), ports)
+}
+
+fn request(kind: u16, question: &[u8], ports: &RangeInclusive<u16>) -> Vec<u8> {
     let compare = |code, port, left: u16| {
         let test = Step {
             code,
@@ -213,27 +272,30 @@ fn dump_one(
     };
     let [first, first_port] = compare(PORT_AT_LEAST, *ports.start(), 16);
     let [last, last_port] = compare(PORT_AT_MOST, *ports.end(), 8);
-    let request = Request {
-        length: size_of::<Request>() as u32,
-        kind: SOCK_DIAG_BY_FAMILY,
+    let filter = Filter {
+        length: size_of::<Filter>() as u16,
+        kind: REQUEST_BYTECODE,
+        steps: [first, first_port, last, last_port],
+    };
+    let header = Header {
+        length: (HEADER + question.len() + size_of::<Filter>()) as u32,
+        kind,
         flags: (libc::NLM_F_REQUEST | libc::NLM_F_DUMP) as u16,
-        family: family as u8,
-        protocol: match transport {
-            Transport::Tcp => libc::IPPROTO_TCP as u8,
-            Transport::Udp => libc::IPPROTO_UDP as u8,
-            Transport::UdpLite => libc::IPPROTO_UDPLITE as u8,
-            Transport::Sctp => libc::IPPROTO_SCTP as u8,
-            Transport::Dccp => libc::IPPROTO_DCCP as u8,
-        },
-        states: STATES,
-        filter_length: 20,
-        filter_kind: REQUEST_BYTECODE,
-        filter: [first, first_port, last, last_port],
         ..Zeroable::zeroed()
     };
+    [bytes_of(&header), question, bytes_of(&filter)].concat()
+}
+
+/// Adds the rows; in how many pieces they came, the last of which is the end.
+fn ask(
+    netlink: &OwnedFd,
+    transport: Transport,
+    request: &[u8],
+    rows: &mut Vec<Row>,
+) -> io::Result<usize> {
     sendto(
         netlink.as_raw_fd(),
-        bytemuck::bytes_of(&request),
+        request,
         &NetlinkAddr::new(0, 0),
         MsgFlags::empty(),
     )?;
@@ -243,32 +305,26 @@ fn dump_one(
         let received = recv(netlink.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
         let mut rest = buffer.get(..received).unwrap_or(&[]);
         pieces += 1;
-        while let Some(header) = rest.get(..HEADER) {
-            let length: u32 = bytemuck::pod_read_unaligned(&header[..4]);
-            let kind: u16 = bytemuck::pod_read_unaligned(&header[4..6]);
+        while let Some((header, behind)) = rest.split_at_checked(HEADER) {
+            let Header { length, kind, .. } = bytemuck::pod_read_unaligned(header);
             match i32::from(kind) {
                 libc::NLMSG_DONE => return Ok(pieces),
                 libc::NLMSG_ERROR => {
-                    let number = rest
-                        .get(HEADER..HEADER + 4)
+                    let number = behind
+                        .get(..4)
                         .map_or(0, bytemuck::pod_read_unaligned::<i32>);
                     return Err(io::Error::from_raw_os_error(-number));
                 }
                 _ => {}
             }
-            let message = rest.get(..length as usize).unwrap_or(rest);
+            let length = (length as usize).max(HEADER);
+            let message = behind.get(..length - HEADER).unwrap_or(behind);
             if let Some((answer, attributes)) = message.split_at_checked(size_of::<Answer>()) {
-                let cgroup = cgroup(attributes);
-                rows.extend(row(
-                    transport,
-                    &bytemuck::pod_read_unaligned(answer),
-                    cgroup,
-                ));
+                let answer = bytemuck::pod_read_unaligned(answer);
+                rows.extend(row(transport, &answer, cgroup(attributes)));
             }
             // Messages begin at multiples of four bytes.
-            rest = rest
-                .get(length.max(HEADER as u32).next_multiple_of(4) as usize..)
-                .unwrap_or(&[]);
+            rest = rest.get(length.next_multiple_of(4)..).unwrap_or(&[]);
         }
     }
 }
@@ -337,8 +393,8 @@ pub(super) fn shows_bound() -> bool {
             return Ok(false);
         };
         let mut rows = Vec::new();
-        let ports = port..=port;
-        dump_one(&open()?, Transport::Tcp, libc::AF_INET, &ports, &mut rows)?;
+        let request = of_one(Transport::Tcp, libc::AF_INET, &(port..=port));
+        ask(&open()?, Transport::Tcp, &request, &mut rows)?;
         Ok(rows.iter().any(|row| row.state == State::Bound))
     };
     *ANSWER.get_or_init(|| ask().unwrap_or(false))
@@ -350,8 +406,33 @@ mod tests {
 
     #[test]
     fn the_structures_are_the_kernels() {
+        assert_eq!(size_of::<Header>(), 16);
         assert_eq!(size_of::<SocketId>(), 48);
-        assert_eq!(size_of::<Request>(), 16 + 56 + 4 + 16);
-        assert_eq!(size_of::<Answer>(), 16 + 72);
+        assert_eq!(size_of::<OneFamily>(), 56);
+        assert_eq!(size_of::<BothFamilies>(), 60);
+        assert_eq!(size_of::<Filter>(), 4 + 16);
+        assert_eq!(size_of::<Answer>(), 72);
+    }
+
+    #[test]
+    fn both_families_at_once_are_the_two_after_each_other() {
+        let listeners = ["127.0.0.1:0", "[::1]:0", "[::]:0"]
+            .map(|address| std::net::TcpListener::bind(address).unwrap());
+        let locals = listeners.each_ref().map(|one| one.local_addr().unwrap());
+        let netlink = open().unwrap();
+        let found = |requests: &[Vec<u8>]| {
+            let mut rows = Vec::new();
+            for request in requests {
+                read(&netlink, Transport::Tcp, request, &mut rows).unwrap();
+            }
+            rows.retain(|row| locals.contains(&row.local));
+            rows.sort_by_key(|row| row.cookie);
+            rows
+        };
+        let ports = 1024..=u16::MAX;
+        let one = |family| of_one(Transport::Tcp, family, &ports);
+        let both = found(&[of_both_families(&ports)]);
+        assert_eq!(both.len(), locals.len());
+        assert_eq!(both, found(&[one(libc::AF_INET), one(libc::AF_INET6)]));
     }
 }

@@ -21,6 +21,7 @@ use super::{
     Held,
     namespaces::{Door, Found, pids},
 };
+use crate::parallel;
 
 /// A process that has the socket open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -33,51 +34,69 @@ pub struct Holder {
 
 /// Adds to each socket its holders, the lowest process id first. Returns network namespaces that
 /// descriptors stand for.
-pub(super) fn find(sockets: &mut [Held]) -> io::Result<Vec<Found>> {
+pub(super) fn find(sockets: &mut [Held], threads: usize) -> io::Result<Vec<Found>> {
     let mut by_inode: HashMap<u64, Vec<usize>> = HashMap::new();
     for (index, held) in sockets.iter_mut().enumerate() {
         held.holders.clear();
         by_inode.entry(held.inode).or_default().push(index);
     }
-    let mut namespaces = Vec::new();
     let proc = openat(
         rustix::fs::CWD,
         "/proc",
         OFlags::PATH | OFlags::CLOEXEC,
         Mode::empty(),
     )?;
-    let mut entries = vec![MaybeUninit::uninit(); 1 << 15];
     let mut pids = pids()?;
     pids.sort_unstable();
-    for pid in pids {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        // Another user's process, or one that is gone.
-        let Ok(folder) = openat(&proc, format!("{pid}/fd"), flags, Mode::empty()) else {
-            continue;
-        };
-        let mut reader = RawDir::new(&folder, &mut entries);
-        while let Some(Ok(entry)) = reader.next() {
-            let Some(fd) = number(entry.file_name()) else {
-                continue;
-            };
-            let mut target = [MaybeUninit::uninit(); 64];
-            let Ok((target, _)) = readlinkat_raw(&folder, entry.file_name(), &mut target) else {
-                continue;
-            };
-            if let Some(inode) = inode(target, b"socket:[") {
-                for index in by_inode.get(&inode).into_iter().flatten() {
-                    let holders = &mut sockets[*index].holders;
-                    if holders.last().is_none_or(|last| last.pid != pid) {
-                        holders.push(Holder { pid, fd });
-                    }
+    let mut namespaces = Vec::new();
+    let all = parallel::map(threads, pids.clone(), |pid| {
+        descriptors(&proc, pid, |inode| by_inode.contains_key(&inode))
+    });
+    for (pid, (held, found)) in pids.into_iter().zip(all) {
+        namespaces.extend(found);
+        for (inode, fd) in held {
+            for index in by_inode.get(&inode).into_iter().flatten() {
+                let holders = &mut sockets[*index].holders;
+                if holders.last().is_none_or(|last| last.pid != pid) {
+                    holders.push(Holder { pid, fd });
                 }
-            } else if let Some(inode) = inode(target, b"net:[") {
-                let door = Door::new(PathBuf::from(format!("/proc/{pid}/fd/{fd}")), None);
-                namespaces.push(Found { inode, door });
             }
         }
     }
     Ok(namespaces)
+}
+
+/// The sockets that count among a process's descriptors, and the network namespaces.
+fn descriptors(
+    proc: &OwnedFd,
+    pid: u32,
+    counts: impl Fn(u64) -> bool,
+) -> (Vec<(u64, i32)>, Vec<Found>) {
+    let mut sockets = Vec::new();
+    let mut namespaces = Vec::new();
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    // Another user's process, or one that is gone.
+    let Ok(folder) = openat(proc, format!("{pid}/fd"), flags, Mode::empty()) else {
+        return (sockets, namespaces);
+    };
+    let mut entries = vec![MaybeUninit::uninit(); 1 << 15];
+    let mut reader = RawDir::new(&folder, &mut entries);
+    while let Some(Ok(entry)) = reader.next() {
+        let Some(fd) = number(entry.file_name()) else {
+            continue;
+        };
+        let mut target = [MaybeUninit::uninit(); 64];
+        let Ok((target, _)) = readlinkat_raw(&folder, entry.file_name(), &mut target) else {
+            continue;
+        };
+        if let Some(inode) = inode(target, b"socket:[") {
+            sockets.extend(counts(inode).then_some((inode, fd)));
+        } else if let Some(inode) = inode(target, b"net:[") {
+            let door = Door::new(PathBuf::from(format!("/proc/{pid}/fd/{fd}")), None);
+            namespaces.push(Found { inode, door });
+        }
+    }
+    (sockets, namespaces)
 }
 
 /// The number of a descriptor; None for `.` and `..`.

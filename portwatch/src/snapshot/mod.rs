@@ -15,8 +15,8 @@ use std::{
 };
 
 pub use self::holders::{Holder, duplicate, is_held_by};
-use self::namespaces::{Door, Found};
-use crate::event::Transport;
+use self::namespaces::Found;
+use crate::{event::Transport, parallel};
 
 /// What a socket does with its port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -66,44 +66,54 @@ pub struct Snapshot {
 }
 
 /// Reads the sockets on `ports` in every network namespace that a process, a mount or a descriptor
-/// keeps, and their holders. Works without privilege for what this user may see.
+/// keeps, and their holders, on that many threads. Works without privilege for what this user may
+/// see.
 ///
 /// # Errors
 ///
 /// When /proc as a whole cannot be read, or no thread be started; what goes away meanwhile is no
 /// error.
-pub fn take(ports: RangeInclusive<u16>) -> io::Result<Snapshot> {
+pub fn take(ports: RangeInclusive<u16>, threads: usize) -> io::Result<Snapshot> {
     // A thread of its own: what it enters it cannot be trusted to leave.
     thread::Builder::new()
         .name("snapshot".into())
-        .spawn(move || read(&ports))?
+        .spawn(move || read(&ports, threads))?
         .join()
         .unwrap_or_else(|_| Err(io::Error::other("the snapshot's thread ended early")))
 }
 
-fn read(ports: &RangeInclusive<u16>) -> io::Result<Snapshot> {
+fn read(ports: &RangeInclusive<u16>, threads: usize) -> io::Result<Snapshot> {
     let mut snapshot = Snapshot {
         shows_bound: diag::shows_bound(),
         ..Snapshot::default()
     };
-    // Where this thread is: without the right to enter others it can still read its own.
-    let mut here = namespaces::own();
+    let transports = diag::present();
     let mut doors = namespaces::find()?;
     let mut seen: HashSet<u64> = HashSet::new();
     // A second round only for namespaces that nothing but a descriptor keeps.
     while !doors.is_empty() {
-        for Found { inode, door } in doors.drain(..) {
-            if seen.insert(inode) {
-                read_namespace(ports, inode, &door, &mut here, &mut snapshot);
+        doors.retain(|found| seen.insert(found.inode));
+        let read = parallel::map(threads, doors.iter().collect(), |found| {
+            read_namespace(ports, &transports, found)
+        });
+        for (Found { inode, .. }, namespace) in doors.iter().zip(read) {
+            match namespace {
+                Namespace::Shown(dump) => {
+                    snapshot.namespaces.push((*inode, dump.cookie));
+                    snapshot.unshown.extend(dump.unshown);
+                    let held = dump.rows.into_iter().map(|row| row.held(*inode));
+                    snapshot.sockets.extend(held);
+                }
+                Namespace::Tables(sockets) => {
+                    snapshot.shows_bound = false;
+                    snapshot.sockets.extend(sockets);
+                }
+                Namespace::Unread => snapshot.unread.push(*inode),
             }
         }
         drop_accepted(&mut snapshot.sockets);
-        let by_descriptor = holders::find(&mut snapshot.sockets)?;
-        doors.extend(
-            by_descriptor
-                .into_iter()
-                .filter(|found| !seen.contains(&found.inode)),
-        );
+        doors = holders::find(&mut snapshot.sockets, threads)?;
+        doors.retain(|found| !seen.contains(&found.inode));
     }
     snapshot.sockets.sort_by_key(|held| {
         (
@@ -117,34 +127,30 @@ fn read(ports: &RangeInclusive<u16>) -> io::Result<Snapshot> {
     Ok(snapshot)
 }
 
+/// What was seen of one namespace.
+enum Namespace {
+    Shown(diag::Dump),
+    /// Without the privilege to enter, or on a kernel without sock_diag.
+    Tables(Vec<Held>),
+    Unread,
+}
+
 fn read_namespace(
     ports: &RangeInclusive<u16>,
-    netns: u64,
-    door: &Door,
-    here: &mut Option<u64>,
-    snapshot: &mut Snapshot,
-) {
-    let entered = if Some(netns) == *here {
+    transports: &[Transport],
+    Found { inode, door }: &Found,
+) -> Namespace {
+    // Without the right to enter others, a thread can still read where it is.
+    let entered = if namespaces::own() == Some(*inode) {
         Ok(())
     } else {
-        door.enter().inspect(|()| *here = Some(netns))
+        door.enter()
     };
-    let read = entered.and_then(|()| diag::dump(ports));
-    match read {
-        Ok(dump) => {
-            snapshot.namespaces.push((netns, dump.cookie));
-            snapshot.unshown.extend(dump.unshown);
-            let held = dump.rows.into_iter().map(|row| row.held(netns));
-            snapshot.sockets.extend(held);
-        }
-        // Without the privilege to enter, or a kernel without sock_diag.
-        Err(_) => match door.process() {
-            Some(pid) => {
-                snapshot.shows_bound = false;
-                tables::read(pid, netns, ports, &mut snapshot.sockets);
-            }
-            None => snapshot.unread.push(netns),
-        },
+    match entered.and_then(|()| diag::dump(ports, transports)) {
+        Ok(dump) => Namespace::Shown(dump),
+        Err(_) => door.process().map_or(Namespace::Unread, |pid| {
+            Namespace::Tables(tables::read(pid, *inode, ports))
+        }),
     }
 }
 
@@ -186,7 +192,7 @@ mod tests {
         let (_accepted, _) = listener.accept().unwrap();
         let me = std::process::id();
         let find = |local: SocketAddr| {
-            let snapshot = take(local.port()..=local.port()).unwrap();
+            let snapshot = take(local.port()..=local.port(), 2).unwrap();
             let mut sockets = snapshot.sockets;
             sockets.retain(|held| held.local == local);
             assert_eq!(sockets.len(), 1, "{sockets:?}");

@@ -23,8 +23,9 @@ const TABLES: [(&str, Transport); 6] = [
 /// `TCP_LISTEN` in include/net/tcp_states.h.
 const LISTEN: u8 = 10;
 
-/// Adds the sockets on `ports` in the network namespace `netns`, which `pid` is in.
-pub(super) fn read(pid: u32, netns: u64, ports: &RangeInclusive<u16>, sockets: &mut Vec<Held>) {
+/// The sockets on `ports` in the network namespace `netns`, which `pid` is in.
+pub(super) fn read(pid: u32, netns: u64, ports: &RangeInclusive<u16>) -> Vec<Held> {
+    let mut sockets = Vec::new();
     for (table, transport) in TABLES {
         // A kernel without IPv6 or UDP-Lite has no such table; a process can have gone.
         let Ok(file) = File::open(format!("/proc/{pid}/net/{table}")) else {
@@ -54,6 +55,7 @@ pub(super) fn read(pid: u32, netns: u64, ports: &RangeInclusive<u16>, sockets: &
             });
         }
     }
+    sockets
 }
 
 struct Row {
