@@ -228,12 +228,7 @@ impl<H: Host> Occupancies<H> {
     /// The event's occupancy as it is from this event on.
     fn update(&mut self, event: &Event, known: Option<Occupancy>, is_told: bool) -> Occupancy {
         let mut occupancy = known.unwrap_or_else(|| Occupancy::new(Place::of(event)));
-        let stage = match event.kind {
-            EventKind::Bind => Some(Stage::Bound),
-            EventKind::Listen => Some(Stage::Listening),
-            EventKind::Connect => Some(Stage::Connected),
-            _ => None,
-        };
+        let stage = Stage::after(event.kind);
         if let Some(stage) = stage {
             if !is_told {
                 occupancy.stage = stage;

@@ -264,10 +264,6 @@ fn holders(finding: &Finding) -> Rc<[Holder]> {
     holders.map(|process| Holder::from(&**process)).collect()
 }
 
-const fn stage(kind: EventKind) -> Stage {
-    match kind {
-        EventKind::Listen => Stage::Listening,
-        EventKind::Connect => Stage::Connected,
-        _ => Stage::Bound,
-    }
+fn stage(kind: EventKind) -> Stage {
+    Stage::after(kind).unwrap_or(Stage::Bound)
 }

@@ -38,6 +38,18 @@ pub(super) enum Stage {
     Connected,
 }
 
+impl Stage {
+    /// How far an event of that kind has it come; None for one that does not change that.
+    pub(super) const fn after(kind: EventKind) -> Option<Self> {
+        match kind {
+            EventKind::Bind => Some(Self::Bound),
+            EventKind::Listen => Some(Self::Listening),
+            EventKind::Connect => Some(Self::Connected),
+            _ => None,
+        }
+    }
+}
+
 /// One socket's stay on a watched port.
 #[derive(Clone, Debug)]
 pub(super) struct Occupancy {

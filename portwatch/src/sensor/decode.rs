@@ -8,11 +8,9 @@ use std::{
 use bytemuck::Zeroable as _;
 use jiff::Timestamp;
 use nix::time::{ClockId, clock_gettime};
-use portwatch_common::{
-    FAMILY_IPV4, FAMILY_IPV6, PROTOCOL_DCCP, PROTOCOL_SCTP, PROTOCOL_TCP, PROTOCOL_UDP,
-    PROTOCOL_UDPLITE, Repeat, Report, image_flags, kind, known,
-};
+use portwatch_common::{FAMILY_IPV4, FAMILY_IPV6, Repeat, Report, image_flags, kind, known};
 
+use super::load::protocol;
 use crate::{
     bounded::Bounded,
     event::{Event, EventKind, Image, Task, Transport},
@@ -143,14 +141,8 @@ fn event(report: &Report, image: Option<Rc<Image>>, clock: Clock) -> Option<Even
         kind::DENY => EventKind::Deny,
         _ => return None,
     };
-    let transport = match report.protocol {
-        PROTOCOL_TCP => Transport::Tcp,
-        PROTOCOL_UDP => Transport::Udp,
-        PROTOCOL_UDPLITE => Transport::UdpLite,
-        PROTOCOL_SCTP => Transport::Sctp,
-        PROTOCOL_DCCP => Transport::Dccp,
-        _ => return None,
-    };
+    let mut transports = Transport::ALL.into_iter();
+    let transport = transports.find(|one| protocol(*one) == report.protocol)?;
     let address = |bytes: [u8; 16]| match report.family {
         FAMILY_IPV4 => {
             let [a, b, c, d, ..] = bytes;
@@ -209,6 +201,8 @@ fn event(report: &Report, image: Option<Rc<Image>>, clock: Clock) -> Option<Even
 
 #[cfg(test)]
 mod tests {
+    use portwatch_common::{PROTOCOL_SCTP, PROTOCOL_TCP, PROTOCOL_UDPLITE};
+
     use super::*;
 
     fn decode(report: &Report, clock: Clock) -> Option<Event> {

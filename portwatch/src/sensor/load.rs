@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, io, os::fd::AsFd, thread};
 
 use aya::{
-    Ebpf, EbpfLoader,
+    Ebpf, EbpfLoader, Pod,
     maps::{Array, MapData},
     programs::{CgroupAttachMode, Program, ProgramError, ProgramType},
     sys::{BpfHelper, is_helper_supported},
@@ -140,6 +140,14 @@ pub(super) fn load(
         .load(object)
         .map_err(|error| SensorError::object(&error))
 }
+
+/// A form of the kernel side's own, which aya must be told is plain bytes.
+#[repr(transparent)]
+#[derive(Clone, Copy)]
+pub(super) struct Plain<T>(pub(super) T);
+
+// SAFETY: a transparent wrapper of a `bytemuck::Pod`, which has no padding and takes any bytes.
+unsafe impl<T: bytemuck::Pod> Pod for Plain<T> {}
 
 /// Converts a map of the object, if it has one, to the type that it is.
 pub(super) fn map<M, T, E: std::error::Error>(

@@ -4,14 +4,14 @@
 use std::{net::SocketAddr, os::fd::BorrowedFd};
 
 use aya::{
-    Ebpf, Pod,
+    Ebpf,
     maps::{MapData, SkStorage},
 };
 use portwatch_common::{FAMILY_IPV4, FAMILY_IPV6, Occupant, names};
 
 use super::{
     SensorError,
-    load::{map, protocol},
+    load::{Plain, map, protocol},
 };
 use crate::event::Transport;
 
@@ -26,16 +26,8 @@ pub struct Adoption {
     pub local: SocketAddr,
 }
 
-/// The kernel's own form, which aya must be told is plain bytes.
-#[repr(transparent)]
-#[derive(Clone, Copy)]
-struct Mark(Occupant);
-
-// SAFETY: a transparent wrapper of a `bytemuck::Pod`, which has no padding and takes any bytes.
-unsafe impl Pod for Mark {}
-
 /// The map of the marks.
-pub(super) struct Occupants(SkStorage<MapData, Mark>);
+pub(super) struct Occupants(SkStorage<MapData, Plain<Occupant>>);
 
 /// `BPF_NOEXIST`: what the kernel side has marked meanwhile stays.
 const IF_ABSENT: u64 = 1;
@@ -55,7 +47,7 @@ impl Occupants {
             }
             SocketAddr::V6(local) => (FAMILY_IPV6, local.ip().octets()),
         };
-        let mark = Mark(Occupant {
+        let mark = Plain(Occupant {
             cookie: adoption.cookie,
             address: bytemuck::cast(address),
             port: adoption.local.port(),

@@ -12,17 +12,9 @@ use portwatch_common::{
 
 use super::{
     SensorError, cgroup,
-    load::{map, protocol},
+    load::{Plain, map, protocol},
 };
 use crate::policy::Refusals;
-
-/// The kernel's own form, which aya must be told is plain bytes.
-#[repr(transparent)]
-#[derive(Clone, Copy)]
-struct Rule(Refusal);
-
-// SAFETY: a transparent wrapper of a `bytemuck::Pod`, which has no padding and takes any bytes.
-unsafe impl Pod for Rule {}
 
 /// Makes `refusals` hold instead of those before. Returns the cgroups that are not there: a rule
 /// about one of them applies to nobody until it is set again.
@@ -35,7 +27,7 @@ pub(super) fn set(ebpf: &mut Ebpf, refusals: &Refusals) -> Result<Vec<String>, S
     }
     let now = before % BANKS + 1;
     let mut missing = Vec::new();
-    let mut rules: Array<&mut MapData, Rule> = array(ebpf, names::REFUSAL_RULES)?;
+    let mut rules: Array<&mut MapData, Plain<Refusal>> = array(ebpf, names::REFUSAL_RULES)?;
     let first = (now - 1) * REFUSALS;
     for (index, refusal) in (first..first + REFUSALS).zip(&refusals.rules) {
         let mut rule = Refusal::default();
@@ -54,7 +46,7 @@ pub(super) fn set(ebpf: &mut Ebpf, refusals: &Refusals) -> Result<Vec<String>, S
                 (u64::MAX, 0)
             });
         }
-        rules.set(index, Rule(rule), 0).map_err(failed)?;
+        rules.set(index, Plain(rule), 0).map_err(failed)?;
     }
     let half = REFUSAL_SLOTS / BANKS;
     let first = (now - 1) * half;

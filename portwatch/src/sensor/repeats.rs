@@ -3,20 +3,16 @@
 use std::{rc::Rc, sync::atomic::Ordering::Relaxed};
 
 use aya::{
-    Ebpf, Pod,
+    Ebpf,
     maps::{HashMap, MapData, MapError, PerCpuArray},
 };
 use portwatch_common::{Repeat, Tally, names};
 
-use super::{SensorError, control::Shared, load::map};
-
-/// The kernel's own forms, which aya must be told are plain bytes.
-#[repr(transparent)]
-#[derive(Clone, Copy)]
-struct Plain<T>(T);
-
-// SAFETY: a transparent wrapper of a `bytemuck::Pod`, which has no padding and takes any bytes.
-unsafe impl<T: bytemuck::Pod> Pod for Plain<T> {}
+use super::{
+    SensorError,
+    control::Shared,
+    load::{Plain, map},
+};
 
 pub(super) struct Repeats {
     control: Rc<Shared>,
