@@ -1,7 +1,7 @@
 //! The occupancies that are kept, and for how long.
 
 use std::{
-    collections::{BTreeMap, HashSet, VecDeque},
+    collections::{BTreeMap, HashMap, HashSet, VecDeque},
     net::IpAddr,
     rc::Rc,
 };
@@ -126,7 +126,9 @@ pub(super) struct Table {
     /// By the events' key, a cookie mostly; cookies grow, so the first is about the oldest.
     open: BTreeMap<u64, Occupancy>,
     /// The newest that closed: an accept on another CPU can be reported after the close.
-    closed: VecDeque<(u64, Occupancy)>,
+    closed: HashMap<u64, Occupancy>,
+    /// Their keys, the oldest first.
+    closed_keys: VecDeque<u64>,
     /// Open ones whose holders are to be looked for.
     unlooked: HashSet<u64>,
     /// Open ones whose close nobody reports.
@@ -142,13 +144,7 @@ pub(super) struct Table {
 
 impl Table {
     pub(super) fn known(&self, key: u64) -> Option<&Occupancy> {
-        self.open.get(&key).or_else(|| {
-            self.closed
-                .iter()
-                .rev()
-                .find(|(closed, _)| *closed == key)
-                .map(|(_, kept)| kept)
-        })
+        self.open.get(&key).or_else(|| self.closed.get(&key))
     }
 
     pub(super) fn open(&self) -> impl Iterator<Item = (u64, &Occupancy)> {
@@ -214,9 +210,13 @@ impl Table {
             }
             EventKind::Close => {
                 self.take(key);
-                self.closed.push_back((key, occupancy.clone()));
-                if self.closed.len() > CLOSED {
-                    self.closed.pop_front();
+                if self.closed.insert(key, occupancy.clone()).is_none() {
+                    self.closed_keys.push_back(key);
+                }
+                if self.closed.len() > CLOSED
+                    && let Some(oldest) = self.closed_keys.pop_front()
+                {
+                    self.closed.remove(&oldest);
                 }
             }
             // Neither begins nor ends a stay: after a close it must not bring one back.

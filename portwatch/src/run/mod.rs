@@ -99,6 +99,7 @@ async fn watch(options: &Options, registry: Registry) -> Result<()> {
         told: Vec::with_capacity(BATCH),
         survey: None,
         is_first_survey: true,
+        has_more: false,
         settled: None,
         repeats: None,
         health: interval_at(
@@ -133,6 +134,8 @@ struct Monitor {
     survey: Option<std::io::Result<Survey>>,
     /// Whether none was joined yet.
     is_first_survey: bool,
+    /// Whether there is more in the ring than was taken in one turn.
+    has_more: bool,
     /// When to look for lost reports once more.
     settled: Option<Instant>,
     /// When to take what the kernel side counted.
@@ -148,6 +151,7 @@ impl Monitor {
             let sums = self.collapse.due().map(Instant::from_std);
             let (settled, repeats) = (self.settled, self.repeats);
             tokio::select! {
+                () = std::future::ready(()), if self.has_more => {}
                 ready = self.sensor.readable() => ready.context("waiting for the ring buffer")?,
                 () = until(settled) => {
                     self.settled = None;
@@ -156,16 +160,15 @@ impl Monitor {
                 () = until(repeats) => self.tell_repeats()?,
                 _ = self.health.tick() => self.check_health(),
                 taken = self.surveyor.taken() => self.survey = Some(taken),
-                () = until(due) => {}
+                () = until(due), if !self.has_more => {}
                 () = until(sums) => {}
                 gone = self.stdout.gone() => return Err(gone.into()),
             }
-            while self.print_batch().await? {
-                // Lets a signal in between batches of a burst.
-                tokio::task::yield_now().await;
-            }
+            self.has_more = self.print_batches().await?;
             // The ring is empty: what happened before a snapshot was begun or taken is known.
-            if let Some(survey) = self.survey.take() {
+            if !self.has_more
+                && let Some(survey) = self.survey.take()
+            {
                 self.reconcile(survey);
                 self.stdout.flush().await?;
             }
@@ -176,7 +179,7 @@ impl Monitor {
             if self.occupancies.wants_snapshot() {
                 self.surveyor.ask(Why::Holders);
             }
-            if self.survey.is_none() && self.surveyor.is_due() {
+            if !self.has_more && self.survey.is_none() && self.surveyor.is_due() {
                 self.occupancies.begin_snapshot();
                 self.surveyor.begin();
             }

@@ -17,7 +17,22 @@ const SETTLED: Duration = Duration::from_secs(1);
 /// How often what the kernel side counts is taken, while it counts.
 const REPEATS: Duration = Duration::from_secs(1);
 
+/// Batches in a row, after which the agent looks what else there is to do.
+const BATCHES: usize = 64;
+
 impl Monitor {
+    /// Prints what is in the ring. Whether there is more than goes into one turn.
+    pub(super) async fn print_batches(&mut self) -> Result<bool> {
+        for _ in 0..BATCHES {
+            if !self.print_batch().await? {
+                return Ok(false);
+            }
+            // Lets a signal in between batches of a burst.
+            tokio::task::yield_now().await;
+        }
+        Ok(true)
+    }
+
     /// Prints what is in the ring, a batch at most, and what was lost. Whether there may be more.
     pub(super) async fn print_batch(&mut self) -> Result<bool> {
         self.stdout.flush().await?;

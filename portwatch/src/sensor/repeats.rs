@@ -24,7 +24,7 @@ pub(super) struct Repeats {
     epoch: u32,
 }
 
-/// A share of the ring: more is not worth waiting for, and the first of each repeat must still fit.
+/// From half a ring on: what is not counted, the first of each repeat, must still fit.
 const PRESSURE: u64 = 2;
 
 impl Repeats {

@@ -174,7 +174,7 @@ fn without_a_mounted_cgroup_v2_it_mounts_its_own() {
     in_namespace(|namespace| {
         let script = format!(
             "for mount in $(awk '$3 == \"cgroup2\" {{ print $2 }}' /proc/mounts); do \
-             umount \"$mount\" || exit 9; done; exec {} --format json",
+             umount \"$mount\" || exit 9; done; exec {} --format json --no-collapse",
             binary().display()
         );
         let mut command = Command::new("unshare");

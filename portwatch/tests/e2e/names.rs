@@ -60,7 +60,7 @@ fn hostile_names_stay_within_their_text_line() {
     in_namespace(|namespace| {
         let folder = tempfile::tempdir().unwrap();
         let mut command = Command::new(binary());
-        command.args(["--format", "text"]);
+        command.args(["--format", "text", "--no-collapse"]);
         let mut agent = Agent::spawn(&mut command);
         let mut nc = evil_nc(&folder, "976");
         // Other tests' lines may stand between.

@@ -35,7 +35,7 @@ pub fn file(text: &str) -> (tempfile::TempDir, PathBuf) {
 /// An agent with those rules.
 fn agent(text: &str) -> (tempfile::TempDir, Agent) {
     let (folder, path) = file(text);
-    let agent = Agent::start_quiet(&["--config", path.to_str().unwrap()]);
+    let agent = Agent::start_quiet(&["--no-collapse", "--config", path.to_str().unwrap()]);
     (folder, agent)
 }
 
@@ -186,7 +186,7 @@ fn a_bad_file_leaves_the_rules_as_they_were_and_says_so() {
     in_namespace(|namespace| {
         let good = "[[rule]]\nname = \"x\"\ndecide = \"critical\"\nport = 976\n";
         let (_folder, path) = file(good);
-        let mut agent = Agent::start_quiet(&["--config", path.to_str().unwrap()]);
+        let mut agent = Agent::start_quiet(&["--no-collapse", "--config", path.to_str().unwrap()]);
         std::fs::write(
             &path,
             "[[rule]]\nname = \"x\"\ndecide = \"ignore\"\nprot = 976\n",
