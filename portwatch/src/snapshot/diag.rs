@@ -10,13 +10,15 @@ use std::{
     sync::OnceLock,
 };
 
-use bytemuck::{Pod, Zeroable, bytes_of};
 use nix::sys::socket::{
     AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, SockaddrIn, bind,
     getsockopt, recv, sendto, socket,
 };
 
-use super::{Held, State};
+use super::{
+    Held, State,
+    wire::{Answer, HEADER, Header, of_both_families, of_one},
+};
 use crate::{event::Transport, process::NetnsCookie};
 
 /// One socket, as the kernel shows it.
@@ -45,105 +47,9 @@ impl Row {
     }
 }
 
-/// `struct inet_diag_sockid` in include/uapi/linux/inet_diag.h.
-#[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
-struct SocketId {
-    /// Network byte order.
-    local_port: [u8; 2],
-    remote_port: [u8; 2],
-    local: [u8; 16],
-    remote: [u8; 16],
-    interface: u32,
-    cookie: [u32; 2],
-}
-
-/// `struct nlmsghdr`.
-#[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
-struct Header {
-    length: u32,
-    kind: u16,
-    flags: u16,
-    sequence: u32,
-    port_id: u32,
-}
-
-/// `struct inet_diag_req_v2`.
-#[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
-struct OneFamily {
-    family: u8,
-    protocol: u8,
-    extensions: u8,
-    pad: u8,
-    states: u32,
-    id: SocketId,
-}
-
-/// `struct inet_diag_req`.
-#[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
-struct BothFamilies {
-    family: u8,
-    source_length: u8,
-    destination_length: u8,
-    extensions: u8,
-    id: SocketId,
-    states: u32,
-    tables: u32,
-}
-
-/// `struct nlattr` and four `struct inet_diag_bc_op`.
-#[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
-struct Filter {
-    length: u16,
-    kind: u16,
-    steps: [Step; 4],
-}
-
-/// `struct inet_diag_bc_op`: a comparison takes two, the second for what to compare with.
-#[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
-struct Step {
-    code: u8,
-    /// Bytes to go on by when it holds.
-    yes: u8,
-    /// When it does not: past the end refuses. In the second of two: the port.
-    no: u16,
-}
-
-/// `struct inet_diag_msg`.
-#[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
-struct Answer {
-    family: u8,
-    state: u8,
-    timer: u8,
-    retransmits: u8,
-    id: SocketId,
-    expires: u32,
-    receive_queue: u32,
-    send_queue: u32,
-    uid: u32,
-    inode: u32,
-}
-
-const HEADER: usize = size_of::<Header>();
-/// From before there were families to ask for (include/uapi/linux/inet_diag.h).
-const TCPDIAG_GETSOCK: u16 = 18;
-const SOCK_DIAG_BY_FAMILY: u16 = 20;
-const REQUEST_BYTECODE: u16 = 1;
-const PORT_AT_LEAST: u8 = 2;
-const PORT_AT_MOST: u8 = 3;
 /// `TCP_CLOSE` and `TCP_LISTEN` in include/net/tcp_states.h.
 const CLOSE: u8 = 7;
 const LISTEN: u8 = 10;
-/// All states but TIME_WAIT (6) and the two of half-open connections (3, 12), which no process
-/// holds; `TCP_BOUND_INACTIVE` (13) shows sockets that are bound and no more.
-const STATES: u32 = 0x3fff & !(1 << 6) & !(1 << 3) & !(1 << 12);
-
 /// What is in a network namespace.
 #[derive(Default)]
 pub(super) struct Dump {
@@ -227,63 +133,6 @@ fn open() -> io::Result<OwnedFd> {
         SockFlag::SOCK_CLOEXEC,
         SockProtocol::NetlinkSockDiag,
     )?)
-}
-
-/// Asks for the sockets of one family.
-fn of_one(transport: Transport, family: i32, ports: &RangeInclusive<u16>) -> Vec<u8> {
-    let question = OneFamily {
-        family: family as u8,
-        protocol: match transport {
-            Transport::Tcp => libc::IPPROTO_TCP as u8,
-            Transport::Udp => libc::IPPROTO_UDP as u8,
-            Transport::UdpLite => libc::IPPROTO_UDPLITE as u8,
-            Transport::Sctp => libc::IPPROTO_SCTP as u8,
-            Transport::Dccp => libc::IPPROTO_DCCP as u8,
-        },
-        states: STATES,
-        ..Zeroable::zeroed()
-    };
-    request(SOCK_DIAG_BY_FAMILY, bytes_of(&question), ports)
-}
-
-/// Asks for TCP's sockets of both families, which the kernel takes the older question for
-/// (`inet_diag_dump_compat` in net/ipv4/inet_diag.c); the newer one must name a family.
-fn of_both_families(ports: &RangeInclusive<u16>) -> Vec<u8> {
-    let question = BothFamilies {
-        states: STATES,
-        ..Zeroable::zeroed()
-    };
-    request(TCPDIAG_GETSOCK, bytes_of(&question), ports)
-}
-
-fn request(kind: u16, question: &[u8], ports: &RangeInclusive<u16>) -> Vec<u8> {
-    let compare = |code, port, left: u16| {
-        let test = Step {
-            code,
-            yes: 8,
-            no: left + 4,
-        };
-        let operand = Step {
-            code: 0,
-            yes: 0,
-            no: port,
-        };
-        [test, operand]
-    };
-    let [first, first_port] = compare(PORT_AT_LEAST, *ports.start(), 16);
-    let [last, last_port] = compare(PORT_AT_MOST, *ports.end(), 8);
-    let filter = Filter {
-        length: size_of::<Filter>() as u16,
-        kind: REQUEST_BYTECODE,
-        steps: [first, first_port, last, last_port],
-    };
-    let header = Header {
-        length: (HEADER + question.len() + size_of::<Filter>()) as u32,
-        kind,
-        flags: (libc::NLM_F_REQUEST | libc::NLM_F_DUMP) as u16,
-        ..Zeroable::zeroed()
-    };
-    [bytes_of(&header), question, bytes_of(&filter)].concat()
 }
 
 /// Adds the rows; in how many pieces they came, the last of which is the end.
@@ -403,16 +252,6 @@ pub(super) fn shows_bound() -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_structures_are_the_kernels() {
-        assert_eq!(size_of::<Header>(), 16);
-        assert_eq!(size_of::<SocketId>(), 48);
-        assert_eq!(size_of::<OneFamily>(), 56);
-        assert_eq!(size_of::<BothFamilies>(), 60);
-        assert_eq!(size_of::<Filter>(), 4 + 16);
-        assert_eq!(size_of::<Answer>(), 72);
-    }
 
     #[test]
     fn both_families_at_once_are_the_two_after_each_other() {

@@ -5,6 +5,7 @@ mod diag;
 mod holders;
 mod namespaces;
 mod tables;
+mod wire;
 
 use std::{
     collections::{HashMap, HashSet},
