@@ -77,7 +77,12 @@ impl Text {
             write!(text, " {registry}")?;
         }
         match &alert.process {
-            Some(process) => compose_process(process, text)?,
+            // The most of a line, and the same on many.
+            Some(process) => text.push_str(process.text.get_or_make(|| {
+                let mut text = String::new();
+                let _ = compose_process(process, &mut text);
+                text
+            })),
             None if alert.socket.kernel == Some(true) => text.push_str(" the kernel itself"),
             None if alert.port.is_some() && alert.summary.is_none() => {
                 text.push_str(" unknown process")

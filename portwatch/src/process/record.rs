@@ -57,27 +57,40 @@ pub struct Process {
     pub start_ns: u64,
     /// The whole as JSON: it is the most of a line, and the same on many.
     #[serde(skip)]
-    pub(crate) json: Cached,
+    pub(crate) json: Cached<Box<RawValue>>,
+    /// What a line of text says of it.
+    #[serde(skip)]
+    pub(crate) text: Cached<String>,
 }
 
 /// What was made once of a value that does not change.
-#[derive(Debug, Default)]
-pub(crate) struct Cached(OnceCell<Box<RawValue>>);
+#[derive(Debug)]
+pub(crate) struct Cached<T>(OnceCell<T>);
 
-impl Clone for Cached {
-    /// The copy is there to be changed.
-    fn clone(&self) -> Self {
-        Self::default()
+impl<T> Cached<T> {
+    const fn new() -> Self {
+        Self(OnceCell::new())
+    }
+
+    pub(crate) fn get_or_make(&self, make: impl FnOnce() -> T) -> &T {
+        self.0.get_or_init(make)
     }
 }
 
-impl PartialEq for Cached {
+impl<T> Clone for Cached<T> {
+    /// The copy is there to be changed.
+    fn clone(&self) -> Self {
+        Self::new()
+    }
+}
+
+impl<T> PartialEq for Cached<T> {
     fn eq(&self, _: &Self) -> bool {
         true
     }
 }
 
-impl Eq for Cached {}
+impl<T> Eq for Cached<T> {}
 
 impl Process {
     /// As JSON; None when that fails, which a map of strings does not.
@@ -114,7 +127,8 @@ impl Process {
             container: None,
             ancestors: Vec::new(),
             start_ns: 0,
-            json: Cached(OnceCell::new()),
+            json: Cached::new(),
+            text: Cached::new(),
         }
     }
 }
