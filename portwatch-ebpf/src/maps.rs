@@ -225,8 +225,7 @@ pub fn is_counted(repeat: &Repeat) -> bool {
 /// Counts it from now on. Where there is no more room, each goes on being reported.
 #[inline(always)]
 pub fn count_on(repeat: &Repeat) {
-    let none = 0_u64;
-    if REPEATS.insert(repeat, &none, BPF_NOEXIST.into()).is_ok()
+    if REPEATS.insert(repeat, 0_u64, BPF_NOEXIST.into()).is_ok()
         && let Some(tally) = TALLY.get_ptr_mut(0)
     {
         // SAFETY: this CPU's slot, valid for the whole run.
