@@ -77,6 +77,10 @@ impl<H: Host> Occupancies<H> {
     /// Adds what the operator should read of `event`.
     fn settle(&mut self, event: &Event, alerts: &mut Vec<Alert>) {
         let key = event.key.or_else(|| self.stranger(event));
+        // A snapshot that did not show it any more has told so.
+        if event.kind == EventKind::Close && key.is_some_and(|key| self.table.has_closed(key)) {
+            return;
+        }
         let known = key.and_then(|key| self.table.known(key)).cloned();
         // The snapshot saw it between the kernel's bind and the report of it.
         let is_told = event.kind == EventKind::Bind

@@ -147,6 +147,11 @@ impl Table {
         self.open.get(&key).or_else(|| self.closed.get(&key))
     }
 
+    /// Whether its end was told.
+    pub(super) fn has_closed(&self, key: u64) -> bool {
+        !self.open.contains_key(&key) && self.closed.contains_key(&key)
+    }
+
     pub(super) fn open(&self) -> impl Iterator<Item = (u64, &Occupancy)> {
         self.open.iter().map(|(key, occupancy)| (*key, occupancy))
     }

@@ -523,6 +523,38 @@ fn nothing_is_missed_and_nothing_told_twice_while_a_snapshot_is_taken() {
 }
 
 #[test]
+fn an_end_that_a_snapshot_told_is_not_told_again() {
+    let mut occupancies = occupancies();
+    occupancies.one(&event(EventKind::Bind, 5, 812));
+    occupancies.begin_snapshot();
+    let mut alerts = Vec::new();
+    occupancies.reconcile(Vec::new(), &ALL, &mut alerts);
+    assert_eq!(outline(&alerts), [(EventKind::Close, Origin::Snapshot, 5)]);
+    assert!(occupancies.told(&event(EventKind::Close, 5, 0)).is_empty());
+}
+
+#[test]
+fn what_was_counted_is_of_the_process_that_was_told() {
+    let mut occupancies = occupancies();
+    let counted = Event {
+        taker: Some(812),
+        ..event(EventKind::Bind, 0, 0)
+    };
+    let mut alerts = Vec::new();
+    occupancies.repeat(&counted, &mut alerts);
+    occupancies.one(&event(EventKind::Bind, 5, 812));
+    occupancies.repeat(&counted, &mut alerts);
+    let pids: Vec<Option<u32>> = alerts.iter().map(pid).collect();
+    assert_eq!(pids, [None, Some(812)]);
+    // Nothing is held by that: which sockets they were is not known.
+    let closed = Event {
+        taker: Some(812),
+        ..event(EventKind::Close, 6, 0)
+    };
+    assert_eq!(pid(&occupancies.one(&closed)), Some(812));
+}
+
+#[test]
 fn what_a_snapshot_does_not_cover_is_not_closed() {
     let udplite = Event {
         transport: Transport::UdpLite,

@@ -194,6 +194,8 @@ impl Monitor {
                 self.warn(&format!(
                     "the sockets that are there could not be read: {error}"
                 ));
+                self.occupancies.end_waiting(&mut self.alerts);
+                self.write();
                 return;
             }
         };
