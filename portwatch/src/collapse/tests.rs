@@ -268,3 +268,38 @@ fn the_tables_are_bounded() {
             .all(|alert| alert.time > long_ago || alert.summary.is_none())
     );
 }
+
+#[test]
+fn what_the_kernel_side_counted_is_in_the_sums() {
+    let quiet = Quiet::default();
+    let mut quietly = Quietly::new(quiet);
+    let counted = |alert, times, quietly: &mut Quietly| {
+        quietly.collapse.repeat(alert, times, quietly.now);
+    };
+    quietly
+        .pass(alert(Listen, 976, 5))
+        .pass(accept(5, [10, 0, 0, 1]));
+    // To a listener that is there, to one that is gone, and by nobody who is known.
+    counted(accept(5, [10, 0, 0, 1]), 1000, &mut quietly);
+    counted(accept(6, [10, 0, 0, 1]), 20, &mut quietly);
+    let nobodys = Alert {
+        process: None,
+        ..alert(Bind, 976, 0)
+    };
+    counted(nobodys, 300, &mut quietly);
+    quietly.pass(alert(Close, 976, 5));
+    quietly.wait(quiet.interval);
+    let close = quietly.told.iter().find(|alert| alert.event == Close);
+    assert_eq!(close.unwrap().accepts.unwrap().count, 1001);
+    let sums = quietly
+        .told
+        .iter()
+        .filter_map(|alert| alert.summary.as_ref());
+    let mut counts: Vec<(&str, u64)> = Vec::new();
+    for sum in sums {
+        assert!(sum.held.is_empty());
+        counts.extend(sum.counts.iter().map(|(&event, &count)| (event, count)));
+    }
+    counts.sort_unstable();
+    assert_eq!(counts, [("accept", 20), ("bind", 300)]);
+}
