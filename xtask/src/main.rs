@@ -101,8 +101,12 @@ fn workspace() -> Result<&'static Path> {
 
 /// Where `cargo xtask build` leaves the agent.
 fn agent() -> PathBuf {
-    let target = std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into());
-    Path::new(&target).join("release/portwatch")
+    target().join("release/portwatch")
+}
+
+/// Where cargo builds.
+fn target() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| "target".into(), PathBuf::from)
 }
 
 fn build() -> Result<()> {

@@ -34,8 +34,11 @@ pub(super) fn measure(effort: Effort) -> Result<Vec<Row>> {
         .collect()
 }
 
-/// The benches' program, as cargo builds it.
+/// The benches' program, as cargo builds it: elsewhere, since it builds the agent too, and not as it is
+/// shipped.
 fn build() -> Result<String> {
+    let target = crate::target().join("parts");
+    let target = target.to_str().context("a path that is not UTF-8")?;
     let bench = [
         "bench",
         "--locked",
@@ -47,7 +50,8 @@ fn build() -> Result<String> {
     let built = output(
         cargo()
             .args(bench)
-            .args(["--no-run", "--message-format", "json"]),
+            .args(["--no-run", "--message-format", "json"])
+            .args(["--target-dir", target]),
     )?;
     let messages = String::from_utf8_lossy(&built.stdout);
     let messages = messages
