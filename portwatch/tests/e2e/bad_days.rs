@@ -12,7 +12,7 @@ use nix::sys::signal::Signal;
 
 use crate::{
     assert_alert,
-    support::{Agent, binary, copy_program, finish, in_namespace, run},
+    support::{Agent, binary, binds, copy_program, finish, in_namespace, perl, run},
 };
 
 #[test]
@@ -199,9 +199,7 @@ fn a_signal_ends_it_well_with_all_that_was_reported() {
     for signal in [Signal::SIGINT, Signal::SIGTERM] {
         in_namespace(|namespace| {
             let agent = Agent::start(&[]);
-            for _ in 0..50 {
-                drop(UdpSocket::bind("127.0.0.1:976").unwrap());
-            }
+            perl(&binds(50));
             // Nobody waited: what is not printed yet must still come.
             assert_eq!(
                 agent.stop_with(signal, namespace.inode).len(),

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::{
     assert_alert,
-    support::{Agent, Cgroup, in_namespace},
+    support::{Agent, Cgroup, binds, in_namespace},
 };
 
 /// An agent as it comes, with a small ring, for one cgroup.
@@ -49,14 +49,6 @@ fn counts(alerts: &[Value], comm: &str) -> BTreeMap<String, u64> {
         }
     }
     counts
-}
-
-/// Perl that binds and closes a UDP socket on 976 that often.
-fn binds(times: usize) -> String {
-    format!(
-        "use Socket; for (1..{times}) {{ socket(my $s, PF_INET, SOCK_DGRAM, 0) or die; \
-         bind($s, sockaddr_in(976, INADDR_LOOPBACK)) or die; close $s }}"
-    )
 }
 
 #[test]

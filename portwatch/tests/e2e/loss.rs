@@ -13,15 +13,7 @@ use nix::{
 };
 use serde_json::Value;
 
-use crate::support::{Agent, Cgroup, binary, in_namespace, run};
-
-/// Binds and closes that many UDP sockets, and does nothing else.
-fn binds(count: usize) -> String {
-    format!(
-        "use Socket; for (1..{count}) {{ socket(my $s, PF_INET, SOCK_DGRAM, 0) or die; \
-         bind($s, sockaddr_in(976, INADDR_LOOPBACK)) or die; close $s }}"
-    )
-}
+use crate::support::{Agent, Cgroup, binary, binds, in_namespace, perl, run};
 
 #[test]
 fn what_found_the_ring_full_is_counted_to_the_last_report() {
@@ -137,9 +129,7 @@ fn a_reader_that_stalls_does_not_keep_the_agent_from_stopping() {
         stderr.read_line(&mut line).unwrap();
         assert!(line.contains("armed"), "{line}");
         // Some 700 bytes each, into a pipe that holds 64 KiB and that nobody reads.
-        // By a child: what this process holds, others that tests start inherit for a moment.
-        let status = Command::new("perl").args(["-e", &binds(300)]).status();
-        assert!(status.unwrap().success());
+        perl(&binds(300));
         kill(Pid::from_raw(agent.id() as i32), Signal::SIGTERM).unwrap();
         assert_eq!(agent.wait().unwrap().code(), Some(6));
         line.clear();

@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use crate::{
     assert_alert,
-    support::{Agent, Dialogue, binary, finish, in_namespace, run},
+    support::{Agent, Dialogue, binary, finish, in_namespace, perl, run},
 };
 
 /// The recipe of that title in docs/rules.md.
@@ -37,11 +37,6 @@ fn agent(text: &str) -> (tempfile::TempDir, Agent) {
     let (folder, path) = file(text);
     let agent = Agent::start_quiet(&["--no-collapse", "--config", path.to_str().unwrap()]);
     (folder, agent)
-}
-
-fn perl(script: &str) {
-    let status = Command::new("perl").args(["-e", script]).status().unwrap();
-    assert!(status.success(), "{script}");
 }
 
 fn udp(port: u16) -> String {

@@ -4,12 +4,14 @@ mod agent;
 mod cgroup;
 mod dialogue;
 mod namespace;
+mod perl;
 
 pub use self::{
     agent::{Agent, binary, copy_program, finish, run},
     cgroup::{Cgroup, cgroup_root},
     dialogue::Dialogue,
     namespace::{Namespace, in_namespace},
+    perl::{binds, perl},
 };
 
 /// The part of an alert that most tests compare.
