@@ -1,12 +1,12 @@
 //! Reads IANA's `service-names-port-numbers.csv`: RFC 4180, UTF-8, twelve columns of which the
 //! first four and the two dates matter. Columns go by position: titles changed over the years.
 
-use std::{fs::File, io::Read as _, path::Path};
+use std::{fs::File, io::Read as _, path::Path, rc::Rc};
 
 use csv::{ByteRecord, ReaderBuilder};
 use jiff::civil::Date;
 
-use super::{LAST_SYSTEM_PORT, ReadError, Registry, Row, Status};
+use super::{LAST_SYSTEM_PORT, ReadError, Registry, Row, Status, joined};
 use crate::{event::Transport, printable::Printable};
 
 const COLUMNS: usize = 12;
@@ -117,9 +117,9 @@ fn row(here: &Here<'_>) -> Result<Option<Row>, ReadError> {
         return Ok(None);
     }
     let services = if service.is_empty() {
-        Vec::new()
+        Rc::default()
     } else {
-        vec![Printable::from(service)]
+        Rc::from([Printable::from(service)])
     };
     Ok(Some(Row {
         ports: first..=last.min(LAST_SYSTEM_PORT),
@@ -151,7 +151,7 @@ fn add(rows: &mut Vec<Row>, row: Row) {
         known.ports == row.ports && known.transport == row.transport && known.status == row.status
     });
     match same {
-        Some(known) => known.services.extend(row.services),
+        Some(known) => known.services = joined(&known.services, &row.services),
         None => rows.push(row),
     }
 }

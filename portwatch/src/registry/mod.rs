@@ -5,7 +5,7 @@ mod csv;
 mod diff;
 mod table;
 
-use std::{fmt, io, ops::RangeInclusive, path::PathBuf};
+use std::{fmt, io, ops::RangeInclusive, path::PathBuf, rc::Rc};
 
 use jiff::civil::Date;
 use portwatch_common::SYSTEM_PORTS;
@@ -85,7 +85,7 @@ pub struct Verdict {
     pub range: Option<(u16, u16)>,
     /// Service names in the registry's order; several can share a port, an assigned port can
     /// have none.
-    pub services: Vec<Printable>,
+    pub services: Rc<[Printable]>,
     /// Whether a row or a rule says so.
     pub basis: Basis,
 }
@@ -97,7 +97,7 @@ struct Row {
     /// None speaks for all transports.
     transport: Option<Transport>,
     status: Status,
-    services: Vec<Printable>,
+    services: Rc<[Printable]>,
 }
 
 /// Why a registry file could not be used.
@@ -238,12 +238,13 @@ impl Registry {
                 }
             }
         }
-        let mut verdicts: [Vec<Verdict>; TRANSPORTS.len()] = Default::default();
+        let mut verdicts = TRANSPORTS.map(|_| Vec::with_capacity(by_port.len()));
+        let nobody: Rc<[Printable]> = Rc::default();
         for here in &by_port {
             let stated = TRANSPORTS.map(|transport| stated(here, transport));
             let statuses: Vec<Status> = stated.iter().flatten().map(|one| one.status).collect();
             for (verdicts, stated) in verdicts.iter_mut().zip(stated) {
-                verdicts.push(stated.unwrap_or_else(|| by_rule(&statuses)));
+                verdicts.push(stated.unwrap_or_else(|| by_rule(&statuses, &nobody)));
             }
         }
         Self {
@@ -269,14 +270,10 @@ fn stated(rows: &[&Row], transport: Transport) -> Option<Verdict> {
     let rank = |row: &Row| (row.transport.is_some(), row.status);
     let rows = || rows.iter().copied().filter(applies);
     let best = rows().max_by_key(|row| rank(row))?;
-    let mut services: Vec<Printable> = Vec::new();
-    for row in rows().filter(|row| rank(row) == rank(best)) {
-        for service in &row.services {
-            if !services.contains(service) {
-                services.push(service.clone());
-            }
-        }
-    }
+    let agreed = rows().filter(|row| rank(row) == rank(best));
+    let services = agreed
+        .map(|row| Rc::clone(&row.services))
+        .reduce(|services, more| joined(&services, &more))?;
     let (first, last) = (*best.ports.start(), *best.ports.end());
     Some(Verdict {
         status: best.status,
@@ -286,8 +283,14 @@ fn stated(rows: &[&Row], transport: Transport) -> Option<Verdict> {
     })
 }
 
+/// Both, without what is in both twice.
+fn joined(services: &[Printable], more: &[Printable]) -> Rc<[Printable]> {
+    let more = more.iter().filter(|service| !services.contains(service));
+    services.iter().chain(more).cloned().collect()
+}
+
 /// The status of a transport without a row, from what the others' rows say.
-fn by_rule(others: &[Status]) -> Verdict {
+fn by_rule(others: &[Status], nobody: &Rc<[Printable]>) -> Verdict {
     let taken = others
         .iter()
         .any(|status| matches!(status, Status::Assigned | Status::Reserved));
@@ -299,7 +302,7 @@ fn by_rule(others: &[Status]) -> Verdict {
     Verdict {
         status,
         range: None,
-        services: Vec::new(),
+        services: Rc::clone(nobody),
         basis,
     }
 }

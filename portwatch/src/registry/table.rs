@@ -32,7 +32,7 @@ pub fn to_table(registry: &Registry) -> String {
         };
         let transport = row.transport.map_or(ANY, Transport::name);
         let _ = write!(table, "{ports:<9} {transport:<4} {}", row.status.name());
-        for service in &row.services {
+        for service in &*row.services {
             let _ = write!(table, " {service}");
         }
         table.push('\n');
