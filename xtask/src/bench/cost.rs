@@ -39,15 +39,21 @@ fn bystander(
 ) -> Result<Row> {
     let operations = effort.operations / share / 2;
     let [mut off, mut floors, mut ratios] = [const { Vec::new() }; 3];
-    work::time(operations, &mut *work)?;
+    // The first of them meet a processor that has slept.
+    let mut time = || -> Result<f64> {
+        work::time(operations / 8, &mut *work)?;
+        work::time(operations, &mut *work)
+    };
     for _ in 0..effort.rounds * 2 {
-        let without = work::time(operations, &mut *work)?;
+        let before = time()?;
         let empty = Empty::attach()?;
-        let floor = work::time(operations, &mut *work)?;
+        let floor = time()?;
         drop(empty);
         let agent = Agent::start(&[])?;
-        let with = work::time(operations, &mut *work)?;
+        let with = time()?;
         agent.stop()?;
+        // On both sides, so that a host that is getting slower is no cost.
+        let without = f64::midpoint(before, time()?);
         off.push(without);
         floors.push(floor / without);
         ratios.push(with / without);
