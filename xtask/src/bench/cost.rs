@@ -8,7 +8,7 @@ use aya::{
     sys::{Stats, enable_stats},
 };
 
-use super::{Effort, Row, agent::Agent, bpf, empty::Empty, quantile, spread, work};
+use super::{Effort, Figure, Row, agent::Agent, bpf, empty::Empty, median, spread, work};
 
 type Work = Box<dyn FnMut() -> std::io::Result<()>>;
 
@@ -59,7 +59,7 @@ fn bystander(
         ratios.push(with / without);
     }
     Ok(Row::new(what)
-        .with("off, ns", format!("{:.0}", quantile(&mut off, 0.5)))
+        .with("off, ns", median(&mut off, 0))
         .with("with empty programs (middle half)", spread(&mut floors, 3))
         .with("with portwatch (middle half)", spread(&mut ratios, 3)))
 }
@@ -122,12 +122,12 @@ pub(super) fn event(effort: Effort) -> Result<Vec<Row>> {
                 .get(program)
                 .map_or((0, 0), |one| (one.verified, one.stack));
             let row = Row::new(format!("{program}, {name}"))
-                .with("ns a run", format!("{ns:.0}"))
-                .with("an empty program", format!("{floor:.0}"))
-                .with("net", format!("{:.0}", ns - floor))
-                .with("runs", runs.to_string())
-                .with("verified instructions", verified.to_string())
-                .with("stack, bytes", stack.to_string());
+                .with("ns a run", Figure::Number(ns, 0))
+                .with("an empty program", Figure::Number(floor, 0))
+                .with("net", Figure::Number(ns - floor, 0))
+                .with("runs", Figure::count(runs))
+                .with("verified instructions", Figure::count(verified))
+                .with("stack, bytes", Figure::count(stack));
             rows.push(row);
         }
         agent.stop()?;
@@ -154,8 +154,8 @@ fn in_turns(
         ratios.push(with / without);
     }
     Ok(Row::new(what)
-        .with("off, ns", format!("{:.0}", quantile(&mut off, 0.5)))
-        .with("on, ns", format!("{:.0}", quantile(&mut on, 0.5)))
+        .with("off, ns", median(&mut off, 0))
+        .with("on, ns", median(&mut on, 0))
         .with("ratio (middle half)", spread(&mut ratios, 3)))
 }
 

@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 
-use super::{Effort, Row, agent::Agent, quantile, work::again};
+use super::{Effort, Figure, Row, agent::Agent, quantile, work::again};
 
 /// UDP binds one after the other; the host does nothing else.
 pub(super) fn measure(effort: Effort) -> Result<Vec<Row>> {
@@ -40,7 +40,7 @@ pub(super) fn measure(effort: Effort) -> Result<Vec<Row>> {
     }
     agent.stop()?;
     let count = delays.len();
-    let mut at = |share| format!("{:.0}", quantile(&mut delays, share));
+    let mut at = |share| Figure::Number(quantile(&mut delays, share), 0);
     Ok(vec![
         Row::new(format!("bind() to the line on the pipe, {count} binds"))
             .with("p50, us", at(0.5))

@@ -7,6 +7,7 @@ mod agent;
 mod bpf;
 mod cost;
 mod empty;
+mod figure;
 mod latency;
 mod parts;
 mod peers;
@@ -22,7 +23,11 @@ use clap::{Args, ValueEnum};
 use nix::sched::{CloneFlags, unshare};
 use serde_json::{Value, json};
 
-pub(crate) use self::peers::{GuestOptions, run_guest};
+use self::figure::table;
+pub(crate) use self::{
+    figure::{Figure, Row, median, quantile, spread},
+    peers::{GuestOptions, run_guest},
+};
 use crate::tools;
 
 /// What of it is measured.
@@ -67,26 +72,6 @@ pub(crate) struct Effort {
     pub(crate) sockets: &'static [(usize, usize)],
 }
 
-/// One figure of the table.
-pub(crate) struct Row {
-    pub(crate) what: String,
-    pub(crate) figures: Vec<(&'static str, String)>,
-}
-
-impl Row {
-    pub(crate) fn new(what: impl Into<String>) -> Self {
-        Self {
-            what: what.into(),
-            figures: Vec::new(),
-        }
-    }
-
-    pub(crate) fn with(mut self, name: &'static str, value: impl Into<String>) -> Self {
-        self.figures.push((name, value.into()));
-        self
-    }
-}
-
 pub(crate) fn run(options: &Options) -> Result<()> {
     if !super::is_root() {
         bail!("the benchmark loads BPF programs: run it as root");
@@ -115,7 +100,9 @@ pub(crate) fn run(options: &Options) -> Result<()> {
             ],
         }
     };
-    let mut all = Vec::new();
+    let machine = machine();
+    println!("\n{machine}");
+    let mut sections = Vec::new();
     for section in Section::value_variants() {
         if !options.sections.is_empty() && !options.sections.contains(section) {
             continue;
@@ -136,13 +123,31 @@ pub(crate) fn run(options: &Options) -> Result<()> {
             Section::Peers => peers::measure(effort),
         }?;
         print!("{}", table(&rows));
-        all.push(json!({ "section": title, "rows": rows.iter().map(as_json).collect::<Vec<_>>() }));
+        let rows: Vec<Value> = rows.iter().map(Row::as_json).collect();
+        sections.push(json!({ "section": title, "rows": rows }));
     }
     if let Some(path) = &options.json {
+        let all = json!({ "machine": machine, "sections": sections });
         let text = serde_json::to_string_pretty(&all)?;
         fs::write(path, text).with_context(|| format!("writing {}", path.display()))?;
     }
     Ok(())
+}
+
+/// What the figures are of.
+fn machine() -> String {
+    let kernel = nix::sys::utsname::uname().map_or_else(
+        |_| "an unknown kernel".into(),
+        |name| name.release().to_string_lossy().into_owned(),
+    );
+    let processors = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let models = processors
+        .lines()
+        .filter_map(|line| line.strip_prefix("model name")?.split_once(": "));
+    let models: Vec<&str> = models.map(|(_, model)| model).collect();
+    let model = models.first().unwrap_or(&"processors of an unknown model");
+    let count = thread::available_parallelism().map_or(0, usize::from);
+    format!("{count} x {model}, Linux {kernel}")
 }
 
 /// Works in a network namespace of its own: nobody else's ports are in the way, nor these in anybody's.
@@ -159,55 +164,4 @@ pub(crate) fn isolated<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> Resu
 
 fn loopback(ip: &str) -> Result<()> {
     super::run(Command::new(ip).args(["link", "set", "lo", "up"]))
-}
-
-fn as_json(row: &Row) -> Value {
-    let figures = row
-        .figures
-        .iter()
-        .map(|(name, value)| ((*name).to_owned(), json!(value)));
-    json!({ "what": row.what, "figures": Value::Object(figures.collect()) })
-}
-
-/// A Markdown table; rows with other figures than the one before begin a new one.
-fn table(rows: &[Row]) -> String {
-    let mut text = String::new();
-    let mut before: Vec<&str> = Vec::new();
-    for row in rows {
-        let names: Vec<&str> = row.figures.iter().map(|(name, _)| *name).collect();
-        if names != before {
-            if !before.is_empty() {
-                text.push('\n');
-            }
-            text.push_str(&format!(
-                "| | {} |\n|---|{}\n",
-                names.join(" | "),
-                "---|".repeat(names.len())
-            ));
-            before = names;
-        }
-        let values: Vec<&str> = row
-            .figures
-            .iter()
-            .map(|(_, value)| value.as_str())
-            .collect();
-        text.push_str(&format!("| {} | {} |\n", row.what, values.join(" | ")));
-    }
-    text
-}
-
-/// The value below which that share of the values is.
-pub(crate) fn quantile(values: &mut [f64], share: f64) -> f64 {
-    values.sort_by(f64::total_cmp);
-    let index = (values.len().saturating_sub(1)) as f64 * share;
-    values
-        .get(index.round() as usize)
-        .copied()
-        .unwrap_or(f64::NAN)
-}
-
-/// Median and, in brackets, the middle half.
-pub(crate) fn spread(values: &mut [f64], digits: usize) -> String {
-    let [low, middle, high] = [0.25, 0.5, 0.75].map(|share| quantile(values, share));
-    format!("{middle:.digits$} ({low:.digits$}-{high:.digits$})")
 }

@@ -5,7 +5,7 @@ use std::process::{Command, Output};
 use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
 
-use super::{Effort, Row};
+use super::{Effort, Figure, Row};
 use crate::cargo;
 
 /// How often a part is done under callgrind, the first time; the second time it is twice that, so that
@@ -26,10 +26,10 @@ pub(super) fn measure(effort: Effort) -> Result<Vec<Row>> {
                 &effort.operations.to_string(),
                 name,
             ]))?;
-            let ns = String::from_utf8_lossy(&timed.stdout).trim().to_owned();
+            let ns = String::from_utf8_lossy(&timed.stdout).trim().parse()?;
             Ok(Row::new(name)
-                .with("instructions", each.to_string())
-                .with("ns", ns))
+                .with("instructions", Figure::count(each))
+                .with("ns", Figure::Count(ns)))
         })
         .collect()
 }

@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 
-use super::{Effort, Row, quantile};
+use super::{Effort, Figure, Row, quantile};
 
 pub(super) fn measure(effort: Effort) -> Result<Vec<Row>> {
     let mut rows = Vec::new();
@@ -31,10 +31,10 @@ pub(super) fn measure(effort: Effort) -> Result<Vec<Row>> {
         let [list, ss, lsof] = times.map(|mut times| quantile(&mut times, 0.5));
         rows.push(
             Row::new(format!("{sockets} sockets, {namespaces} namespaces"))
-                .with("list, ms", format!("{list:.0}"))
-                .with("ss -lntup, ms", format!("{ss:.0}"))
-                .with("lsof -i, ms", format!("{lsof:.0}"))
-                .with("list / ss", format!("{:.2}", list / ss)),
+                .with("list, ms", Figure::Number(list, 0))
+                .with("ss -lntup, ms", Figure::Number(ss, 0))
+                .with("lsof -i, ms", Figure::Number(lsof, 0))
+                .with("list / ss", Figure::Number(list / ss, 2)),
         );
     }
     Ok(rows)

@@ -4,7 +4,9 @@ use std::{process::Command, thread};
 
 use anyhow::{Context as _, Result};
 
-use super::{Effort, Row, agent::Agent, spread, work};
+use super::{Effort, Figure, Row, agent::Agent, spread, work};
+
+const MEMORY: [&str; 2] = ["RSS, kB", "PSS, kB"];
 
 pub(super) fn measure(effort: Effort) -> Result<Vec<Row>> {
     let mut armed = Vec::new();
@@ -14,11 +16,11 @@ pub(super) fn measure(effort: Effort) -> Result<Vec<Row>> {
         agent.stop()?;
     }
     let agent = Agent::start(&[])?;
-    let memory = |agent: &Agent| -> Result<(String, String)> {
+    let memory = || -> Result<[Figure; 2]> {
         let [rss, pss] = ["Rss", "Pss"].map(|key| agent.memory(key));
-        Ok((format!("{} kB", rss?), format!("{} kB", pss?)))
+        Ok([Figure::count(rss?), Figure::count(pss?)])
     };
-    let (rss, pss) = memory(&agent)?;
+    let idle_memory = memory()?;
     let before = agent.processor_time()?;
     let idle = effort.seconds * 6;
     thread::sleep(idle);
@@ -26,7 +28,7 @@ pub(super) fn measure(effort: Effort) -> Result<Vec<Row>> {
     let binds = effort.operations * 12;
     work::time(binds, || work::bind(976))?;
     thread::sleep(std::time::Duration::from_secs(2));
-    let (rss_after, pss_after) = memory(&agent)?;
+    let memory_after = memory()?;
     agent.stop()?;
     let size = std::fs::metadata(crate::agent())?.len();
     let tree = Command::new("cargo")
@@ -50,13 +52,12 @@ pub(super) fn measure(effort: Effort) -> Result<Vec<Row>> {
     crates.sort_unstable();
     crates.dedup();
     Ok(vec![
-        Row::new("exec to armed, ms (middle half)").with("", spread(&mut armed, 1)),
-        Row::new("RSS, PSS when idle").with("", format!("{rss}, {pss}")),
-        Row::new(format!("RSS, PSS after {} events", binds * 2))
-            .with("", format!("{rss_after}, {pss_after}")),
+        Row::new("exec to armed").with("ms (middle half)", spread(&mut armed, 1)),
+        Row::of("idle", &MEMORY, idle_memory),
+        Row::of(format!("after {} events", binds * 2), &MEMORY, memory_after),
         Row::new(format!("processor over {} idle seconds", idle.as_secs()))
-            .with("", format!("{idle_share:.2} %")),
-        Row::new("the program, stripped").with("", format!("{:.1} MB", size as f64 / 1e6)),
-        Row::new("crates in it").with("", crates.len().to_string()),
+            .with("%", Figure::Number(idle_share, 2)),
+        Row::new("the program, stripped").with("MB", Figure::Number(size as f64 / 1e6, 1)),
+        Row::new("crates in it").with("number", Figure::count(crates.len())),
     ])
 }

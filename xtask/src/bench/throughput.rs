@@ -10,7 +10,7 @@ use std::{
 use anyhow::Result;
 use serde_json::Value;
 
-use super::{Effort, Row, agent::Agent};
+use super::{Effort, Figure, Row, agent::Agent};
 
 /// Unassigned, one for each thread.
 const FIRST_PORT: u16 = 955;
@@ -74,14 +74,14 @@ fn one(effort: Effort, threads: usize, arguments: &[&str], how: &str) -> Result<
     let missing = events as i64 - (read.told + read.summed + read.lost) as i64;
     let taken = events.saturating_sub(read.lost).max(1);
     Ok(Row::new(how)
-        .with("events", events.to_string())
-        .with("told", read.told.to_string())
-        .with("summed up", read.summed.to_string())
-        .with("lost", read.lost.to_string())
-        .with("missing", missing.to_string())
+        .with("events", Figure::count(events))
+        .with("told", Figure::count(read.told))
+        .with("summed up", Figure::count(read.summed))
+        .with("lost", Figure::count(read.lost))
+        .with("missing", Figure::Count(missing))
         .with(
             "agent, us an event",
-            format!("{:.2}", spent * 1e6 / taken as f64),
+            Figure::Number(spent * 1e6 / taken as f64, 2),
         ))
 }
 

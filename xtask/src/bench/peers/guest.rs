@@ -10,7 +10,7 @@ use nix::{
 };
 
 use super::{
-    super::{as_json, loopback},
+    super::loopback,
     portwatch,
     rounds::{Plan, Work, measure},
     tracer::Tracer,
@@ -65,7 +65,7 @@ fn rows(options: &Options) -> Result<()> {
 
 fn tell(what: &str, work: &Work, tracers: Vec<Tracer>, plan: Plan) -> Result<()> {
     for row in measure(work, tracers, plan)?.ratios(what) {
-        println!("@row {}", as_json(&row));
+        println!("@row {}", row.as_json());
     }
     Ok(())
 }

@@ -12,7 +12,7 @@ use anyhow::Result;
 
 use super::{
     super::{
-        Row, quantile,
+        Figure, Row, median, quantile,
         work::{self, again},
     },
     tracer::{Running, Tracer},
@@ -187,23 +187,21 @@ pub(super) const RATIOS: [&str; 7] = [
 
 impl Outcome {
     pub(super) fn figures(mut self) -> Vec<Row> {
-        let nobody = quantile(&mut self.nobody, 0.5);
-        let first = [format!("{nobody:.0}"), "1.00".into()];
-        let mut rows = vec![row("nobody", &FIGURES, first)];
+        let first = [median(&mut self.nobody, 0), Figure::Number(1.0, 2)];
+        let mut rows = vec![Row::of("nobody", &FIGURES, first)];
         for (name, outcome) in self.tracers {
             rows.push(match outcome {
                 Ok(mut figures) => {
-                    let time = quantile(&mut figures.times, 0.5);
-                    let delay = [0.5, 0.99].map(|share| quantile(&mut figures.delays, share));
                     let before = [
-                        format!("{time:.0}"),
-                        format!("{:.2}", quantile(&mut figures.ratios, 0.5)),
+                        median(&mut figures.times, 0),
+                        median(&mut figures.ratios, 2),
                     ];
-                    let delay = delay.map(|delay| format!("{delay:.0}"));
+                    let delay = [0.5, 0.99].map(|share| quantile(&mut figures.delays, share));
+                    let delay = delay.map(|delay| Figure::Number(delay, 0));
                     let values = before.into_iter().chain(delay).chain(figures.rest());
-                    row(name, &FIGURES, values)
+                    Row::of(name, &FIGURES, values)
                 }
-                Err(error) => row(&format!("{name}: {error:#}"), &FIGURES, []),
+                Err(error) => Row::of(format!("{name}: {error:#}"), &FIGURES, []),
             });
         }
         rows
@@ -212,7 +210,7 @@ impl Outcome {
     /// The first tracer is what the others' delays are compared with.
     pub(super) fn ratios(self, what: &str) -> Vec<Row> {
         let name = |name: &str| format!("{what}: {name}");
-        let mut rows = vec![row(&name("nobody"), &RATIOS, ["1.00".into()])];
+        let mut rows = vec![Row::of(name("nobody"), &RATIOS, [Figure::Number(1.0, 2)])];
         let mut ours = None;
         for (tracer, outcome) in self.tracers {
             rows.push(match outcome {
@@ -224,11 +222,11 @@ impl Outcome {
                         delay[0] / p50,
                         delay[1] / p99,
                     ];
-                    let before = before.map(|ratio| format!("{ratio:.2}"));
+                    let before = before.map(|ratio| Figure::Number(ratio, 2));
                     let values = before.into_iter().chain(figures.rest());
-                    row(&name(tracer), &RATIOS, values)
+                    Row::of(name(tracer), &RATIOS, values)
                 }
-                Err(error) => row(&name(&format!("{tracer}: {error:#}")), &RATIOS, []),
+                Err(error) => Row::of(name(&format!("{tracer}: {error:#}")), &RATIOS, []),
             });
         }
         rows
@@ -236,28 +234,14 @@ impl Outcome {
 }
 
 impl Figures {
-    fn rest(&self) -> [String; 4] {
-        let lost = |made: i64, told: i64| format!("{} of {made}", made - told);
+    fn rest(&self) -> [Figure; 4] {
         [
-            self.delays.len().to_string(),
-            self.memory.to_string(),
-            lost(self.made, self.told),
-            lost(self.made_short, self.told_short),
+            Figure::count(self.delays.len()),
+            Figure::count(self.memory),
+            Figure::Share(self.made - self.told, self.made),
+            Figure::Share(self.made_short - self.told_short, self.made_short),
         ]
     }
-}
-
-/// A row; figures that there are not are dashes.
-pub(super) fn row(
-    what: &str,
-    names: &'static [&'static str],
-    values: impl IntoIterator<Item = String>,
-) -> Row {
-    let values = values.into_iter().chain(std::iter::repeat("-".to_owned()));
-    names
-        .iter()
-        .zip(values)
-        .fold(Row::new(what), |row, (name, value)| row.with(name, value))
 }
 
 #[cfg(test)]
@@ -272,7 +256,12 @@ mod tests {
         };
         let rows = outcome.figures();
         assert_eq!(rows[1].what, "peer: refused: no kprobes");
-        assert!(rows[1].figures.iter().all(|(_, value)| value == "-"));
+        assert!(
+            rows[1]
+                .figures
+                .iter()
+                .all(|(_, figure)| *figure == Figure::None)
+        );
     }
 
     #[test]
@@ -289,10 +278,10 @@ mod tests {
             tracers: vec![("ours", Ok(tracer(40.0))), ("peer", Ok(tracer(60.0)))],
         };
         let rows = outcome.ratios("work");
-        let values: Vec<&str> = rows[2]
+        let values: Vec<String> = rows[2]
             .figures
             .iter()
-            .map(|(_, value)| value.as_str())
+            .map(|(_, figure)| figure.to_string())
             .collect();
         assert_eq!(
             values,

@@ -9,9 +9,9 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
 
-use super::rounds::{RATIOS, row};
+use super::rounds::RATIOS;
 use crate::{
-    bench::{Effort, Row},
+    bench::{Effort, Figure, Row},
     vm::{Archive, Guest, emulate, kernel, static_programs},
 };
 
@@ -28,8 +28,8 @@ const UNUSED: [&str; 3] = ["usr/share", "usr/lib/x86_64-linux-gnu/gconv", "var"]
 pub(super) fn measure(effort: Effort) -> Vec<Row> {
     boot(effort).unwrap_or_else(|error| {
         let text = format!("{error:#}").replace(['\n', '|'], " ");
-        vec![row(
-            &format!("QEMU, {KERNEL}: refused: {text}"),
+        vec![Row::of(
+            format!("QEMU, {KERNEL}: refused: {text}"),
             &RATIOS,
             [],
         )]
@@ -88,9 +88,9 @@ fn boot(effort: Effort) -> Result<Vec<Row>> {
 fn read(line: &str) -> Option<Row> {
     let (_, json) = line.split_once("@row ")?;
     let told: Value = serde_json::from_str(json.trim()).ok()?;
-    let values = RATIOS.map(|name| told["figures"][name].as_str().unwrap_or("-").to_owned());
+    let values = RATIOS.map(|name| Figure::from_json(&told["figures"][name], 2));
     let what = told["what"].as_str()?;
-    Some(row(&format!("QEMU, {KERNEL}: {what}"), &RATIOS, values))
+    Some(Row::of(format!("QEMU, {KERNEL}: {what}"), &RATIOS, values))
 }
 
 /// Puts what is under `root` into the archive, as far as it is of use.
@@ -144,11 +144,15 @@ mod tests {
 
     #[test]
     fn a_row_is_found_behind_what_the_kernel_says() {
-        let line = r#"[  3.2] x@row {"what":"nobody","figures":{"ratio":"1.00"}}"#;
+        let line = r#"[  3.2] x@row {"what":"nobody","figures":{"ratio":1.0}}"#;
         let row = read(line).unwrap();
         assert_eq!(row.what, "QEMU, 6.1: nobody");
-        assert_eq!(row.figures[0], ("ratio", "1.00".into()));
-        assert!(row.figures[1..].iter().all(|(_, value)| value == "-"));
+        assert_eq!(row.figures[0], ("ratio", Figure::Number(1.0, 2)));
+        assert!(
+            row.figures[1..]
+                .iter()
+                .all(|(_, figure)| *figure == Figure::None)
+        );
         assert!(read("[  3.2] nothing").is_none());
     }
 }
