@@ -6,8 +6,6 @@ use anyhow::{Context as _, Result};
 
 use super::{Effort, Figure, Row, agent::Agent, spread, work};
 
-const MEMORY: [&str; 2] = ["RSS, kB", "PSS, kB"];
-
 pub(super) fn measure(effort: Effort) -> Result<Vec<Row>> {
     let mut armed = Vec::new();
     for _ in 0..effort.rounds {
@@ -51,13 +49,24 @@ pub(super) fn measure(effort: Effort) -> Result<Vec<Row>> {
         .collect();
     crates.sort_unstable();
     crates.dedup();
-    Ok(vec![
-        Row::new("exec to armed").with("ms (middle half)", spread(&mut armed, 1)),
-        Row::of("idle", &MEMORY, idle_memory),
-        Row::of(format!("after {} events", binds * 2), &MEMORY, memory_after),
-        Row::new(format!("processor over {} idle seconds", idle.as_secs()))
-            .with("%", Figure::Number(idle_share, 2)),
-        Row::new("the program, stripped").with("MB", Figure::Number(size as f64 / 1e6, 1)),
-        Row::new("crates in it").with("number", Figure::count(crates.len())),
-    ])
+    let [rss, pss] = idle_memory;
+    let [rss_after, pss_after] = memory_after;
+    let idle_time = format!("processor over {} idle seconds, %", idle.as_secs());
+    let events = binds * 2;
+    Ok([
+        ("exec to armed, ms (middle half)", spread(&mut armed, 1)),
+        ("RSS when idle, kB", rss),
+        ("PSS when idle, kB", pss),
+        (&format!("RSS after {events} events, kB"), rss_after),
+        (&format!("PSS after {events} events, kB"), pss_after),
+        (&idle_time, Figure::Number(idle_share, 2)),
+        (
+            "the program, stripped, MB",
+            Figure::Number(size as f64 / 1e6, 1),
+        ),
+        ("crates in it", Figure::count(crates.len())),
+    ]
+    .into_iter()
+    .map(|(what, figure)| Row::new(what).with("figure", figure))
+    .collect())
 }
