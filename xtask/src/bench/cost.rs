@@ -1,6 +1,6 @@
 //! What others pay: those who are not watched, and those who are.
 
-use std::{collections::BTreeMap, net::TcpListener, os::fd::AsFd as _};
+use std::{collections::BTreeMap, net::TcpListener, os::fd::AsFd as _, thread, time::Duration};
 
 use anyhow::Result;
 use aya::{
@@ -31,6 +31,8 @@ pub(super) fn bystanders(effort: Effort) -> Result<Vec<Row>> {
         .collect()
 }
 
+const REST: Duration = Duration::from_millis(300);
+
 fn bystander(
     what: &str,
     effort: Effort,
@@ -39,8 +41,9 @@ fn bystander(
 ) -> Result<Row> {
     let operations = effort.operations / share / 2;
     let [mut off, mut floors, mut ratios] = [const { Vec::new() }; 3];
-    // The first of them meet a processor that has slept.
+    // Each time after the same rest; the first operations wake the processor.
     let mut time = || -> Result<f64> {
+        thread::sleep(REST);
         work::time(operations / 8, &mut *work)?;
         work::time(operations, &mut *work)
     };
