@@ -8,7 +8,7 @@ use aya::{
     sys::{Stats, enable_stats},
 };
 
-use super::{Effort, Figure, Row, agent::Agent, bpf, empty::Empty, median, spread, work};
+use super::{Effort, Figure, Row, agent::Agent, bpf, empty::Empty, median, quantile, spread, work};
 
 type Work = Box<dyn FnMut() -> std::io::Result<()>>;
 
@@ -97,43 +97,42 @@ pub(super) fn event(effort: Effort) -> Result<Vec<Row>> {
         Ok(())
     };
     let _stats = enable_stats(Stats::RunTime)?;
-    let _empty = Empty::attach()?;
+    let operations = effort.operations / 4;
     for (name, work) in [
         ("filtered", &filtered as &dyn Fn(u32) -> Result<()>),
         ("reported", &reported),
     ] {
-        let agent = Agent::start(&[])?;
-        let before = programs()?;
-        work(effort.operations)?;
-        let after = programs()?;
-        let mean = |program: &str| {
-            let (before, after) = (before.get(program), after.get(program)?);
-            let runs = after.runs - before.map_or(0, |one| one.runs);
-            let time = after.time_ns - before.map_or(0, |one| one.time_ns);
-            let enough = runs > u64::from(effort.operations) / 8;
-            enough.then(|| (time as f64 / runs as f64, runs))
-        };
+        let (mut floors, mut ours) = (Runs::new(), Runs::new());
+        // A run that is interrupted counts as long as the interruption: hence medians.
+        for _ in 0..effort.rounds {
+            let empty = Empty::attach()?;
+            runs(|| work(operations), &mut floors)?;
+            drop(empty);
+            let agent = Agent::start(&[])?;
+            runs(|| work(operations), &mut ours)?;
+            agent.stop()?;
+        }
         for (program, empty) in [
             ("post_bind4", "empty_post_bind"),
             ("sock_ops", "empty_sock_ops"),
             ("sock_release", "empty_release"),
         ] {
-            let (Some((ns, runs)), Some((floor, _))) = (mean(program), mean(empty)) else {
+            let (Some(one), Some(floor)) = (ours.get_mut(program), floors.get_mut(empty)) else {
                 continue;
             };
-            let (verified, stack) = after
-                .get(program)
-                .map_or((0, 0), |one| (one.verified, one.stack));
+            if one.runs < u64::from(operations) / 8 {
+                continue;
+            }
+            let (ns, floor) = (quantile(&mut one.ns, 0.5), quantile(&mut floor.ns, 0.5));
             let row = Row::new(format!("{program}, {name}"))
                 .with("ns a run", Figure::Number(ns, 0))
                 .with("an empty program", Figure::Number(floor, 0))
                 .with("net", Figure::Number(ns - floor, 0))
-                .with("runs", Figure::count(runs))
-                .with("verified instructions", Figure::count(verified))
-                .with("stack, bytes", Figure::count(stack));
+                .with("runs", Figure::count(one.runs))
+                .with("verified instructions", Figure::count(one.verified))
+                .with("stack, bytes", Figure::count(one.stack));
             rows.push(row);
         }
-        agent.stop()?;
     }
     Ok(rows)
 }
@@ -163,21 +162,52 @@ fn in_turns(
 }
 
 /// What the kernel has counted of a program (`BPF_ENABLE_STATS`).
-struct Program {
+struct Counted {
     runs: u64,
     time_ns: u64,
     verified: u32,
     stack: u32,
 }
 
-fn programs() -> Result<BTreeMap<String, Program>> {
+/// What a program does of some work that is done several times.
+#[derive(Default)]
+struct Run {
+    runs: u64,
+    /// Nanoseconds a run, each time.
+    ns: Vec<f64>,
+    verified: u32,
+    stack: u32,
+}
+
+type Runs = BTreeMap<String, Run>;
+
+/// Adds what each program does of that work.
+fn runs(work: impl FnOnce() -> Result<()>, all: &mut Runs) -> Result<()> {
+    let before = programs()?;
+    work()?;
+    for (name, after) in programs()? {
+        let (runs, time_ns) = before
+            .get(&name)
+            .map_or((0, 0), |one| (one.runs, one.time_ns));
+        let new = after.runs - runs;
+        if new > 0 {
+            let run = all.entry(name).or_default();
+            run.runs += new;
+            run.ns.push((after.time_ns - time_ns) as f64 / new as f64);
+            (run.verified, run.stack) = (after.verified, after.stack);
+        }
+    }
+    Ok(())
+}
+
+fn programs() -> Result<BTreeMap<String, Counted>> {
     let mut found = BTreeMap::new();
     for program in loaded_programs() {
         let program = program?;
         let Some(name) = program.name_as_str() else {
             continue;
         };
-        let entry = Program {
+        let entry = Counted {
             runs: program.run_count(),
             time_ns: program.run_time().as_nanos() as u64,
             verified: program.verified_instruction_count().unwrap_or(0),

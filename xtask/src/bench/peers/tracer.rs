@@ -57,6 +57,9 @@ const QUIET: Duration = Duration::from_millis(1300);
 /// bcc compiles its program first, and does so for half a minute in an emulated machine.
 const PATIENCE: Duration = Duration::from_secs(300);
 
+/// How often a program that is started again and again is looked at.
+const RUNS: u32 = 10;
+
 /// A tracer at work.
 pub(super) struct Running {
     child: Child,
@@ -137,16 +140,19 @@ impl Running {
             return status(self.child.id(), "VmRSS:").context("it has ended");
         };
         let (program, arguments) = repeats.split_first().context("no command")?;
-        let mut child = Command::new(program)
-            .args(arguments)
-            .stdout(Stdio::null())
-            .spawn()?;
         let mut peak = 0;
-        // A program that has ended has no memory, and its status does not say so any more.
-        while let Some(memory) = status(child.id(), "VmHWM:") {
-            peak = peak.max(memory);
+        // It is quick: not each time is it seen at its largest.
+        for _ in 0..RUNS {
+            let mut child = Command::new(program)
+                .args(arguments)
+                .stdout(Stdio::null())
+                .spawn()?;
+            // A program that has ended has no memory, and its status does not say so any more.
+            while let Some(memory) = status(child.id(), "VmHWM:") {
+                peak = peak.max(memory);
+            }
+            child.wait()?;
         }
-        child.wait()?;
         Ok(peak)
     }
 }
