@@ -1,0 +1,286 @@
+//! What a snapshot shows beside the events.
+
+use super::*;
+
+/// The socket with that cookie, as a snapshot finds it.
+fn finding(kind: EventKind, cookie: u64, holders: &[u32]) -> Finding {
+    Finding {
+        event: Event {
+            netns_cookie: None,
+            ..event(kind, cookie, 0)
+        },
+        netns: NETNS,
+        holders: holders.iter().map(|pid| Rc::new(process(*pid))).collect(),
+        marked: true,
+    }
+}
+
+/// What was told, as event, origin and cookie.
+fn outline(alerts: &[Alert]) -> Vec<(EventKind, Origin, u64)> {
+    let line = |alert: &Alert| (alert.event, alert.origin, alert.socket.cookie.unwrap_or(0));
+    alerts.iter().map(line).collect()
+}
+
+const ALL: Coverage = Coverage {
+    unread: Vec::new(),
+    unshown: Vec::new(),
+    bound: true,
+};
+
+#[test]
+fn nothing_is_missed_and_nothing_told_twice_while_a_snapshot_is_taken() {
+    use EventKind::{Accept, Bind, Close, Connect, Listen};
+    use Origin::{Live, Snapshot};
+
+    struct Case {
+        what: &'static str,
+        before: Vec<Event>,
+        during: Vec<Event>,
+        found: Vec<Finding>,
+        told: Vec<(EventKind, Origin, u64)>,
+    }
+    let case = |what, before, during, found, told| Case {
+        what,
+        before,
+        during,
+        found,
+        told,
+    };
+    let cases = [
+        case(
+            "was there before",
+            vec![],
+            vec![],
+            vec![finding(Listen, 5, &[7])],
+            vec![(Listen, Snapshot, 5)],
+        ),
+        case(
+            "told live and found",
+            vec![event(Bind, 5, 7)],
+            vec![event(Listen, 5, 7)],
+            vec![finding(Listen, 5, &[7])],
+            vec![(Bind, Live, 5), (Listen, Live, 5)],
+        ),
+        case(
+            "taken meanwhile, too late to be found",
+            vec![],
+            vec![event(Bind, 5, 7)],
+            vec![],
+            vec![(Bind, Live, 5)],
+        ),
+        case(
+            "found, and its bind reported after that",
+            vec![],
+            vec![],
+            vec![finding(Bind, 5, &[7])],
+            vec![(Bind, Snapshot, 5)],
+        ),
+        case(
+            "taken and closed meanwhile, and found in between",
+            vec![],
+            vec![event(Bind, 5, 7), event(Close, 5, 0)],
+            vec![finding(Bind, 5, &[7])],
+            vec![(Bind, Live, 5), (Close, Live, 5)],
+        ),
+        case(
+            "was there before, marked, and closed meanwhile",
+            vec![],
+            vec![event(Close, 5, 0)],
+            vec![finding(Listen, 5, &[7])],
+            vec![(Listen, Snapshot, 5), (Close, Live, 5)],
+        ),
+        case(
+            "was there before, connected to meanwhile",
+            vec![],
+            vec![accept(0, [10, 0, 0, 9])],
+            vec![finding(Listen, 5, &[7])],
+            vec![(Listen, Snapshot, 5), (Accept, Live, 5)],
+        ),
+        case(
+            "its close was lost",
+            vec![event(Bind, 5, 7), event(Bind, 6, 7)],
+            vec![],
+            vec![finding(Bind, 6, &[7])],
+            vec![(Bind, Live, 5), (Bind, Live, 6), (Close, Snapshot, 5)],
+        ),
+        case(
+            "its listen was lost",
+            vec![event(Bind, 5, 7)],
+            vec![],
+            vec![finding(Listen, 5, &[7])],
+            vec![(Bind, Live, 5), (Listen, Snapshot, 5)],
+        ),
+        case(
+            "its listen comes while it is taken",
+            vec![event(Bind, 5, 7)],
+            vec![event(Listen, 5, 7)],
+            vec![finding(Bind, 5, &[7])],
+            vec![(Bind, Live, 5), (Listen, Live, 5)],
+        ),
+        case(
+            "an accepted connection that outlives its listener",
+            vec![event(Listen, 4, 7), event(Close, 4, 0)],
+            vec![],
+            vec![finding(Connect, 5, &[7])],
+            vec![(Listen, Live, 4), (Close, Live, 4)],
+        ),
+        case(
+            "an outgoing connection from before",
+            vec![],
+            vec![],
+            vec![finding(Connect, 5, &[7])],
+            vec![(Connect, Snapshot, 5)],
+        ),
+    ];
+    for Case {
+        what,
+        before,
+        during,
+        found,
+        told,
+    } in cases
+    {
+        let mut occupancies = occupancies();
+        let mut alerts = Vec::new();
+        for event in before {
+            occupancies.observe(event, &mut alerts);
+        }
+        occupancies.begin_snapshot();
+        for event in during {
+            occupancies.observe(event, &mut alerts);
+        }
+        assert!(!occupancies.reconcile(found.clone(), &ALL, &mut alerts));
+        assert_eq!(outline(&alerts), told, "{what}");
+        // And a second look finds no news.
+        let closed = |cookie| {
+            let close = |line: &&(EventKind, Origin, u64)| line.0 == Close && line.2 == cookie;
+            told.iter().any(|line| close(&line))
+        };
+        let mut still = found;
+        still.retain(|finding| !closed(finding.event.cookie.unwrap_or(0)));
+        let before = alerts.len();
+        if what.contains("too late") {
+            still.push(finding(Bind, 5, &[7]));
+        }
+        if what.contains("comes while") {
+            still = vec![finding(Listen, 5, &[7])];
+        }
+        occupancies.begin_snapshot();
+        occupancies.reconcile(still, &ALL, &mut alerts);
+        assert_eq!(alerts.len(), before, "{what}: {:?}", outline(&alerts));
+    }
+
+    // The bind of what was found is told once.
+    let mut occupancies = occupancies();
+    let mut alerts = Vec::new();
+    occupancies.begin_snapshot();
+    occupancies.reconcile(vec![finding(Bind, 5, &[7])], &ALL, &mut alerts);
+    assert!(occupancies.told(&event(Bind, 5, 7)).is_empty());
+}
+
+#[test]
+fn an_end_that_a_snapshot_told_is_not_told_again() {
+    let mut occupancies = occupancies();
+    occupancies.one(&event(EventKind::Bind, 5, 812));
+    occupancies.begin_snapshot();
+    let mut alerts = Vec::new();
+    occupancies.reconcile(Vec::new(), &ALL, &mut alerts);
+    assert_eq!(outline(&alerts), [(EventKind::Close, Origin::Snapshot, 5)]);
+    assert!(occupancies.told(&event(EventKind::Close, 5, 0)).is_empty());
+}
+
+#[test]
+fn what_a_snapshot_does_not_cover_is_not_closed() {
+    let udplite = Event {
+        transport: Transport::UdpLite,
+        ..event(EventKind::Bind, 6, 7)
+    };
+    let cases = [
+        (
+            event(EventKind::Bind, 5, 7),
+            Coverage {
+                unread: vec![NETNS],
+                ..ALL
+            },
+        ),
+        (
+            event(EventKind::Bind, 5, 7),
+            Coverage {
+                bound: false,
+                ..ALL
+            },
+        ),
+        (
+            udplite,
+            Coverage {
+                unshown: vec![Transport::UdpLite],
+                ..ALL
+            },
+        ),
+    ];
+    for (event, coverage) in cases {
+        let mut occupancies = occupancies();
+        occupancies.one(&event);
+        let mut alerts = Vec::new();
+        occupancies.begin_snapshot();
+        occupancies.reconcile(Vec::new(), &coverage, &mut alerts);
+        assert!(alerts.is_empty(), "{alerts:?}");
+        occupancies.begin_snapshot();
+        occupancies.reconcile(Vec::new(), &ALL, &mut alerts);
+        assert_eq!(alerts.len(), 1);
+    }
+}
+
+#[test]
+fn holders_are_looked_for_once_and_shown_by_the_next_event() {
+    let mut occupancies = occupancies();
+    occupancies.one(&event(EventKind::Bind, 5, 1));
+    let listen = occupancies.one(&event(EventKind::Listen, 5, 1));
+    let pids = |alert: &Alert| alert.holders.iter().map(|one| one.pid).collect::<Vec<_>>();
+    assert_eq!(pids(&listen), [1]);
+    assert!(occupancies.wants_snapshot());
+    occupancies.begin_snapshot();
+    let found = vec![finding(EventKind::Listen, 5, &[1, 812])];
+    occupancies.reconcile(found, &ALL, &mut Vec::new());
+    assert!(!occupancies.wants_snapshot());
+    let accept = occupancies.one(&accept(5, [127, 0, 0, 1]));
+    assert_eq!((pids(&accept), pid(&accept)), (vec![1, 812], Some(1)));
+}
+
+#[test]
+fn a_socket_of_the_kernels_is_nobodys() {
+    let mut occupancies = occupancies();
+    let bind = Event {
+        kernels: Some(true),
+        ..event(EventKind::Bind, 5, 812)
+    };
+    let alert = occupancies.one(&bind);
+    assert_eq!((pid(&alert), alert.socket.kernel), (None, Some(true)));
+    assert_eq!((alert.holders.len(), alert.socket.netns), (0, Some(NETNS)));
+    assert!(occupancies.has_unmarked() && !occupancies.wants_snapshot());
+}
+
+#[test]
+fn what_was_there_before_is_marked_once_and_not_at_first_sight() {
+    let mut occupancies = occupancies();
+    let unmarked = |marked| Finding {
+        marked,
+        event: Event {
+            kernels: Some(false),
+            ..event(EventKind::Listen, 5, 0)
+        },
+        ..finding(EventKind::Listen, 5, &[7])
+    };
+    let snapshot = |occupancies: &mut Occupancies<PaperHost>, marked| {
+        occupancies.begin_snapshot();
+        occupancies.reconcile(vec![unmarked(marked)], &ALL, &mut Vec::new());
+    };
+    let event = unmarked(false).event;
+    assert!(!occupancies.is_to_mark(&event, NETNS));
+    snapshot(&mut occupancies, false);
+    assert!(occupancies.has_unmarked());
+    assert!(occupancies.is_to_mark(&event, NETNS));
+    assert!(!occupancies.is_to_mark(&event, NETNS));
+    snapshot(&mut occupancies, true);
+    assert!(!occupancies.has_unmarked());
+}
