@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::{
     assert_alert,
-    support::{Agent, Cgroup, binds, in_namespace},
+    support::{Agent, Cgroup, TAKE, binds, in_namespace},
 };
 
 /// An agent as it comes, with a small ring, for one cgroup.
@@ -86,12 +86,12 @@ fn what_stays_after_a_flood_is_known_and_so_is_its_end() {
         let cgroup = Cgroup::new("stays");
         let agent = agent(&cgroup);
         agent.signal(Signal::SIGSTOP);
-        let mut taker = cgroup.start_perl(
-            "use Socket; my @held; for my $turn (1..200) { @held = (); \
-             for my $port (971..975) { socket(my $s, PF_INET, SOCK_DGRAM, 0) or die; \
-             bind($s, sockaddr_in($port, INADDR_LOOPBACK)) or die; push @held, $s } } \
-             $| = 1; print \"ready\\n\"; <STDIN>; @held = (); print \"closed\\n\"; <STDIN>",
-        );
+        let mut taker = cgroup.start_perl(&format!(
+            "{TAKE} my @held; for my $turn (1..200) {{ @held = (); \
+             for my $port (971..975) {{ socket(my $s, PF_INET, SOCK_DGRAM, 0) or die; \
+             take($s, sockaddr_in($port, INADDR_LOOPBACK)); push @held, $s }} }} \
+             $| = 1; print \"ready\\n\"; <STDIN>; @held = (); print \"closed\\n\"; <STDIN>"
+        ));
         taker.wait_for("ready");
         agent.signal(Signal::SIGCONT);
         let held = loop {

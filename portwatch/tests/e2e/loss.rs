@@ -13,7 +13,7 @@ use nix::{
 };
 use serde_json::Value;
 
-use crate::support::{Agent, Cgroup, binary, binds, in_namespace, perl, run};
+use crate::support::{Agent, Cgroup, TAKE, binary, binds, in_namespace, perl, run};
 
 #[test]
 fn what_found_the_ring_full_is_counted_to_the_last_report() {
@@ -52,9 +52,9 @@ fn what_found_the_ring_full_is_counted_to_the_last_report() {
 /// Perl that binds UDP sockets on these ports and keeps some; then closes those below 960.
 fn takes(ports: &str, kept: &str) -> String {
     format!(
-        "use Socket; my %kept; my %keep = map {{ $_ => 1 }} ({kept}); for my $port ({ports}) {{ \
+        "{TAKE} my %kept; my %keep = map {{ $_ => 1 }} ({kept}); for my $port ({ports}) {{ \
          socket(my $s, PF_INET, SOCK_DGRAM, 0) or die; \
-         bind($s, sockaddr_in($port, INADDR_LOOPBACK)) or die \"$port $!\"; \
+         take($s, sockaddr_in($port, INADDR_LOOPBACK)); \
          if ($keep{{$port}}) {{ $kept{{$port}} = $s }} else {{ close $s }} }} \
          $| = 1; print \"ready\\n\"; <STDIN>; \
          close $kept{{$_}} for grep {{ $_ < 960 }} keys %kept; print \"closed\\n\"; <STDIN>"

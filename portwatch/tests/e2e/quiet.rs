@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::{
     assert_alert,
-    support::{Agent, Cgroup, in_namespace},
+    support::{Agent, Cgroup, TAKE, in_namespace},
 };
 
 /// An agent as it comes, for one cgroup: other tests' alerts count too.
@@ -34,12 +34,12 @@ fn a_scan_of_every_port_costs_ten_lines_at_most() {
         let cgroup = Cgroup::new("scan");
         let agent = agent(&cgroup);
         // As rootcheck does it, below 1024.
-        cgroup.perl(
-            "use Socket qw(:all); for my $port (1..1023) { for my $type (SOCK_STREAM, SOCK_DGRAM) { \
-             for my $family (PF_INET, PF_INET6) { socket(my $s, $family, $type, 0) or die; \
-             bind($s, $family == PF_INET ? sockaddr_in($port, INADDR_ANY) \
-             : pack_sockaddr_in6($port, IN6ADDR_ANY)) or die \"$port $!\"; close $s } } }",
-        );
+        cgroup.perl(&format!(
+            "{TAKE} for my $port (1..1023) {{ for my $type (SOCK_STREAM, SOCK_DGRAM) {{ \
+             for my $family (PF_INET, PF_INET6) {{ socket(my $s, $family, $type, 0) or die; \
+             take($s, $family == PF_INET ? sockaddr_in($port, INADDR_ANY) \
+             : pack_sockaddr_in6($port, IN6ADDR_ANY)); close $s }} }} }}"
+        ));
         let alerts = told(agent);
         assert!((2..=10).contains(&alerts.len()), "{} lines", alerts.len());
         let mut counted = 0;

@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use crate::{
     assert_alert,
-    support::{Agent, Dialogue, binary, finish, in_namespace, perl, run},
+    support::{Agent, Dialogue, TAKE, binary, finish, in_namespace, perl, run},
 };
 
 /// The recipe of that title in docs/rules.md.
@@ -143,14 +143,14 @@ fn a_thousand_reloads_under_load_miss_nothing() {
         let arguments = ["--config", path.to_str().unwrap(), "--no-collapse"];
         let mut agent =
             Agent::start_quiet(&[&arguments[..], &["--ring-size", "67108864"]].concat());
-        let mut load = Dialogue::start(Command::new("perl").args([
-            "-e",
-            "use Socket; use Fcntl; $| = 1; print \"ready\\n\"; my ($count, $in) = (0, ''); \
+        let load = format!(
+            "{TAKE} use Fcntl; $| = 1; print \"ready\\n\"; my ($count, $in) = (0, ''); \
              fcntl(STDIN, F_SETFL, O_NONBLOCK); \
-             until (sysread(STDIN, $in, 1)) { socket(my $s, PF_INET, SOCK_DGRAM, 0) or die; \
-             bind($s, sockaddr_in(976, INADDR_LOOPBACK)) or die; close $s; $count++; \
-             select(undef, undef, undef, 0.002) } print \"$count\\n\"",
-        ]));
+             until (sysread(STDIN, $in, 1)) {{ socket(my $s, PF_INET, SOCK_DGRAM, 0) or die; \
+             take($s, sockaddr_in(976, INADDR_LOOPBACK)); close $s; $count++; \
+             select(undef, undef, undef, 0.002) }} print \"$count\\n\""
+        );
+        let mut load = Dialogue::start(Command::new("perl").args(["-e", &load]));
         load.wait_for("ready");
         let texts = [
             "",

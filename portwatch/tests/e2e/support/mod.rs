@@ -11,7 +11,7 @@ pub use self::{
     cgroup::{Cgroup, cgroup_root},
     dialogue::Dialogue,
     namespace::{Namespace, in_namespace},
-    perl::{binds, perl},
+    perl::{TAKE, binds, perl},
 };
 
 /// The part of an alert that most tests compare.
