@@ -3,9 +3,15 @@
 use std::{
     fs, io,
     net::{SocketAddr, TcpStream},
+    os::fd::AsFd,
+    thread,
+    time::{Duration, Instant},
 };
 
-use nix::sys::socket::{setsockopt, sockopt};
+use nix::{
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::socket::{setsockopt, sockopt},
+};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 use super::script::{Actor, PORT, Script, Stop};
@@ -13,6 +19,9 @@ use crate::event::{
     EventKind::{Bind, Close, Listen},
     Transport,
 };
+
+/// Milliseconds that what an idle machine does at once may take.
+const PATIENCE: u16 = 5000;
 
 /// `IPPROTO_MPTCP`.
 const MPTCP: i32 = 262;
@@ -53,11 +62,25 @@ pub(super) fn reach(actor: Actor, listener: &Socket, to: SocketAddr) -> Result<(
 
 fn listener(script: &mut Script, socket: &Socket, local: SocketAddr) -> Result<Actor, Stop> {
     let actor = script.socket(Transport::Tcp, local);
-    socket.bind(&local.into())?;
+    take(socket, local)?;
     actor.expect(Bind);
     socket.listen(8)?;
     actor.expect(Listen);
     Ok(actor)
+}
+
+/// Binds what may have been closed a moment ago: whoever reads /proc/PID/fd just then keeps it in use for a
+/// little longer.
+fn take(socket: &Socket, local: SocketAddr) -> io::Result<()> {
+    let until = Instant::now() + Duration::from_millis(PATIENCE.into());
+    loop {
+        match socket.bind(&local.into()) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && Instant::now() < until => {
+                thread::sleep(Duration::from_millis(1));
+            }
+            bound => return bound,
+        }
+    }
 }
 
 fn tcp(script: &mut Script, local: &str, to: &str) -> Result<(), Stop> {
@@ -250,17 +273,17 @@ pub(super) fn reuse_port(script: &mut Script) -> Result<(), Stop> {
     // The kernel spreads clients over the sockets: each accept must name the one that it reached.
     for _ in 0..8 {
         let client = TcpStream::connect(local)?;
-        let mut reached = false;
-        for (socket, actor) in sockets.iter().zip(&actors) {
-            socket.set_nonblocking(true)?;
-            if socket.accept().is_ok() {
-                actor.expect_accept(local.ip(), client.local_addr()?);
-                reached = true;
-            }
-        }
-        if !reached {
+        let mut ready = sockets
+            .each_ref()
+            .map(|socket| PollFd::new(socket.as_fd(), PollFlags::POLLIN));
+        // connect(2) can return before the listener has the connection.
+        poll(&mut ready, PollTimeout::from(PATIENCE))?;
+        let ready = ready.map(|one| one.any() == Some(true));
+        let Some(reached) = ready.iter().position(|one| *one) else {
             return Err(Stop::Failed("no socket accepted".into()));
-        }
+        };
+        drop(sockets[reached].accept()?);
+        actors[reached].expect_accept(local.ip(), client.local_addr()?);
     }
     for (socket, actor) in sockets.into_iter().zip(actors) {
         drop(socket);
