@@ -80,8 +80,6 @@ pub(super) fn dump(ports: &RangeInclusive<u16>, transports: &[Transport]) -> io:
         for family in [libc::AF_INET, libc::AF_INET6] {
             match read(&netlink, transport, &of_one(transport, family, ports), rows) {
                 Ok(()) => {}
-                // Without IPv6, no socket of it is there.
-                Err(_) if family == libc::AF_INET6 => {}
                 Err(error) if transport == Transport::Tcp => return Err(error),
                 Err(_) => dump.unshown.push(transport),
             }
@@ -157,11 +155,14 @@ fn ask(
         while let Some((header, behind)) = rest.split_at_checked(HEADER) {
             let Header { length, kind, .. } = bytemuck::pod_read_unaligned(header);
             match i32::from(kind) {
-                libc::NLMSG_DONE => return Ok(pieces),
-                libc::NLMSG_ERROR => {
+                kind @ (libc::NLMSG_DONE | libc::NLMSG_ERROR) => {
                     let number = behind
                         .get(..4)
                         .map_or(0, bytemuck::pod_read_unaligned::<i32>);
+                    // The end says so too when it came early.
+                    if kind == libc::NLMSG_DONE && number >= 0 {
+                        return Ok(pieces);
+                    }
                     return Err(io::Error::from_raw_os_error(-number));
                 }
                 _ => {}

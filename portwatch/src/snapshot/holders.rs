@@ -19,7 +19,7 @@ use rustix::{
 
 use super::{
     Held,
-    namespaces::{Door, Found, pids},
+    namespaces::{Door, Namespaces, pids},
 };
 use crate::parallel;
 
@@ -34,7 +34,7 @@ pub struct Holder {
 
 /// Adds to each socket its holders, the lowest process id first. Returns network namespaces that
 /// descriptors stand for.
-pub(super) fn find(sockets: &mut [Held], threads: usize) -> io::Result<Vec<Found>> {
+pub(super) fn find(sockets: &mut [Held], threads: usize) -> io::Result<Namespaces> {
     let mut by_inode: HashMap<u64, Vec<usize>> = HashMap::new();
     for (index, held) in sockets.iter_mut().enumerate() {
         held.holders.clear();
@@ -48,12 +48,14 @@ pub(super) fn find(sockets: &mut [Held], threads: usize) -> io::Result<Vec<Found
     )?;
     let mut pids = pids()?;
     pids.sort_unstable();
-    let mut namespaces = Vec::new();
+    let mut namespaces = Namespaces::default();
     let all = parallel::map(threads, pids.clone(), |pid| {
         descriptors(&proc, pid, |inode| by_inode.contains_key(&inode))
     });
     for (pid, (held, found)) in pids.into_iter().zip(all) {
-        namespaces.extend(found);
+        for (inode, door) in found {
+            namespaces.add(inode, door);
+        }
         for (inode, fd) in held {
             for index in by_inode.get(&inode).into_iter().flatten() {
                 let holders = &mut sockets[*index].holders;
@@ -71,7 +73,7 @@ fn descriptors(
     proc: &OwnedFd,
     pid: u32,
     counts: impl Fn(u64) -> bool,
-) -> (Vec<(u64, i32)>, Vec<Found>) {
+) -> (Vec<(u64, i32)>, Vec<(u64, Door)>) {
     let mut sockets = Vec::new();
     let mut namespaces = Vec::new();
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -93,7 +95,7 @@ fn descriptors(
             sockets.extend(counts(inode).then_some((inode, fd)));
         } else if let Some(inode) = inode(target, b"net:[") {
             let door = Door::new(PathBuf::from(format!("/proc/{pid}/fd/{fd}")), None);
-            namespaces.push(Found { inode, door });
+            namespaces.push((inode, door));
         }
     }
     (sockets, namespaces)

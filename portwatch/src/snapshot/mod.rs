@@ -16,7 +16,7 @@ use std::{
 };
 
 pub use self::holders::{Holder, duplicate, is_held_by};
-use self::namespaces::Found;
+use self::namespaces::Namespace;
 use crate::{event::Transport, parallel};
 
 /// What a socket does with its port.
@@ -89,32 +89,32 @@ fn read(ports: &RangeInclusive<u16>, threads: usize) -> io::Result<Snapshot> {
         ..Snapshot::default()
     };
     let transports = diag::present();
-    let mut doors = namespaces::find()?;
     let mut seen: HashSet<u64> = HashSet::new();
-    // A second round only for namespaces that nothing but a descriptor keeps.
-    while !doors.is_empty() {
-        doors.retain(|found| seen.insert(found.inode));
-        let read = parallel::map(threads, doors.iter().collect(), |found| {
-            read_namespace(ports, &transports, found)
+    let mut unseen = namespaces::find()?.without(&seen);
+    // The second time only for namespaces that nothing but a descriptor keeps.
+    while !unseen.is_empty() {
+        let read = parallel::map(threads, unseen.iter().collect(), |namespace| {
+            read_namespace(ports, &transports, namespace)
         });
-        for (Found { inode, .. }, namespace) in doors.iter().zip(read) {
-            match namespace {
-                Namespace::Shown(dump) => {
-                    snapshot.namespaces.push((*inode, dump.cookie));
+        for (inode, what) in unseen.iter().map(|one| one.inode).zip(read) {
+            seen.insert(inode);
+            match what {
+                Read::Shown(dump) => {
+                    snapshot.namespaces.push((inode, dump.cookie));
                     snapshot.unshown.extend(dump.unshown);
-                    let held = dump.rows.into_iter().map(|row| row.held(*inode));
+                    let held = dump.rows.into_iter().map(|row| row.held(inode));
                     snapshot.sockets.extend(held);
                 }
-                Namespace::Tables(sockets) => {
+                Read::Tables(sockets) => {
                     snapshot.shows_bound = false;
                     snapshot.sockets.extend(sockets);
                 }
-                Namespace::Unread => snapshot.unread.push(*inode),
+                Read::Refused => snapshot.unread.push(inode),
+                Read::Gone => {}
             }
         }
         drop_accepted(&mut snapshot.sockets);
-        doors = holders::find(&mut snapshot.sockets, threads)?;
-        doors.retain(|found| !seen.contains(&found.inode));
+        unseen = holders::find(&mut snapshot.sockets, threads)?.without(&seen);
     }
     snapshot.sockets.sort_by_key(|held| {
         (
@@ -129,29 +129,30 @@ fn read(ports: &RangeInclusive<u16>, threads: usize) -> io::Result<Snapshot> {
 }
 
 /// What was seen of one namespace.
-enum Namespace {
+enum Read {
     Shown(diag::Dump),
     /// Without the privilege to enter, or on a kernel without sock_diag.
     Tables(Vec<Held>),
-    Unread,
+    Refused,
+    /// Nothing led there any more.
+    Gone,
 }
 
 fn read_namespace(
     ports: &RangeInclusive<u16>,
     transports: &[Transport],
-    Found { inode, door }: &Found,
-) -> Namespace {
-    // Without the right to enter others, a thread can still read where it is.
-    let entered = if namespaces::own() == Some(*inode) {
-        Ok(())
-    } else {
-        door.enter()
+    namespace: &Namespace,
+) -> Read {
+    let shown = match namespace.enter() {
+        Ok(false) => return Read::Gone,
+        Ok(true) => diag::dump(ports, transports),
+        Err(error) => Err(error),
     };
-    match entered.and_then(|()| diag::dump(ports, transports)) {
-        Ok(dump) => Namespace::Shown(dump),
-        Err(_) => door.process().map_or(Namespace::Unread, |pid| {
-            Namespace::Tables(tables::read(pid, *inode, ports))
-        }),
+    match shown {
+        Ok(dump) => Read::Shown(dump),
+        Err(_) => namespace
+            .by_process(|pid| tables::read(pid, namespace.inode, ports))
+            .map_or(Read::Refused, Read::Tables),
     }
 }
 

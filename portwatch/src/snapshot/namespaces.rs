@@ -1,7 +1,7 @@
 //! The network namespaces of this host, and how to get into them.
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     fs::File,
     io,
     os::unix::fs::MetadataExt as _,
@@ -11,10 +11,79 @@ use std::{
 use nix::sched::{CloneFlags, setns};
 use procfs::process::Process;
 
-/// A namespace and a way into it.
-pub(super) struct Found {
+/// Ways into one namespace that are kept: a process can end, or go elsewhere, before it is entered.
+const DOORS: usize = 8;
+
+/// Namespaces and the ways into them.
+#[derive(Default)]
+pub(super) struct Namespaces {
+    all: Vec<Namespace>,
+    by_inode: HashMap<u64, usize>,
+}
+
+impl Namespaces {
+    /// Adds a way into the namespace of that inode.
+    pub(super) fn add(&mut self, inode: u64, door: Door) {
+        let index = *self.by_inode.entry(inode).or_insert(self.all.len());
+        if index == self.all.len() {
+            let doors = Vec::new();
+            self.all.push(Namespace { inode, doors });
+        }
+        if let Some(namespace) = self.all.get_mut(index)
+            && namespace.doors.len() < DOORS
+        {
+            namespace.doors.push(door);
+        }
+    }
+
+    /// All but those.
+    pub(super) fn without(self, seen: &HashSet<u64>) -> Vec<Namespace> {
+        let mut all = self.all;
+        all.retain(|namespace| !seen.contains(&namespace.inode));
+        all
+    }
+}
+
+/// A namespace and ways into it.
+pub(super) struct Namespace {
     pub(super) inode: u64,
-    pub(super) door: Door,
+    doors: Vec<Door>,
+}
+
+impl Namespace {
+    /// Takes the calling thread into it; whether one of its doors still led there.
+    pub(super) fn enter(&self) -> io::Result<bool> {
+        // Without the right to enter others, a thread can still read where it is.
+        if own() == Some(self.inode) {
+            return Ok(true);
+        }
+        let mut refused = None;
+        for door in &self.doors {
+            let opened = File::open(&door.path).and_then(|file| {
+                let is_it = file.metadata()?.ino() == self.inode;
+                Ok(is_it.then_some(file))
+            });
+            match opened {
+                Ok(Some(file)) => {
+                    setns(file, CloneFlags::CLONE_NEWNET)?;
+                    return Ok(true);
+                }
+                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                    refused = Some(error);
+                }
+                Ok(None) | Err(_) => {}
+            }
+        }
+        refused.map_or(Ok(false), Err)
+    }
+
+    /// What `read` reads of a process that is in the namespace before and after.
+    pub(super) fn by_process<T>(&self, read: impl Fn(u32) -> T) -> Option<T> {
+        self.doors.iter().find_map(|door| {
+            let what = read(door.process?);
+            (inode(&door.path) == Some(self.inode)).then_some(what)
+        })
+    }
 }
 
 /// A file that stands for a namespace.
@@ -28,52 +97,39 @@ impl Door {
     pub(super) const fn new(path: PathBuf, process: Option<u32>) -> Self {
         Self { path, process }
     }
-
-    /// Takes the calling thread into the namespace.
-    pub(super) fn enter(&self) -> io::Result<()> {
-        Ok(setns(File::open(&self.path)?, CloneFlags::CLONE_NEWNET)?)
-    }
-
-    /// A process that is in the namespace.
-    pub(super) const fn process(&self) -> Option<u32> {
-        self.process
-    }
 }
 
 /// Inode of the calling thread's namespace.
-pub(super) fn own() -> Option<u64> {
+fn own() -> Option<u64> {
     inode(Path::new("/proc/thread-self/ns/net"))
 }
 
 /// The namespaces that processes are in, their threads, and those that are mounted somewhere (`ip
 /// netns`, docker).
-pub(super) fn find() -> io::Result<Vec<Found>> {
-    let mut found = Vec::new();
-    let mut seen = HashSet::new();
-    let mut add = |path: PathBuf, process: Option<u32>| {
-        if let Some(inode) = inode(&path)
-            && seen.insert(inode)
-        {
-            let door = Door::new(path, process);
-            found.push(Found { inode, door });
-        }
+pub(super) fn find() -> io::Result<Namespaces> {
+    let mut found = Namespaces::default();
+    let mut add = |path: PathBuf, process: Option<u32>, but: Option<u64>| {
+        let inode = inode(&path).filter(|inode| Some(*inode) != but)?;
+        found.add(inode, Door::new(path, process));
+        Some(inode)
     };
+    // These first: they stay.
+    let mounts = Process::myself().and_then(|process| process.mountinfo());
+    for mount in mounts.into_iter().flatten() {
+        if mount.fs_type == "nsfs" && mount.root.starts_with("net:[") {
+            add(mount.mount_point, None, None);
+        }
+    }
     for pid in pids()? {
         let folder = PathBuf::from(format!("/proc/{pid}"));
-        add(folder.join("ns/net"), Some(pid));
+        let its = add(folder.join("ns/net"), Some(pid), None);
         let tasks = folder.join("task");
         // `proc_task_getattr` counts the threads among the links, of which a folder has two.
         if std::fs::metadata(&tasks).is_ok_and(|tasks| tasks.nlink() > 3) {
             for task in std::fs::read_dir(&tasks).into_iter().flatten().flatten() {
                 let tid = task.file_name().to_str().and_then(|tid| tid.parse().ok());
-                add(task.path().join("ns/net"), tid);
+                add(task.path().join("ns/net"), tid, its);
             }
-        }
-    }
-    let mounts = Process::myself().and_then(|process| process.mountinfo());
-    for mount in mounts.into_iter().flatten() {
-        if mount.fs_type == "nsfs" && mount.root.starts_with("net:[") {
-            add(mount.mount_point, None);
         }
     }
     Ok(found)

@@ -2,11 +2,18 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fs::File,
     net::{TcpListener, TcpStream, UdpSocket},
     process::Command,
+    sync::{
+        OnceLock,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    thread,
 };
 
 use nix::{
+    sched::{CloneFlags, setns},
     sys::{
         signal::{Signal, kill},
         socket::{
@@ -25,6 +32,8 @@ use crate::{
 /// What `list` says of that namespace.
 fn listed(netns: u64, arguments: &[&str]) -> Vec<Value> {
     let list = run(&[&["list", "--format", "json"], arguments].concat());
+    assert!(list.status.success(), "{}", list.stderr);
+    assert_eq!(list.stderr, "");
     let alerts = list
         .stdout
         .lines()
@@ -89,7 +98,7 @@ fn what_was_there_is_told_and_then_followed() {
             }
         }
         let all: Vec<Value> = listed(namespace.inode, &["--all"]);
-        assert!(all.iter().any(|alert| alert["port"] == 123));
+        assert!(all.iter().any(|alert| alert["port"] == 123), "{all:?}");
 
         // From here on they are like any other.
         drop(early);
@@ -117,6 +126,44 @@ fn what_was_there_is_told_and_then_followed() {
         drop(outgoing);
         close(3);
         assert!(agent.stop(namespace.inode).is_empty());
+    });
+}
+
+#[test]
+fn threads_that_change_namespaces_hide_nothing() {
+    let here = || File::open("/proc/thread-self/ns/net").unwrap();
+    struct Ends<'a>(&'a AtomicBool);
+    impl Drop for Ends<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Relaxed);
+        }
+    }
+    let between: OnceLock<[File; 2]> = OnceLock::new();
+    let is_done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        // The first ways in that /proc shows: older than who stays there.
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while !is_done.load(Relaxed) {
+                    for namespace in between.get().into_iter().flatten() {
+                        setns(namespace, CloneFlags::CLONE_NEWNET).unwrap();
+                    }
+                }
+            });
+        }
+        let _ends = Ends(&is_done);
+        in_namespace(|namespace| {
+            let taken = here();
+            let _udp = UdpSocket::bind("127.0.0.1:977").unwrap();
+            in_namespace(|_| {
+                between.set([taken, here()]).unwrap();
+                for number in 0..40 {
+                    let list = listed(namespace.inode, &[]);
+                    let ports: Vec<_> = list.iter().map(|alert| &alert["port"]).collect();
+                    assert_eq!(ports, [977], "{number}");
+                }
+            });
+        });
     });
 }
 
