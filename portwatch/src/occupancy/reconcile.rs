@@ -1,10 +1,7 @@
 //! Joins a snapshot with what events have told. The hooks are attached before the snapshot is
 //! taken, so what it misses has been told or will be; the cookie says what is the same socket.
 
-use std::{
-    collections::{HashMap, HashSet},
-    rc::Rc,
-};
+use std::{collections::HashSet, rc::Rc};
 
 use jiff::Timestamp;
 
@@ -111,7 +108,8 @@ impl<H: Host> Occupancies<H> {
     /// Puts the occupancies right by a snapshot that began with the last
     /// [`begin_snapshot`](Self::begin_snapshot), and adds an alert for each that was not known, has
     /// come further than was told, or is gone. All events since must have been observed. Whether
-    /// it must be taken again, since too much happened meanwhile.
+    /// it must be taken again, since too much happened meanwhile or something is gone by this one
+    /// alone.
     pub fn reconcile(
         &mut self,
         findings: Vec<Finding>,
@@ -139,12 +137,12 @@ impl<H: Host> Occupancies<H> {
                 self.add(key, &finding, alerts);
             }
         }
-        self.close_missing(&found, coverage, alerts);
+        let is_missing = self.close_missing(&found, coverage, alerts);
         self.table.all_looked(self.table.round);
         for event in events {
             self.settle(&event, alerts);
         }
-        overrun
+        overrun || is_missing
     }
 
     /// The alerts for `findings` alone, as a monitor that starts now would tell them.
@@ -191,6 +189,7 @@ impl<H: Host> Occupancies<H> {
         let Some(occupancy) = self.table.get_mut(key) else {
             return;
         };
+        occupancy.missed = false;
         occupancy.netns = occupancy.netns.or(Some(finding.netns));
         if occupancy.process.is_none() {
             occupancy.process = finding.holders.first().cloned();
@@ -206,15 +205,16 @@ impl<H: Host> Occupancies<H> {
         self.tell(alert, alerts);
     }
 
-    /// Closes what the snapshot would have shown.
+    /// Closes what this snapshot and the one before would have shown: none of them is of one moment, and who
+    /// hands a socket over while /proc is read can escape one. Whether something is missing from this one alone.
     fn close_missing(
         &mut self,
         found: &HashSet<u64>,
         coverage: &Coverage,
         alerts: &mut Vec<Alert>,
-    ) {
+    ) -> bool {
         let round = self.table.round;
-        let gone: HashMap<u64, Occupancy> = self
+        let missing: Vec<u64> = self
             .table
             .open()
             .filter(|(key, occupancy)| {
@@ -229,9 +229,18 @@ impl<H: Host> Occupancies<H> {
                         || occupancy.stage == Stage::Listening);
                 occupancy.round < round && is_readable && is_shown && !found.contains(key)
             })
-            .map(|(key, occupancy)| (key, occupancy.clone()))
+            .map(|(key, _)| key)
             .collect();
-        for (key, occupancy) in gone {
+        let mut is_new = false;
+        for key in missing {
+            let Some(occupancy) = self.table.get_mut(key) else {
+                continue;
+            };
+            if !std::mem::replace(&mut occupancy.missed, true) {
+                is_new = true;
+                continue;
+            }
+            let occupancy = occupancy.clone();
             let event = Event {
                 kind: EventKind::Close,
                 time: Timestamp::now(),
@@ -251,6 +260,7 @@ impl<H: Host> Occupancies<H> {
             self.tell(alert, alerts);
             self.table.store(key, &occupancy, EventKind::Close);
         }
+        is_new
     }
 }
 

@@ -69,6 +69,8 @@ pub(super) struct Occupancy {
     pub(super) tried: bool,
     /// Whether somebody from elsewhere has connected.
     pub(super) reached: bool,
+    /// Whether the last snapshot should have shown it and did not.
+    pub(super) missed: bool,
     /// The snapshot that was last begun when something was last told of it.
     pub(super) round: u64,
     /// When its holders were last looked for.
@@ -90,6 +92,7 @@ impl Occupancy {
             marked: true,
             tried: false,
             reached: false,
+            missed: false,
             round: 0,
             looked_at: None,
         }
