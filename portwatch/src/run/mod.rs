@@ -53,7 +53,7 @@ pub struct Options {
     pub health_interval: Duration,
 }
 
-/// How long a stalled reader of stdout holds up the end.
+/// How long a reader of stdout that takes nothing holds up the end.
 const LAST_FLUSH: Duration = Duration::from_secs(2);
 
 /// Watches until SIGINT or SIGTERM.
@@ -272,18 +272,21 @@ impl Monitor {
         self.sensor.disarm();
         self.occupancies.end_waiting(&mut self.alerts);
         self.write();
-        let rest = async {
-            while self.print_batch().await? {}
-            self.tell_lost()?;
-            self.tell_repeats()?;
-            self.collapse
-                .finish(Instant::now().into_std(), &mut self.told);
-            self.write();
-            self.stdout.flush().await?;
-            anyhow::Ok(())
-        };
-        match timeout(LAST_FLUSH, rest).await {
-            Ok(result) => result,
+        loop {
+            let Ok(has_more) = timeout(LAST_FLUSH, self.print_batch()).await else {
+                return Err(self.stdout.stalled().into());
+            };
+            if !has_more? {
+                break;
+            }
+        }
+        self.tell_lost()?;
+        self.tell_repeats()?;
+        self.collapse
+            .finish(Instant::now().into_std(), &mut self.told);
+        self.write();
+        match timeout(LAST_FLUSH, self.stdout.flush()).await {
+            Ok(flushed) => Ok(flushed?),
             Err(_) => Err(self.stdout.stalled().into()),
         }
     }
