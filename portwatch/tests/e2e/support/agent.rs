@@ -64,7 +64,11 @@ impl Agent {
     /// arguments, and waits until it is armed.
     pub fn start(arguments: &[&str]) -> Self {
         let plain = ["--no-collapse", "--config", "/dev/null"];
-        Self::start_quiet(&[&plain, arguments].concat())
+        // Room for what other tests flood the host with, unless the test is about that.
+        let room = ["--ring-size", "16777216"];
+        let has_room = arguments.contains(&"--ring-size");
+        let room = if has_room { &[][..] } else { &room[..] };
+        Self::start_quiet(&[&plain, room, arguments].concat())
     }
 
     /// As `start`, as an operator would have it.
@@ -120,6 +124,7 @@ impl Agent {
         loop {
             // Other tests' alerts are theirs to judge.
             let alert = json(&self.line());
+            assert_ne!(alert["event"], "loss", "{alert}");
             if alert["socket"]["netns"] == netns {
                 return valid(alert);
             }
