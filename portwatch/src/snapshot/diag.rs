@@ -47,9 +47,9 @@ impl Row {
     }
 }
 
-/// `TCP_CLOSE` and `TCP_LISTEN` in include/net/tcp_states.h.
-const CLOSE: u8 = 7;
+/// `TCP_LISTEN` in include/net/tcp_states.h.
 const LISTEN: u8 = 10;
+
 /// What is in a network namespace.
 #[derive(Default)]
 pub(super) struct Dump {
@@ -212,10 +212,10 @@ fn row(transport: Transport, answer: &Answer, cgroup: Option<u64>) -> Option<Row
     Some(Row {
         transport,
         local: address(answer.id.local, answer.id.local_port),
-        state: match answer.state {
-            LISTEN => State::Listening,
-            CLOSE => State::Bound,
-            _ if remote.port() == 0 => State::Bound,
+        state: match (answer.state, remote.port()) {
+            (LISTEN, _) => State::Listening,
+            (_, 0) => State::Bound,
+            // Also one that is on its way out: `TCP_CLOSE`, and not unhashed yet.
             _ => State::Connected(remote),
         },
         cookie: u64::from(high) << 32 | u64::from(low),
@@ -252,7 +252,37 @@ pub(super) fn shows_bound() -> bool {
 
 #[cfg(test)]
 mod tests {
+    use bytemuck::Zeroable as _;
+
     use super::*;
+
+    #[test]
+    fn a_state_says_what_a_socket_does_with_its_port() {
+        const ESTABLISHED: u8 = 1;
+        const CLOSE: u8 = 7;
+        const BOUND_INACTIVE: u8 = 13;
+        let peer = State::Connected("10.0.0.9:40000".parse().unwrap());
+        for (state, is_connected, expected) in [
+            (LISTEN, false, State::Listening),
+            (BOUND_INACTIVE, false, State::Bound),
+            (CLOSE, false, State::Bound),
+            (ESTABLISHED, true, peer),
+            (CLOSE, true, peer),
+        ] {
+            let mut answer = Answer {
+                family: libc::AF_INET as u8,
+                state,
+                inode: 1,
+                ..Answer::zeroed()
+            };
+            if is_connected {
+                answer.id.remote_port = 40_000_u16.to_be_bytes();
+                answer.id.remote[..4].copy_from_slice(&[10, 0, 0, 9]);
+            }
+            let row = row(Transport::Tcp, &answer, None).unwrap();
+            assert_eq!(row.state, expected, "{state}");
+        }
+    }
 
     #[test]
     fn both_families_at_once_are_the_two_after_each_other() {
