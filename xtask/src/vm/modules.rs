@@ -9,8 +9,17 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-/// Where a kernel has them as modules: SCTP, VXLAN's sockets, vsock with a transport.
-const WANTED: [&str; 4] = ["sctp", "vxlan", "vsock", "vsock_loopback"];
+/// Where a kernel has them as modules: SCTP, VXLAN's sockets, vsock with a transport, and what shows sockets,
+/// which a host loads when it is asked for.
+const WANTED: [&str; 7] = [
+    "sctp",
+    "vxlan",
+    "vsock",
+    "vsock_loopback",
+    "tcp_diag",
+    "udp_diag",
+    "sctp_diag",
+];
 
 /// A module's file name and contents.
 pub(super) type Module = (String, Vec<u8>);
