@@ -141,6 +141,9 @@ pub struct Image {
     pub args: Option<Vec<Vec<u8>>>,
 }
 
+/// Sets the keys of sockets that have no cookie apart from cookies, which the kernel counts up from 0.
+pub const WITHOUT_COOKIE: u64 = 1 << 63;
+
 /// One fact about one socket on a watched port.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Event {

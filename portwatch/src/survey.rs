@@ -12,7 +12,7 @@ use std::{
 use jiff::Timestamp;
 
 use crate::{
-    event::{Coverage, Event, EventKind, Finding, Transport},
+    event::{Coverage, Event, EventKind, Finding, Transport, WITHOUT_COOKIE},
     host::{Host as _, ThisHost},
     process::{Process, Processes},
     registry::LAST_SYSTEM_PORT,
@@ -143,8 +143,6 @@ impl Survey {
 
 /// What would have been told when the socket came to be as it is.
 fn event(held: &Held, time: Timestamp) -> Event {
-    /// Sets what has no cookie apart from what has.
-    const WITHOUT_COOKIE: u64 = 1 << 63;
     let is_datagram = matches!(held.transport, Transport::Udp | Transport::UdpLite);
     let (kind, peer) = match held.state {
         State::Listening => (EventKind::Listen, None),

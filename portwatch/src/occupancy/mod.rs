@@ -4,7 +4,10 @@
 mod reconcile;
 mod table;
 
-use std::{collections::HashMap, rc::Rc};
+use std::{
+    collections::{HashMap, HashSet},
+    rc::Rc,
+};
 
 use self::table::{Occupancy, Place, Stage, Table};
 use crate::{
@@ -30,6 +33,8 @@ pub struct Occupancies<H> {
     table: Table,
     /// What waits for a snapshot that is being taken, None when none is.
     waiting: Option<reconcile::Waiting>,
+    /// Keys of sockets that the last snapshot showed, without a holder, and that are not told yet.
+    nobodys: HashSet<u64>,
 }
 
 impl<H: Host> Occupancies<H> {
@@ -43,6 +48,7 @@ impl<H: Host> Occupancies<H> {
             policy,
             table: Table::default(),
             waiting: None,
+            nobodys: HashSet::new(),
         }
     }
 
@@ -173,7 +179,10 @@ impl<H: Host> Occupancies<H> {
             registry: self.quote(event.port, event.transport),
             socket: Socket {
                 // An accept that names no listener has that of the one it was found to belong to.
-                cookie: event.cookie.or(key.filter(|_| event.key.is_none())),
+                cookie: event.cookie.or_else(|| {
+                    let key = key.filter(|_| event.key.is_none())?;
+                    reconcile::cookie_of(key, event.transport)
+                }),
                 netns: occupancy.netns,
                 host_netns: occupancy
                     .netns

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     alert::{Alert, Holder, Origin},
-    event::{Coverage, Event, EventKind, Finding, Transport},
+    event::{Coverage, Event, EventKind, Finding, Transport, WITHOUT_COOKIE},
     host::Host,
 };
 
@@ -108,8 +108,8 @@ impl<H: Host> Occupancies<H> {
     /// Puts the occupancies right by a snapshot that began with the last
     /// [`begin_snapshot`](Self::begin_snapshot), and adds an alert for each that was not known, has
     /// come further than was told, or is gone. All events since must have been observed. Whether
-    /// it must be taken again, since too much happened meanwhile or something is gone by this one
-    /// alone.
+    /// it must be taken again, since too much happened meanwhile or something is to be believed only
+    /// when two say it.
     pub fn reconcile(
         &mut self,
         findings: Vec<Finding>,
@@ -123,6 +123,7 @@ impl<H: Host> Occupancies<H> {
         } = self.waiting.take().unwrap_or_default();
         let waits: HashSet<u64> = events.iter().filter_map(|event| event.key).collect();
         let mut found = HashSet::new();
+        let mut nobodys = HashSet::new();
         for finding in findings {
             let key = self.key_of(&finding.event, finding.netns);
             found.extend(key);
@@ -133,16 +134,23 @@ impl<H: Host> Occupancies<H> {
             let waits = waits.contains(&key);
             if self.table.known(key).is_some() {
                 self.advance(key, &finding, alerts);
-            } else if (!closed.contains(&key) || waits) && !overrun {
+            } else if overrun || closed.contains(&key) && !waits {
+                // Gone, or for the next one to tell.
+            } else if finding.holders.is_empty() && !waits && !self.nobodys.contains(&key) {
+                // The kernel's own, or just being closed: that is over by the next one.
+                nobodys.insert(key);
+            } else {
                 self.add(key, &finding, alerts);
             }
         }
+        let is_unsure = !nobodys.is_empty();
+        self.nobodys = nobodys;
         let is_missing = self.close_missing(&found, coverage, alerts);
         self.table.all_looked(self.table.round);
         for event in events {
             self.settle(&event, alerts);
         }
-        overrun || is_missing
+        overrun || is_missing || is_unsure
     }
 
     /// The alerts for `findings` alone, as a monitor that starts now would tell them.
@@ -245,7 +253,7 @@ impl<H: Host> Occupancies<H> {
                 kind: EventKind::Close,
                 time: Timestamp::now(),
                 key: Some(key),
-                cookie: has_cookies(occupancy.place.transport).then_some(key),
+                cookie: cookie_of(key, occupancy.place.transport),
                 netns_cookie: None,
                 netns: occupancy.netns,
                 transport: occupancy.place.transport,
@@ -262,6 +270,11 @@ impl<H: Host> Occupancies<H> {
         }
         is_new
     }
+}
+
+/// The cookie of the socket of that key, if that is one.
+pub(super) fn cookie_of(key: u64, transport: Transport) -> Option<u64> {
+    (has_cookies(transport) && key < WITHOUT_COOKIE).then_some(key)
 }
 
 /// Whether the events of that transport carry cookies.

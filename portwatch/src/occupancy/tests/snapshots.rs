@@ -1,6 +1,7 @@
 //! What a snapshot shows beside the events.
 
 use super::*;
+use crate::event::WITHOUT_COOKIE;
 
 /// The socket with that cookie, as a snapshot finds it.
 fn finding(kind: EventKind, cookie: u64, holders: &[u32]) -> Finding {
@@ -211,6 +212,36 @@ fn what_one_snapshot_misses_and_the_next_shows_is_still_there() {
         assert_eq!(occupancies.reconcile(found, &ALL, &mut alerts), again);
     }
     assert!(alerts.is_empty(), "{alerts:?}");
+}
+
+#[test]
+fn what_nobody_holds_is_told_when_two_snapshots_show_it() {
+    let mut occupancies = occupancies();
+    // Without sock_diag it has no cookie.
+    let without_cookie = Finding {
+        event: Event {
+            key: Some(WITHOUT_COOKIE | 9),
+            cookie: None,
+            ..event(EventKind::Bind, 9, 0)
+        },
+        ..finding(EventKind::Bind, 9, &[])
+    };
+    let passing = finding(EventKind::Listen, 5, &[]);
+    let mut alerts = Vec::new();
+    for (found, again) in [
+        (vec![passing, without_cookie.clone()], true),
+        (vec![without_cookie], false),
+        (Vec::new(), true),
+        (Vec::new(), false),
+    ] {
+        occupancies.begin_snapshot();
+        assert_eq!(occupancies.reconcile(found, &ALL, &mut alerts), again);
+    }
+    let told: Vec<_> = alerts
+        .iter()
+        .map(|alert| (alert.event, alert.socket.cookie))
+        .collect();
+    assert_eq!(told, [(EventKind::Bind, None), (EventKind::Close, None)]);
 }
 
 #[test]
