@@ -154,18 +154,16 @@ fn ask(
         pieces += 1;
         while let Some((header, behind)) = rest.split_at_checked(HEADER) {
             let Header { length, kind, .. } = bytemuck::pod_read_unaligned(header);
-            match i32::from(kind) {
-                kind @ (libc::NLMSG_DONE | libc::NLMSG_ERROR) => {
-                    let number = behind
-                        .get(..4)
-                        .map_or(0, bytemuck::pod_read_unaligned::<i32>);
-                    // The end says so too when it came early.
-                    if kind == libc::NLMSG_DONE && number >= 0 {
-                        return Ok(pieces);
-                    }
-                    return Err(io::Error::from_raw_os_error(-number));
+            let kind = i32::from(kind);
+            if matches!(kind, libc::NLMSG_DONE | libc::NLMSG_ERROR) {
+                let number = behind
+                    .get(..4)
+                    .map_or(0, bytemuck::pod_read_unaligned::<i32>);
+                // The end says so too when it came early.
+                if kind == libc::NLMSG_DONE && number >= 0 {
+                    return Ok(pieces);
                 }
-                _ => {}
+                return Err(io::Error::from_raw_os_error(-number));
             }
             let length = (length as usize).max(HEADER);
             let message = behind.get(..length - HEADER).unwrap_or(behind);

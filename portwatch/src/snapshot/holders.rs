@@ -68,12 +68,11 @@ pub(super) fn find(sockets: &mut [Held], threads: usize) -> io::Result<Namespace
     Ok(namespaces)
 }
 
+/// The inodes of sockets with their descriptors, and of network namespaces with a way in.
+type Descriptors = (Vec<(u64, i32)>, Vec<(u64, Door)>);
+
 /// The sockets that count among a process's descriptors, and the network namespaces.
-fn descriptors(
-    proc: &OwnedFd,
-    pid: u32,
-    counts: impl Fn(u64) -> bool,
-) -> (Vec<(u64, i32)>, Vec<(u64, Door)>) {
+fn descriptors(proc: &OwnedFd, pid: u32, counts: impl Fn(u64) -> bool) -> Descriptors {
     let mut sockets = Vec::new();
     let mut namespaces = Vec::new();
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;

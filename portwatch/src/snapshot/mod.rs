@@ -181,7 +181,10 @@ fn drop_accepted(sockets: &mut Vec<Held>) {
 
 #[cfg(test)]
 mod tests {
-    use std::net::{TcpListener, TcpStream, UdpSocket};
+    use std::{
+        net::{TcpListener, TcpStream, UdpSocket},
+        os::fd::AsFd as _,
+    };
 
     use super::*;
 
@@ -218,6 +221,37 @@ mod tests {
         let held = find(client.local_addr().unwrap());
         assert_eq!(held.state, State::Connected(listener.local_addr().unwrap()));
         drop(listener);
+    }
+
+    #[test]
+    fn the_tables_say_what_sock_diag_says() {
+        let listener = TcpListener::bind("[::]:0").unwrap();
+        let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let client = TcpStream::connect(("127.0.0.1", port)).unwrap();
+        let (accepted, _) = listener.accept().unwrap();
+        let mine = [
+            listener.as_fd(),
+            udp.as_fd(),
+            client.as_fd(),
+            accepted.as_fd(),
+        ]
+        .map(|socket| rustix::fs::fstat(socket).unwrap().st_ino);
+        let ports = 1024..=u16::MAX;
+        let sorted = |mut sockets: Vec<Held>| {
+            sockets.retain(|held| mine.contains(&held.inode));
+            sockets.sort_by_key(|held| held.inode);
+            sockets
+        };
+        let dump = diag::dump(&ports, &[Transport::Tcp, Transport::Udp]).unwrap();
+        let shown = dump.rows.into_iter().map(|row| Held {
+            cookie: None,
+            cgroup: None,
+            ..row.held(7)
+        });
+        let read = sorted(tables::read(std::process::id(), 7, &ports));
+        assert_eq!(read.len(), mine.len());
+        assert_eq!(read, sorted(shown.collect()));
     }
 
     #[test]
