@@ -26,7 +26,7 @@ use serde_json::{Value, json};
 
 use crate::{
     assert_alert,
-    support::{Agent, Dialogue, in_namespace, run},
+    support::{Agent, Dialogue, TAKE, in_namespace, run},
 };
 
 /// What `list` says of that namespace.
@@ -170,12 +170,12 @@ fn threads_that_change_namespaces_hide_nothing() {
 /// Perl that takes and leaves UDP and TCP ports from `first` on, several a millisecond, for ever.
 fn hammer(first: u16) -> String {
     format!(
-        "use Socket; $| = 1; my %held; print \"ready\\n\"; while (1) {{ \
+        "{TAKE} $| = 1; my %held; print \"ready\\n\"; while (1) {{ \
          select(undef, undef, undef, 0.0005); my $port = {first} + int rand 9; \
          if (delete $held{{$port}}) {{ next }} \
          socket(my $s, PF_INET, ($port % 2 ? SOCK_DGRAM : SOCK_STREAM), 0) or die; \
          setsockopt($s, SOL_SOCKET, SO_REUSEADDR, pack('l', 1)); \
-         bind($s, sockaddr_in($port, INADDR_LOOPBACK)) or die \"$port $!\"; \
+         take($s, sockaddr_in($port, INADDR_LOOPBACK)); \
          listen($s, 9) if $port % 4 == 0; $held{{$port}} = $s }}"
     )
 }
