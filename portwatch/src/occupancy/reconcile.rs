@@ -132,25 +132,25 @@ impl<H: Host> Occupancies<H> {
             };
             // A close that waits comes after what it closes.
             let waits = waits.contains(&key);
+            // The kernel's own, or just being closed: that is over by the next one.
+            let is_unsure = finding.holders.is_empty() && !self.nobodys.contains(&key);
             if self.table.known(key).is_some() {
                 self.advance(key, &finding, alerts);
             } else if overrun || closed.contains(&key) && !waits {
-                // Gone, or for the next one to tell.
-            } else if finding.holders.is_empty() && !waits && !self.nobodys.contains(&key) {
-                // The kernel's own, or just being closed: that is over by the next one.
+                continue;
+            } else if is_unsure && !waits {
                 nobodys.insert(key);
             } else {
                 self.add(key, &finding, alerts);
             }
         }
-        let is_unsure = !nobodys.is_empty();
         self.nobodys = nobodys;
         let is_missing = self.close_missing(&found, coverage, alerts);
         self.table.all_looked(self.table.round);
         for event in events {
             self.settle(&event, alerts);
         }
-        overrun || is_missing || is_unsure
+        overrun || is_missing || !self.nobodys.is_empty()
     }
 
     /// The alerts for `findings` alone, as a monitor that starts now would tell them.

@@ -278,8 +278,7 @@ pub(super) fn reuse_port(script: &mut Script) -> Result<(), Stop> {
             .map(|socket| PollFd::new(socket.as_fd(), PollFlags::POLLIN));
         // connect(2) can return before the listener has the connection.
         poll(&mut ready, PollTimeout::from(PATIENCE))?;
-        let ready = ready.map(|one| one.any() == Some(true));
-        let Some(reached) = ready.iter().position(|one| *one) else {
+        let Some(reached) = ready.iter().position(|one| one.any() == Some(true)) else {
             return Err(Stop::Failed("no socket accepted".into()));
         };
         drop(sockets[reached].accept()?);

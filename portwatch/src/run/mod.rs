@@ -272,23 +272,19 @@ impl Monitor {
         self.sensor.disarm();
         self.occupancies.end_waiting(&mut self.alerts);
         self.write();
-        loop {
-            let Ok(has_more) = timeout(LAST_FLUSH, self.print_batch()).await else {
-                return Err(self.stdout.stalled().into());
-            };
-            if !has_more? {
-                break;
-            }
-        }
+        while timeout(LAST_FLUSH, self.print_batch())
+            .await
+            .map_err(|_| self.stdout.stalled())??
+        {}
         self.tell_lost()?;
         self.tell_repeats()?;
         self.collapse
             .finish(Instant::now().into_std(), &mut self.told);
         self.write();
-        match timeout(LAST_FLUSH, self.stdout.flush()).await {
-            Ok(flushed) => Ok(flushed?),
-            Err(_) => Err(self.stdout.stalled().into()),
-        }
+        timeout(LAST_FLUSH, self.stdout.flush())
+            .await
+            .map_err(|_| self.stdout.stalled())??;
+        Ok(())
     }
 }
 

@@ -1,7 +1,7 @@
 //! The network namespaces of this host, and how to get into them.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, HashSet},
     fs::File,
     io,
     os::unix::fs::MetadataExt as _,
@@ -16,31 +16,23 @@ const DOORS: usize = 8;
 
 /// Namespaces and the ways into them.
 #[derive(Default)]
-pub(super) struct Namespaces {
-    all: Vec<Namespace>,
-    by_inode: HashMap<u64, usize>,
-}
+pub(super) struct Namespaces(BTreeMap<u64, Vec<Door>>);
 
 impl Namespaces {
     /// Adds a way into the namespace of that inode.
     pub(super) fn add(&mut self, inode: u64, door: Door) {
-        let index = *self.by_inode.entry(inode).or_insert(self.all.len());
-        if index == self.all.len() {
-            let doors = Vec::new();
-            self.all.push(Namespace { inode, doors });
-        }
-        if let Some(namespace) = self.all.get_mut(index)
-            && namespace.doors.len() < DOORS
-        {
-            namespace.doors.push(door);
+        let doors = self.0.entry(inode).or_default();
+        if doors.len() < DOORS {
+            doors.push(door);
         }
     }
 
     /// All but those.
     pub(super) fn without(self, seen: &HashSet<u64>) -> Vec<Namespace> {
-        let mut all = self.all;
-        all.retain(|namespace| !seen.contains(&namespace.inode));
-        all
+        let all = self.0.into_iter();
+        all.filter(|(inode, _)| !seen.contains(inode))
+            .map(|(inode, doors)| Namespace { inode, doors })
+            .collect()
     }
 }
 

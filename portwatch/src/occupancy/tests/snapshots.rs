@@ -16,6 +16,14 @@ fn finding(kind: EventKind, cookie: u64, holders: &[u32]) -> Finding {
     }
 }
 
+impl<H: Host> Occupancies<H> {
+    /// Joins a whole snapshot that shows these; whether it must be taken again.
+    fn look(&mut self, found: Vec<Finding>, alerts: &mut Vec<Alert>) -> bool {
+        self.begin_snapshot();
+        self.reconcile(found, &ALL, alerts)
+    }
+}
+
 /// What was told, as event, origin and cookie.
 fn outline(alerts: &[Alert]) -> Vec<(EventKind, Origin, u64)> {
     let line = |alert: &Alert| (alert.event, alert.origin, alert.socket.cookie.unwrap_or(0));
@@ -152,8 +160,7 @@ fn nothing_is_missed_and_nothing_told_twice_while_a_snapshot_is_taken() {
         }
         // What is missing must be so twice.
         if occupancies.reconcile(found.clone(), &ALL, &mut alerts) {
-            occupancies.begin_snapshot();
-            assert!(!occupancies.reconcile(found.clone(), &ALL, &mut alerts));
+            assert!(!occupancies.look(found.clone(), &mut alerts));
         }
         assert_eq!(outline(&alerts), told, "{what}");
         // And a second look finds no news.
@@ -170,16 +177,14 @@ fn nothing_is_missed_and_nothing_told_twice_while_a_snapshot_is_taken() {
         if what.contains("comes while") {
             still = vec![finding(Listen, 5, &[7])];
         }
-        occupancies.begin_snapshot();
-        occupancies.reconcile(still, &ALL, &mut alerts);
+        occupancies.look(still, &mut alerts);
         assert_eq!(alerts.len(), before, "{what}: {:?}", outline(&alerts));
     }
 
     // The bind of what was found is told once.
     let mut occupancies = occupancies();
     let mut alerts = Vec::new();
-    occupancies.begin_snapshot();
-    occupancies.reconcile(vec![finding(Bind, 5, &[7])], &ALL, &mut alerts);
+    occupancies.look(vec![finding(Bind, 5, &[7])], &mut alerts);
     assert!(occupancies.told(&event(Bind, 5, 7)).is_empty());
 }
 
@@ -189,8 +194,7 @@ fn an_end_that_a_snapshot_told_is_not_told_again() {
     occupancies.one(&event(EventKind::Bind, 5, 812));
     let mut alerts = Vec::new();
     for _ in 0..2 {
-        occupancies.begin_snapshot();
-        occupancies.reconcile(Vec::new(), &ALL, &mut alerts);
+        occupancies.look(Vec::new(), &mut alerts);
     }
     assert_eq!(outline(&alerts), [(EventKind::Close, Origin::Snapshot, 5)]);
     assert!(occupancies.told(&event(EventKind::Close, 5, 0)).is_empty());
@@ -208,8 +212,7 @@ fn what_one_snapshot_misses_and_the_next_shows_is_still_there() {
         (Vec::new(), true),
         (there(), false),
     ] {
-        occupancies.begin_snapshot();
-        assert_eq!(occupancies.reconcile(found, &ALL, &mut alerts), again);
+        assert_eq!(occupancies.look(found, &mut alerts), again);
     }
     assert!(alerts.is_empty(), "{alerts:?}");
 }
@@ -234,8 +237,7 @@ fn what_nobody_holds_is_told_when_two_snapshots_show_it() {
         (Vec::new(), true),
         (Vec::new(), false),
     ] {
-        occupancies.begin_snapshot();
-        assert_eq!(occupancies.reconcile(found, &ALL, &mut alerts), again);
+        assert_eq!(occupancies.look(found, &mut alerts), again);
     }
     let told: Vec<_> = alerts
         .iter()
@@ -293,9 +295,8 @@ fn holders_are_looked_for_once_and_shown_by_the_next_event() {
     let pids = |alert: &Alert| alert.holders.iter().map(|one| one.pid).collect::<Vec<_>>();
     assert_eq!(pids(&listen), [1]);
     assert!(occupancies.wants_snapshot());
-    occupancies.begin_snapshot();
     let found = vec![finding(EventKind::Listen, 5, &[1, 812])];
-    occupancies.reconcile(found, &ALL, &mut Vec::new());
+    occupancies.look(found, &mut Vec::new());
     assert!(!occupancies.wants_snapshot());
     let accept = occupancies.one(&accept(5, [127, 0, 0, 1]));
     assert_eq!((pids(&accept), pid(&accept)), (vec![1, 812], Some(1)));
@@ -325,16 +326,12 @@ fn what_was_there_before_is_marked_once_and_not_at_first_sight() {
         },
         ..finding(EventKind::Listen, 5, &[7])
     };
-    let snapshot = |occupancies: &mut Occupancies<PaperHost>, marked| {
-        occupancies.begin_snapshot();
-        occupancies.reconcile(vec![unmarked(marked)], &ALL, &mut Vec::new());
-    };
     let event = unmarked(false).event;
     assert!(!occupancies.is_to_mark(&event, NETNS));
-    snapshot(&mut occupancies, false);
+    occupancies.look(vec![unmarked(false)], &mut Vec::new());
     assert!(occupancies.has_unmarked());
     assert!(occupancies.is_to_mark(&event, NETNS));
     assert!(!occupancies.is_to_mark(&event, NETNS));
-    snapshot(&mut occupancies, true);
+    occupancies.look(vec![unmarked(true)], &mut Vec::new());
     assert!(!occupancies.has_unmarked());
 }
