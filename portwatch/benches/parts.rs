@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result};
 use criterion::Criterion;
-use portwatch::parts;
+use portwatch::testing;
 
 fn main() -> Result<()> {
     let mut arguments = std::env::args().skip(1);

@@ -6,36 +6,11 @@ use jiff::{Timestamp, civil::Date};
 use serde::{Serialize, Serializer};
 
 use crate::{
-    event::{EventKind, Transport},
+    model::{EventKind, Printable, Severity, Transport},
     policy::Decision,
-    printable::Printable,
     process::{Container, Process},
     registry::{Basis, Status, Verdict},
 };
-
-/// How much it matters.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Severity {
-    /// Something holds the port but does not receive, or left it.
-    Notice,
-    /// Something can receive on the port.
-    Warning,
-    /// Somebody from elsewhere connected to it.
-    Critical,
-}
-
-impl Severity {
-    /// The name in the output.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Notice => "notice",
-            Self::Warning => "warning",
-            Self::Critical => "critical",
-        }
-    }
-}
 
 /// How portwatch came to know.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
@@ -89,7 +64,7 @@ pub struct Peer {
 
 /// The registry's word, as an alert quotes it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct RegistryWord {
+pub struct RegistryEntry {
     /// The status.
     pub status: Status,
     /// The ports of the registry's row, `954-988`, when that names more than one.
@@ -102,7 +77,7 @@ pub struct RegistryWord {
     pub as_of: Option<Date>,
 }
 
-impl RegistryWord {
+impl RegistryEntry {
     /// Quotes `verdict` of the registry of `as_of`.
     #[must_use]
     pub fn new(verdict: &Verdict, as_of: Option<Date>) -> Self {
@@ -116,7 +91,7 @@ impl RegistryWord {
     }
 }
 
-impl fmt::Display for RegistryWord {
+impl fmt::Display for RegistryEntry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.status.name())?;
         let mut details: Vec<String> = Vec::new();
@@ -181,7 +156,7 @@ impl From<&Process> for Holder {
 
 /// The rule that decided, as an alert quotes it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct RuleWord {
+pub struct RuleInfo {
     /// Its name.
     pub name: Printable,
     /// Why it is there.
@@ -242,7 +217,7 @@ pub struct Alert {
     /// The other end, on accept and connect.
     pub peer: Option<Peer>,
     /// The registry's word on (port, transport).
-    pub registry: Option<Rc<RegistryWord>>,
+    pub registry: Option<Rc<RegistryEntry>>,
     /// The socket.
     pub socket: Socket,
     /// When the socket took the port; None where it was there before.
@@ -254,7 +229,7 @@ pub struct Alert {
     /// The processes that had the socket open when that was last looked at.
     pub holders: Rc<[Holder]>,
     /// The rule that decided; None without one.
-    pub rule: Option<RuleWord>,
+    pub rule: Option<RuleInfo>,
     /// On a close, the connections that there were; None without any.
     pub accepts: Option<Accepts>,
     /// On a summary, what it sums up.

@@ -1,28 +1,27 @@
 //! The command line.
 
-use std::{
-    io::{self, Write as _},
-    path::PathBuf,
-    process::ExitCode,
-    time::Duration,
-};
+use std::{io, path::PathBuf, process::ExitCode, time::Duration};
 
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
 use jiff::civil::Date;
 
 use crate::{
-    config_commands::{check_config, explain_alert, print},
-    doctor,
-    event::Transport,
+    commands::{
+        check_config::{check_config, explain_alert, print},
+        doctor,
+        explain::{PortSpec, explain},
+        list,
+    },
+    conformance,
     exit::{self, Exit, UsageError},
-    explain::{PortSpec, explain},
-    list,
+    model::Transport,
+    monitor,
     output::{FormatName, StdoutGone},
-    paths,
     policy::{DEFAULT_PATH, Policy},
     registry::{self, Registry, Status},
-    run, sensor,
+    sensor,
+    util::console,
 };
 
 const EXIT_CODES: &str = "\
@@ -213,7 +212,7 @@ impl RegistryArgs {
         let registry = Registry::from_csv(path, self.registry_as_of)?;
         let unnamed = registry.unnamed_ports();
         if unnamed > 0 {
-            say(&format!(
+            console::log(&format!(
                 "{}: names no row for {unnamed} system ports, which count as unassigned; \
                  is the file whole?",
                 path.display()
@@ -233,7 +232,7 @@ pub fn main() -> ExitCode {
                 .downcast_ref::<StdoutGone>()
                 .is_some_and(StdoutGone::is_quiet);
             if !quiet {
-                say(&format!("{error:#}"));
+                console::log(&format!("{error:#}"));
             }
             exit::of(&error).into()
         }
@@ -248,7 +247,7 @@ fn dispatch(cli: Cli) -> Result<()> {
             policy.all = args.all;
             policy.dry_run = args.dry_run;
             policy.quiet.enabled &= !args.no_collapse;
-            let options = run::Options {
+            let options = monitor::Options {
                 format: args.format,
                 policy,
                 config: args.config.path(),
@@ -260,7 +259,7 @@ fn dispatch(cli: Cli) -> Result<()> {
                 },
                 health_interval: Duration::from_secs(args.health_interval),
             };
-            run::run(&options, registry)
+            monitor::run(&options, registry)
         }
         Command::Explain { port, registry } => {
             explain(port, &registry.read()?, &mut io::stdout().lock())
@@ -294,12 +293,12 @@ fn dispatch(cli: Cli) -> Result<()> {
         }
         Command::Unpin => {
             if !sensor::unpin()? {
-                say("nothing is pinned");
+                console::log("nothing is pinned");
             }
             Ok(())
         }
         Command::Drive { path } => {
-            paths::drive(&path);
+            conformance::drive(&path);
             Ok(())
         }
         Command::Registry {
@@ -362,11 +361,6 @@ fn show(registry: &Registry, diff: Option<PathBuf>, table: bool) -> Result<Strin
         writeln!(text)?;
     }
     Ok(text)
-}
-
-/// Tells the person at stderr, if there is one.
-pub fn say(text: &str) {
-    let _ = writeln!(io::stderr(), "portwatch: {text}");
 }
 
 #[cfg(test)]

@@ -3,8 +3,10 @@
 use std::process::ExitCode;
 
 use crate::{
-    doctor::{NotCovered, Unfit},
-    list::Taken,
+    commands::{
+        doctor::{NotCovered, Unfit},
+        list::Taken,
+    },
     output::StdoutGone,
     policy::ConfigError,
     registry::ReadError,

@@ -1,32 +1,23 @@
-//! portwatch tells an operator what has taken a system port (0-1023) that IANA has not assigned.
+//! portwatch reports what has taken a system port (0-1023) that IANA has not assigned.
 //!
-//! The rooms, in the order in which the data flows: the kernel side's reports and what was there
-//! before them ([`sensor`], [`snapshot`], [`survey`]) become [`event::Event`]s; [`occupancy`] joins them into
-//! a socket's stay on a port and asks [`registry`], [`process`] and [`policy`] what an
-//! [`alert::Alert`] should say; [`output`] prints it. [`run`] holds them together.
+//! docs/architecture.md shows the levels of these modules; `tests/levels.rs` holds them.
 
-pub mod alert;
-pub mod bounded;
+mod aggregate;
+mod alert;
 pub mod cli;
-pub mod collapse;
-pub mod config_commands;
-pub mod doctor;
-pub mod event;
-pub mod exit;
-pub mod explain;
-pub mod host;
-pub mod list;
-pub mod occupancy;
-pub mod output;
-pub mod parallel;
-#[doc(hidden)]
-pub mod parts;
-pub mod paths;
-pub mod policy;
-pub mod printable;
-pub mod process;
-pub mod registry;
-pub mod run;
-pub mod sensor;
-pub mod snapshot;
-pub mod survey;
+mod commands;
+pub mod conformance;
+mod exit;
+mod inventory;
+mod linux;
+mod model;
+mod monitor;
+mod output;
+mod policy;
+mod process;
+mod registry;
+mod sensor;
+#[cfg(feature = "testing")]
+pub mod testing;
+mod tracker;
+mod util;

@@ -6,10 +6,9 @@ use jiff::Timestamp;
 
 use super::*;
 use crate::{
-    alert::{Family, Holder, Origin, Peer, RegistryWord, RuleWord, SCHEMA, Severity, Socket},
-    event::{EventKind, Transport},
+    alert::{Family, Holder, Origin, Peer, RegistryEntry, RuleInfo, SCHEMA, Socket},
+    model::{EventKind, Printable, Severity, Transport},
     policy::Decision,
-    printable::Printable,
     process::{Ancestor, ExeFlag, Process},
     registry::Registry,
 };
@@ -32,7 +31,7 @@ fn alert(comm: &[u8], cmdline: &[&[u8]]) -> Alert {
             address: IpAddr::from([10, 0, 0, 9]),
             port: 40_112,
         }),
-        registry: Some(Rc::new(RegistryWord::new(verdict, registry.as_of()))),
+        registry: Some(Rc::new(RegistryEntry::new(verdict, registry.as_of()))),
         socket: Socket {
             cookie: Some(8193),
             netns: Some(4_026_531_840),
@@ -69,7 +68,7 @@ fn alert(comm: &[u8], cmdline: &[&[u8]]) -> Alert {
             unit: None,
             container: None,
         }]),
-        rule: Some(RuleWord {
+        rule: Some(RuleInfo {
             name: Printable::from("legacy"),
             reason: Some(Printable::from("known since 1999")),
             decision: Decision::Notice,

@@ -9,8 +9,8 @@ use std::{
 
 use super::Format;
 use crate::{
-    alert::{Alert, Origin, Severity, Summary},
-    event::EventKind,
+    alert::{Alert, Origin, Summary},
+    model::{EventKind, Severity},
     process::Process,
 };
 

@@ -22,7 +22,7 @@ use super::{
     values::{Address, Names, NetnsName, Network, Ports, UserName},
 };
 use crate::{
-    event::{EventKind, Transport},
+    model::{EventKind, Transport},
     registry::Status,
 };
 

@@ -11,13 +11,11 @@ mod values;
 pub use self::{
     config::{ConfigError, DEFAULT_PATH},
     quiet::Quiet,
-    refusal::{Refusals, UserRefusal},
     rule::{Decision, Facts, Rule},
     severity::severity,
 };
 use crate::{
-    alert::Severity,
-    event::Transport,
+    model::{Severity, Transport},
     registry::{Registry, Status, system_ports},
 };
 

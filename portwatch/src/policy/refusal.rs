@@ -6,29 +6,9 @@ use portwatch_common::REFUSALS;
 
 use super::{Decision, Policy, Rule, config::Complaint};
 use crate::{
-    event::Transport,
+    model::{DenyRule, DenyRules, Transport},
     registry::{Registry, system_ports},
 };
-
-/// What is refused.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Refusals {
-    /// In the order in which they are tried.
-    pub rules: Vec<UserRefusal>,
-    /// Which of them are about a port, as bits.
-    pub ports: Vec<(u16, Transport, u64)>,
-}
-
-/// What one rule says of one user and one cgroup.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct UserRefusal {
-    /// Refuse; else let be and look no further.
-    pub deny: bool,
-    /// Only for this user.
-    pub uid: Option<u32>,
-    /// Only within the cgroup with this path in the v2 hierarchy.
-    pub cgroup: Option<String>,
-}
 
 /// The transports whose bind can be refused.
 const TRANSPORTS: [Transport; 3] = [Transport::Tcp, Transport::Udp, Transport::UdpLite];
@@ -44,8 +24,8 @@ impl Policy {
 
     /// The refusals that the rules come to.
     #[must_use]
-    pub fn refusals(&self, registry: &Registry) -> Refusals {
-        let mut refusals = Refusals::default();
+    pub fn refusals(&self, registry: &Registry) -> DenyRules {
+        let mut refusals = DenyRules::default();
         let mut masks = vec![0_u64; system_ports().count() * TRANSPORTS.len()];
         let places = || {
             let ports = system_ports().skip(1);
@@ -83,7 +63,7 @@ impl Policy {
 }
 
 /// One refusal for each user and cgroup that the rule names.
-fn by_user_and_cgroup(rule: &Rule) -> Vec<UserRefusal> {
+fn by_user_and_cgroup(rule: &Rule) -> Vec<DenyRule> {
     let users: Vec<Option<u32>> = match &rule.users {
         Some(users) => users.iter().map(|user| Some(user.uid)).collect(),
         None => vec![None],
@@ -97,7 +77,7 @@ fn by_user_and_cgroup(rule: &Rule) -> Vec<UserRefusal> {
         .iter()
         .flat_map(|uid| cgroups.iter().map(move |cgroup| (*uid, cgroup.clone())));
     pairs
-        .map(|(uid, cgroup)| UserRefusal { deny, uid, cgroup })
+        .map(|(uid, cgroup)| DenyRule { deny, uid, cgroup })
         .collect()
 }
 

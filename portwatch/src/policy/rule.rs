@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::values::{Address, Names, NetnsName, Network, Ports, UserName};
 use crate::{
     alert::Alert,
-    event::{EventKind, Transport},
+    model::{EventKind, Transport},
     registry::Status,
 };
 

@@ -1,9 +1,6 @@
 //! How much an event matters without any rule.
 
-use crate::{
-    alert::Severity,
-    event::{EventKind, Transport},
-};
+use crate::model::{EventKind, Severity, Transport};
 
 /// How much an event matters. `first_from_elsewhere`: an accept, the first on its socket from an
 /// address that is not this host's.

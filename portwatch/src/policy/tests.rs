@@ -1,7 +1,7 @@
 use std::net::IpAddr;
 
 use super::*;
-use crate::event::EventKind;
+use crate::model::EventKind;
 
 fn policy(text: &str) -> Policy {
     Policy::parse(text).unwrap_or_else(|(_, problem)| panic!("{problem}: {text}"))
@@ -333,5 +333,8 @@ fn refusals_are_the_rules_up_to_the_last_that_denies() {
     assert_eq!(bits(950, Transport::Udp), 0b0111);
     assert_eq!(bits(1000, Transport::Tcp), 0b1000);
     assert_eq!(bits(5, Transport::Tcp), 0);
-    assert_eq!(Policy::default().refusals(&registry), Refusals::default());
+    assert_eq!(
+        Policy::default().refusals(&registry),
+        crate::model::DenyRules::default()
+    );
 }

@@ -7,7 +7,7 @@ use std::{
     path::PathBuf,
 };
 
-use crate::{bounded::Bounded, printable::Printable, sensor::cgroup_root};
+use crate::{linux::cgroup::root, model::Printable, util::Bounded};
 
 /// Paths that are remembered.
 const PATHS: usize = 1024;
@@ -23,7 +23,7 @@ pub(super) struct Cgroups {
 
 impl Default for Cgroups {
     fn default() -> Self {
-        let root = cgroup_root().and_then(|path| {
+        let root = root().and_then(|path| {
             let folder = File::open(&path).ok()?;
             Some((path, folder))
         });

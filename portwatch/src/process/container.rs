@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use super::cgroup::paths;
-use crate::printable::Printable;
+use crate::model::Printable;
 
 /// The container that a process runs in.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]

@@ -10,7 +10,7 @@ use std::{
 
 use procfs::process::{Process as ProcEntry, Stat};
 
-use crate::{event::Image, printable::Printable};
+use crate::model::{ExecInfo, Printable};
 
 /// Bytes of a command line that are read.
 const CMDLINE_BYTES: u64 = 4096;
@@ -101,14 +101,14 @@ impl Entry {
     }
 
     /// What it runs now.
-    pub(super) fn image(&self) -> Image {
+    pub(super) fn image(&self) -> ExecInfo {
         let (exe, deleted) = self.exe();
-        Image {
+        ExecInfo {
             exe,
             deleted,
             execfn: self.execfn(),
             args: self.args(),
-            ..Image::default()
+            ..ExecInfo::default()
         }
     }
 

@@ -4,7 +4,6 @@
 mod cgroup;
 mod container;
 mod entry;
-mod netns;
 mod record;
 mod users;
 
@@ -16,13 +15,11 @@ use nix::time::{ClockId, clock_gettime};
 use self::{cgroup::Cgroups, entry::Entry, users::Users};
 pub use self::{
     container::Container,
-    netns::{Namespaces, NetnsCookie, inode_of as netns_inode_of},
     record::{Ancestor, ExeFlag, Process},
 };
 use crate::{
-    bounded::Bounded,
-    event::{Image, Task},
-    printable::Printable,
+    model::{ExecInfo, Printable, Task},
+    util::Bounded,
 };
 
 /// Ancestors that are named.
@@ -51,7 +48,7 @@ pub struct Processes {
 #[derive(Debug)]
 struct Known {
     start_ns: u64,
-    image: Option<Rc<Image>>,
+    image: Option<Rc<ExecInfo>>,
     /// As its threads were, the last one last; never none.
     threads: Vec<Rc<Process>>,
 }
@@ -73,9 +70,9 @@ impl Processes {
         let Some(start_ns) = task.start_ns else {
             return Rc::new(self.read(task, time));
         };
-        let image = |image: &Option<Rc<Image>>| image.as_ref().map(Rc::as_ptr);
+        let image = |image: &Option<Rc<ExecInfo>>| image.as_ref().map(Rc::as_ptr);
         let known = self.known.get_mut(&task.pid).filter(|known| {
-            known.start_ns == start_ns && image(&known.image) == image(&task.image)
+            known.start_ns == start_ns && image(&known.image) == image(&task.exec_info)
         });
         if let Some(Known { threads, .. }) = known {
             let tid = (task.tid != task.pid).then_some(task.tid);
@@ -103,7 +100,7 @@ impl Processes {
         let process = Rc::new(self.read(task, time));
         let known = Known {
             start_ns,
-            image: task.image.clone(),
+            image: task.exec_info.clone(),
             threads: vec![Rc::clone(&process)],
         };
         self.known.put(task.pid, known);
@@ -127,7 +124,7 @@ impl Processes {
             comm: entry.comm().to_vec(),
             cgroup_id: None,
             start_ns: None,
-            image: None,
+            exec_info: None,
         };
         let mut process = self.bare(&task);
         self.fill(&mut process, &entry, &task);
@@ -136,7 +133,7 @@ impl Processes {
 
     /// What the task carries, and nothing that must be looked for.
     fn bare(&mut self, task: &Task) -> Process {
-        let image = task.image.as_deref();
+        let image = task.exec_info.as_deref();
         let comm = Printable::from_bytes(&task.comm);
         Process {
             tid: (task.tid != task.pid).then_some(task.tid),
@@ -165,7 +162,7 @@ impl Processes {
 
     /// Adds what is known of a process that is still there.
     fn fill(&mut self, process: &mut Process, entry: &Entry, task: &Task) {
-        let image = task.image.as_deref();
+        let image = task.exec_info.as_deref();
         process.ppid = process.ppid.or(Some(entry.ppid()));
         process.start_ns = entry.start_ns();
         process.started = process.started.or_else(|| since_boot(entry.start_ns()));
@@ -203,7 +200,7 @@ impl Processes {
 
     /// Adds what is known of a process that is gone.
     fn fill_from_image(&mut self, process: &mut Process, task: &Task) {
-        if let Some(image) = task.image.as_deref() {
+        if let Some(image) = task.exec_info.as_deref() {
             set_image(process, image);
         }
         self.set_cgroup(process, Vec::new(), task);
@@ -214,7 +211,7 @@ impl Processes {
 }
 
 /// Adds executable, script and arguments.
-fn set_image(process: &mut Process, image: &Image) {
+fn set_image(process: &mut Process, image: &ExecInfo) {
     process.exe = image.exe.as_deref().map(Printable::from_bytes);
     process.exe_flags.clear();
     if image.deleted {
@@ -240,7 +237,7 @@ fn set_image(process: &mut Process, image: &Image) {
 
 /// The script that the kernel was asked to execute: it puts the interpreter and its argument before
 /// it (fs/binfmt_script.c).
-fn script(image: &Image, cwd: Option<&str>) -> Option<Printable> {
+fn script(image: &ExecInfo, cwd: Option<&str>) -> Option<Printable> {
     let (execfn, args) = (image.execfn.as_ref()?, image.args.as_ref()?);
     let [interpreter, rest @ ..] = args.as_slice() else {
         return None;

@@ -7,7 +7,7 @@ use serde::{Serialize, Serializer};
 use serde_json::value::RawValue;
 
 use super::Container;
-use crate::printable::Printable;
+use crate::model::Printable;
 
 /// A process, as far as it is known. Pid, comm, uid and gid come with the event and are there
 /// even when the process is gone.

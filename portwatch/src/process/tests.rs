@@ -9,7 +9,7 @@ fn task(pid: u32, comm: &[u8]) -> Task {
         comm: comm.to_vec(),
         cgroup_id: None,
         start_ns: None,
-        image: None,
+        exec_info: None,
     }
 }
 
@@ -65,7 +65,7 @@ fn a_process_that_is_gone_keeps_what_its_event_carried() {
     assert_eq!((&process.user, &process.cgroup), (&None, &None));
 
     // What the kernel side read of it is all there is, and its parent is still there.
-    let image = Image {
+    let image = ExecInfo {
         parent: std::process::id(),
         loginuid: Some(1000),
         exe: Some(b"/memfd:x".to_vec()),
@@ -75,7 +75,7 @@ fn a_process_that_is_gone_keeps_what_its_event_carried() {
     };
     let seen = Task {
         start_ns: Some(u64::MAX / 2),
-        image: Some(Rc::new(image)),
+        exec_info: Some(Rc::new(image)),
         ..gone
     };
     let process = Processes::default().identify(&seen, Timestamp::now());
@@ -128,13 +128,13 @@ fn a_process_that_acts_again_is_read_once_until_it_runs_something_else() {
         processes.identify(&other_thread, Timestamp::now()).tid,
         Some(me + 1)
     );
-    let image = Image {
+    let image = ExecInfo {
         exe: Some(b"/other".to_vec()),
         args: Some(vec![b"other".to_vec()]),
-        ..Image::default()
+        ..ExecInfo::default()
     };
     let executed = Task {
-        image: Some(Rc::new(image)),
+        exec_info: Some(Rc::new(image)),
         ..started
     };
     let second = processes.identify(&executed, Timestamp::now());
@@ -143,11 +143,11 @@ fn a_process_that_acts_again_is_read_once_until_it_runs_something_else() {
 
 #[test]
 fn a_script_is_named_beside_its_interpreter() {
-    let image = |execfn: &str, exe: &str, args: &[&str]| Image {
+    let image = |execfn: &str, exe: &str, args: &[&str]| ExecInfo {
         exe: Some(exe.into()),
         execfn: Some(execfn.into()),
         args: Some(args.iter().map(|word| word.as_bytes().to_vec()).collect()),
-        ..Image::default()
+        ..ExecInfo::default()
     };
     let cases = [
         (

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use nix::unistd::{Uid, User};
 
-use crate::printable::Printable;
+use crate::model::Printable;
 
 /// User names by id. A name service can be slow, so each id is asked for once.
 #[derive(Debug, Default)]

@@ -7,7 +7,7 @@ use csv::{ByteRecord, ReaderBuilder};
 use jiff::civil::Date;
 
 use super::{LAST_SYSTEM_PORT, ReadError, Registry, Row, Status, joined};
-use crate::{event::Transport, printable::Printable};
+use crate::model::{Printable, Transport};
 
 const COLUMNS: usize = 12;
 const SERVICE: Column = Column(0, "Service Name");

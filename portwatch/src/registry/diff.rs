@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::{Registry, TRANSPORTS, Verdict, system_ports};
-use crate::event::Transport;
+use crate::model::Transport;
 
 /// Neighbouring ports of which the same transports changed in the same way.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -65,7 +65,7 @@ pub fn diff(old: &Registry, new: &Registry) -> Vec<Change> {
 }
 
 /// The part of a verdict whose change is worth a line.
-fn says(verdict: &Verdict) -> (super::Status, &[crate::printable::Printable]) {
+fn says(verdict: &Verdict) -> (super::Status, &[crate::model::Printable]) {
     (verdict.status, &verdict.services)
 }
 

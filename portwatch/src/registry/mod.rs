@@ -11,11 +11,8 @@ use jiff::civil::Date;
 use portwatch_common::SYSTEM_PORTS;
 use serde::Serialize;
 
-pub use self::{
-    diff::{Change, diff},
-    table::to_table,
-};
-use crate::{event::Transport, printable::Printable};
+pub use self::{diff::diff, table::to_table};
+use crate::model::{Printable, Transport};
 
 /// What the registry says of a (port, transport).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]

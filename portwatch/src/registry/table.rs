@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use jiff::civil::Date;
 
 use super::{ReadError, Registry, Row, Status};
-use crate::{event::Transport, printable::Printable};
+use crate::model::{Printable, Transport};
 
 const ANY: &str = "any";
 const AS_OF: &str = "as_of";

@@ -1,20 +1,15 @@
 //! Finds the cgroup to attach to: the root of the cgroup v2 hierarchy, wherever it is mounted.
 
-use std::{
-    fs::File,
-    io,
-    os::fd::OwnedFd,
-    path::{Path, PathBuf},
-};
+use std::{fs::File, io, os::fd::OwnedFd, path::Path};
 
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, fstatfs};
-use procfs::process::Process;
 use rustix::{
     fs::{Mode, OFlags, openat},
     mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen},
 };
 
 use super::SensorError;
+use crate::linux::cgroup::root;
 
 /// An open cgroup and what to call it.
 pub(super) struct Cgroup {
@@ -34,7 +29,7 @@ pub(super) fn open(path: Option<&Path>) -> Result<Cgroup, SensorError> {
             .map_err(|error| problem(error.to_string()))?
             .filesystem_type();
         if kind != CGROUP2_SUPER_MAGIC {
-            let hint = mounted()
+            let hint = root()
                 .map(|root| format!("; this host's is {}", root.display()))
                 .unwrap_or_default();
             return Err(problem(format!("is not in a cgroup v2 hierarchy{hint}")));
@@ -44,7 +39,7 @@ pub(super) fn open(path: Option<&Path>) -> Result<Cgroup, SensorError> {
             label: path.display().to_string(),
         });
     }
-    if let Some(root) = mounted()
+    if let Some(root) = root()
         && let Ok(folder) = File::open(&root)
     {
         return Ok(Cgroup {
@@ -57,18 +52,6 @@ pub(super) fn open(path: Option<&Path>) -> Result<Cgroup, SensorError> {
         fd,
         label: "the cgroup v2 root (mounted privately)".into(),
     })
-}
-
-/// Where the whole cgroup v2 hierarchy is mounted.
-#[must_use]
-pub fn mounted() -> Option<PathBuf> {
-    let mounts = Process::myself()
-        .and_then(|process| process.mountinfo())
-        .ok()?;
-    mounts
-        .into_iter()
-        .find(|mount| mount.fs_type == "cgroup2" && mount.root == "/")
-        .map(|mount| mount.mount_point)
 }
 
 /// Mounts the hierarchy where nobody else sees it; the mount goes when the descriptor does.

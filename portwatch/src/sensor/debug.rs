@@ -4,7 +4,7 @@ use aya::Ebpf;
 use aya_log::EbpfLogger;
 use tokio::io::{Interest, unix::AsyncFd};
 
-use crate::cli::say;
+use crate::util::console::log;
 
 struct Stderr;
 

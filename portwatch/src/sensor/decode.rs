@@ -1,19 +1,16 @@
 //! Turns the kernel side's records into events.
 
-use std::{
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    rc::Rc,
-};
+use std::{net::SocketAddr, rc::Rc};
 
 use bytemuck::Zeroable as _;
 use jiff::Timestamp;
 use nix::time::{ClockId, clock_gettime};
-use portwatch_common::{FAMILY_IPV4, FAMILY_IPV6, Repeat, Report, image_flags, kind, known};
+use portwatch_common::{Repeat, Report, image_flags, kind, known};
 
-use super::load::protocol;
 use crate::{
-    bounded::Bounded,
-    event::{Event, EventKind, Image, Task, Transport},
+    linux::address,
+    model::{Event, EventKind, ExecInfo, SocketKey, Task, Transport},
+    util::Bounded,
 };
 
 /// Relates the kernel side's clock to the host's: `CLOCK_REALTIME` minus `CLOCK_MONOTONIC`, in
@@ -42,7 +39,7 @@ const IMAGES: usize = 2048;
 /// Joins the images of processes with the reports that come after them.
 pub(super) struct Decoder {
     /// By process id, with the time at which it started.
-    images: Bounded<u32, (u64, Rc<Image>)>,
+    images: Bounded<u32, (u64, Rc<ExecInfo>)>,
 }
 
 impl Decoder {
@@ -75,7 +72,7 @@ impl Decoder {
     }
 }
 
-fn image(wire: &portwatch_common::Image) -> Image {
+fn image(wire: &portwatch_common::Image) -> ExecInfo {
     let has = |flag| wire.flags & flag != 0;
     let set = |array: &[u8], len: u32| array.get(..len as usize).map(<[u8]>::to_vec);
     let text = |bytes: Vec<u8>| bytes.strip_suffix(b"\0").map(<[u8]>::to_vec);
@@ -95,7 +92,7 @@ fn image(wire: &portwatch_common::Image) -> Image {
             let bytes = bytes.strip_suffix(b"\0").unwrap_or(&bytes);
             bytes.split(|byte| *byte == 0).map(<[u8]>::to_vec).collect()
         });
-    Image {
+    ExecInfo {
         parent: wire.parent,
         // `AUDIT_UID_UNSET` in include/uapi/linux/audit.h.
         loginuid: (has(image_flags::LOGINUID) && wire.loginuid != u32::MAX)
@@ -126,12 +123,12 @@ pub(super) fn repeat(repeat: &Repeat, time: Timestamp) -> Option<Event> {
     let event = event(&report, None, Clock(0))?;
     Some(Event {
         time,
-        taker,
+        binder: taker,
         ..event
     })
 }
 
-fn event(report: &Report, image: Option<Rc<Image>>, clock: Clock) -> Option<Event> {
+fn event(report: &Report, exec_info: Option<Rc<ExecInfo>>, clock: Clock) -> Option<Event> {
     let kind = match report.kind {
         kind::BIND => EventKind::Bind,
         kind::LISTEN => EventKind::Listen,
@@ -141,16 +138,8 @@ fn event(report: &Report, image: Option<Rc<Image>>, clock: Clock) -> Option<Even
         kind::DENY => EventKind::Deny,
         _ => return None,
     };
-    let mut transports = Transport::ALL.into_iter();
-    let transport = transports.find(|one| protocol(*one) == report.protocol)?;
-    let address = |bytes: [u8; 16]| match report.family {
-        FAMILY_IPV4 => {
-            let [a, b, c, d, ..] = bytes;
-            Some(IpAddr::V4(Ipv4Addr::new(a, b, c, d)))
-        }
-        FAMILY_IPV6 => Some(IpAddr::V6(Ipv6Addr::from(bytes)).to_canonical()),
-        _ => None,
-    };
+    let transport = Transport::from_protocol(report.protocol)?;
+    let address = |bytes| address::ip(report.family, bytes);
     let local = address(report.local_address)?;
     let peer = if report.known & known::REMOTE != 0 {
         Some(SocketAddr::new(
@@ -174,13 +163,12 @@ fn event(report: &Report, image: Option<Rc<Image>>, clock: Clock) -> Option<Even
             .collect(),
         cgroup_id: Some(report.cgroup_id),
         start_ns: (report.known & known::START != 0).then_some(report.start_ns),
-        image,
+        exec_info,
     });
     Some(Event {
         kind,
         time: clock.time(report.time_ns),
-        key: (report.cookie != 0).then_some(report.cookie),
-        cookie: (report.cookie != 0 && report.known & known::ADDRESS == 0).then_some(report.cookie),
+        key: key(report),
         netns_cookie: (report.known & known::NETNS != 0).then_some(report.netns_cookie),
         netns: (report.netns_inode != 0).then_some(report.netns_inode.into()),
         transport,
@@ -190,18 +178,30 @@ fn event(report: &Report, image: Option<Rc<Image>>, clock: Clock) -> Option<Even
         peer,
         task,
         // The kernel side looks where it knows the layout, and only at a bind.
-        kernels: if kernels {
+        is_kernel_socket: if kernels {
             Some(true)
         } else {
             (report.known & known::START != 0).then_some(false)
         },
-        taker: (report.known & known::UNTOLD != 0 && report.tgid != 0).then_some(report.tgid),
+        binder: (report.known & known::UNTOLD != 0 && report.tgid != 0).then_some(report.tgid),
     })
+}
+
+fn key(report: &Report) -> Option<SocketKey> {
+    match (report.cookie, report.known & known::ADDRESS) {
+        (0, _) => None,
+        (cookie, 0) => Some(SocketKey::Cookie(cookie)),
+        (address, _) => Some(SocketKey::Address(address)),
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use portwatch_common::{PROTOCOL_SCTP, PROTOCOL_TCP, PROTOCOL_UDPLITE};
+    use std::net::Ipv6Addr;
+
+    use portwatch_common::{
+        FAMILY_IPV4, FAMILY_IPV6, PROTOCOL_SCTP, PROTOCOL_TCP, PROTOCOL_UDPLITE,
+    };
 
     use super::*;
 
@@ -239,8 +239,7 @@ mod tests {
             Event {
                 kind: EventKind::Bind,
                 time: Timestamp::from_nanosecond(1_000_000_005).unwrap(),
-                key: Some(8193),
-                cookie: Some(8193),
+                key: Some(SocketKey::Cookie(8193)),
                 netns_cookie: Some(1),
                 netns: Some(5),
                 transport: Transport::UdpLite,
@@ -255,10 +254,10 @@ mod tests {
                     comm: b"n\xffc".to_vec(),
                     cgroup_id: Some(7),
                     start_ns: None,
-                    image: None,
+                    exec_info: None,
                 }),
-                kernels: None,
-                taker: None,
+                is_kernel_socket: None,
+                binder: None,
             }
         );
     }
@@ -278,7 +277,7 @@ mod tests {
         };
         let event = decode(&accept, Clock(0)).unwrap();
         assert_eq!(
-            (event.cookie, event.netns_cookie, event.task),
+            (event.key, event.netns_cookie, event.task),
             (None, None, None)
         );
         assert_eq!(event.address.unwrap().to_string(), "10.0.0.1");
@@ -293,7 +292,7 @@ mod tests {
             ..report()
         };
         let event = decode(&sctp, Clock(0)).unwrap();
-        assert_eq!((event.key, event.cookie), (Some(8193), None));
+        assert_eq!(event.key, Some(SocketKey::Address(8193)));
         assert_eq!((event.transport, event.address), (Transport::Sctp, None));
     }
 
@@ -351,7 +350,7 @@ mod tests {
         };
         let mut image_of = |report: &Report| {
             let event = decoder.decode(bytemuck::bytes_of(report), clock).unwrap();
-            event.task.unwrap().image
+            event.task.unwrap().exec_info
         };
         let image = image_of(&started).unwrap();
         assert_eq!(image.exe.as_deref(), Some(&b"/usr/bin/nc"[..]));

@@ -4,7 +4,7 @@ use std::{io, path::PathBuf};
 
 use aya::{EbpfError, maps::MapError, programs::ProgramError};
 
-use crate::printable::Printable;
+use crate::model::Printable;
 
 /// Why the kernel side could not be armed. Each message is one line and says the way out.
 #[derive(Debug, thiserror::Error)]

@@ -9,13 +9,10 @@ use aya::{
     sys::{BpfHelper, is_helper_supported},
 };
 use caps::{CapSet, Capability};
-use portwatch_common::{
-    Layout, PROTOCOL_DCCP, PROTOCOL_SCTP, PROTOCOL_TCP, PROTOCOL_UDP, PROTOCOL_UDPLITE,
-    SYSTEM_PORTS, names, watch_bit,
-};
+use portwatch_common::{Layout, SYSTEM_PORTS, names, watch_bit};
 
 use super::SensorError;
-use crate::event::Transport;
+use crate::model::Transport;
 
 /// What this kernel lets `sock_ops` programs ask for; asked of the kernel, not of its version.
 #[derive(Clone, Copy, Debug)]
@@ -164,17 +161,6 @@ pub(super) fn map<M, T, E: std::error::Error>(
     convert(map).map_err(|error| SensorError::kernel(&format!("the map {name}"), &error))
 }
 
-/// The IP protocol number.
-pub(super) const fn protocol(transport: Transport) -> u8 {
-    match transport {
-        Transport::Tcp => PROTOCOL_TCP,
-        Transport::Udp => PROTOCOL_UDP,
-        Transport::UdpLite => PROTOCOL_UDPLITE,
-        Transport::Sctp => PROTOCOL_SCTP,
-        Transport::Dccp => PROTOCOL_DCCP,
-    }
-}
-
 /// The bits of each port, as the kernel side has them.
 pub(super) type Watched = BTreeMap<u16, u32>;
 
@@ -186,7 +172,7 @@ pub(super) fn fill(
 ) -> Result<Watched, SensorError> {
     let mut now = Watched::new();
     for (port, transport) in watched {
-        *now.entry(port).or_default() |= watch_bit(protocol(transport));
+        *now.entry(port).or_default() |= watch_bit(transport.protocol());
     }
     let mut map: Array<&mut MapData, u32> = map(
         ebpf.map_mut(names::WATCHED),

@@ -13,9 +13,10 @@ mod load;
 mod occupants;
 mod pin;
 mod probe;
-mod records;
 mod refuse;
 mod repeats;
+#[cfg(feature = "testing")]
+mod testing;
 mod tracepoint;
 mod wake;
 
@@ -37,8 +38,8 @@ use jiff::Timestamp;
 use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
 use portwatch_common::{Layout, names};
 
-#[doc(hidden)]
-pub use self::records::Records;
+#[cfg(feature = "testing")]
+pub use self::testing::Records;
 use self::{
     cgroup::Cgroup,
     control::Shared,
@@ -51,18 +52,14 @@ use self::{
     wake::Wake,
 };
 pub use self::{
-    cgroup::mounted as cgroup_root,
     error::SensorError,
     health::Health,
-    occupants::Adoption,
+    occupants::ExistingSocket,
     pin::{is_pinned, unpin},
     probe::{Check, PRIVILEGES, probe},
     tracepoint::Tracepoint,
 };
-use crate::{
-    event::{Event, Transport},
-    policy::Refusals,
-};
+use crate::model::{DenyRules, Event, Transport};
 
 /// The eBPF object, aligned as its loader wants it.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/portwatch-ebpf"));
@@ -92,7 +89,7 @@ pub struct Sensor {
     missing_cgroups: Vec<String>,
     occupants: Occupants,
     /// Why processes are told by what /proc still shows; None where their images are read.
-    imageless: Option<String>,
+    exec_info_error: Option<String>,
     cgroup: String,
     programs: usize,
     tracepoint: Tracepoint,
@@ -115,7 +112,7 @@ impl Sensor {
     pub fn arm(
         options: &Options,
         watched: impl Iterator<Item = (u16, Transport)>,
-        refusals: &Refusals,
+        refusals: &DenyRules,
     ) -> Result<Self, SensorError> {
         Self::arm_object(OBJECT, options, watched, refusals)
     }
@@ -133,7 +130,7 @@ impl Sensor {
         object: &[u8],
         options: &Options,
         watched: impl Iterator<Item = (u16, Transport)>,
-        refusals: &Refusals,
+        refusals: &DenyRules,
     ) -> Result<Self, SensorError> {
         check_ring_size(options.ring_size)?;
         check_privileges()?;
@@ -147,7 +144,7 @@ impl Sensor {
             let loader = EbpfLoader::new();
             (layout.join(), loader)
         });
-        let (layout, imageless) = match layout {
+        let (layout, exec_info_error) = match layout {
             Ok(Ok(layout)) => (layout, None),
             Ok(Err(error)) => (Layout::UNKNOWN, Some(error.to_string())),
             Err(_) => (Layout::UNKNOWN, Some("reading it failed".into())),
@@ -192,7 +189,7 @@ impl Sensor {
             decoder: Decoder::new(),
             missing_cgroups,
             occupants,
-            imageless,
+            exec_info_error,
             cgroup: label,
             programs,
             tracepoint,
@@ -321,7 +318,7 @@ impl Sensor {
     /// # Errors
     ///
     /// The kernel's.
-    pub fn refuse(&mut self, refusals: &Refusals) -> Result<(), SensorError> {
+    pub fn refuse(&mut self, refusals: &DenyRules) -> Result<(), SensorError> {
         if let Some(ebpf) = &mut self.ebpf {
             self.missing_cgroups = refuse::set(ebpf, refusals)?;
         }
@@ -331,14 +328,14 @@ impl Sensor {
     /// Why processes are told only by what /proc still shows of them; None where the kernel side
     /// reads what they run.
     #[must_use]
-    pub fn imageless(&self) -> Option<&str> {
-        self.imageless.as_deref()
+    pub fn exec_info_error(&self) -> Option<&str> {
+        self.exec_info_error.as_deref()
     }
 
     /// Marks a socket from before the kernel side was there: its close and its accepts are then
     /// reported like any other's. `socket` is a descriptor of it. False when it cannot be marked.
-    pub fn adopt(&mut self, socket: BorrowedFd<'_>, occupant: &Adoption) -> bool {
-        self.occupants.adopt(socket, occupant)
+    pub fn mark_existing(&mut self, socket: BorrowedFd<'_>, occupant: &ExistingSocket) -> bool {
+        self.occupants.mark_existing(socket, occupant)
     }
 
     /// Detaches the programs; what is in the ring stays readable.

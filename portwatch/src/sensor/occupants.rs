@@ -11,13 +11,13 @@ use portwatch_common::{FAMILY_IPV4, FAMILY_IPV6, Occupant, names};
 
 use super::{
     SensorError,
-    load::{Plain, map, protocol},
+    load::{Plain, map},
 };
-use crate::event::Transport;
+use crate::model::Transport;
 
 /// A socket to mark.
 #[derive(Clone, Copy, Debug)]
-pub struct Adoption {
+pub struct ExistingSocket {
     /// Its cookie.
     pub cookie: u64,
     /// Its transport.
@@ -38,7 +38,11 @@ impl Occupants {
         map(found, names::OCCUPANTS, SkStorage::try_from).map(Self)
     }
 
-    pub(super) fn adopt(&mut self, socket: BorrowedFd<'_>, adoption: &Adoption) -> bool {
+    pub(super) fn mark_existing(
+        &mut self,
+        socket: BorrowedFd<'_>,
+        adoption: &ExistingSocket,
+    ) -> bool {
         let (family, address) = match adoption.local {
             SocketAddr::V4(local) => {
                 let mut bytes = [0; 16];
@@ -52,7 +56,7 @@ impl Occupants {
             address: bytemuck::cast(address),
             port: adoption.local.port(),
             family,
-            protocol: protocol(adoption.transport),
+            protocol: adoption.transport.protocol(),
             closed: 0,
             untold: 0,
             tgid: 0,

@@ -15,7 +15,7 @@ use super::{
     load::{Helpers, attach_program, check_privileges, load, load_program, map},
     tracepoint,
 };
-use crate::printable::Printable;
+use crate::model::Printable;
 
 /// One thing that the monitor needs or can use.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]

@@ -11,14 +11,14 @@ use portwatch_common::{
 };
 
 use super::{
-    SensorError, cgroup,
-    load::{Plain, map, protocol},
+    SensorError,
+    load::{Plain, map},
 };
-use crate::policy::Refusals;
+use crate::model::DenyRules;
 
 /// Makes `refusals` hold instead of those before. Returns the cgroups that are not there: a rule
 /// about one of them applies to nobody until it is set again.
-pub(super) fn set(ebpf: &mut Ebpf, refusals: &Refusals) -> Result<Vec<String>, SensorError> {
+pub(super) fn set(ebpf: &mut Ebpf, refusals: &DenyRules) -> Result<Vec<String>, SensorError> {
     let failed = |error: aya::maps::MapError| SensorError::kernel("the refusals", &error);
     let before = bank(ebpf)?.get(&0, 0).map_err(failed)?;
     if refusals.rules.is_empty() {
@@ -52,7 +52,7 @@ pub(super) fn set(ebpf: &mut Ebpf, refusals: &Refusals) -> Result<Vec<String>, S
     let first = (now - 1) * half;
     let mut slots = vec![0; half as usize];
     for (port, transport, bits) in &refusals.ports {
-        let slot = refusal_slot(now, protocol(*transport), (*port).into());
+        let slot = refusal_slot(now, transport.protocol(), (*port).into());
         if let Some(slot) = slot.and_then(|slot| slots.get_mut((slot - first) as usize)) {
             *slot = *bits;
         }
@@ -79,6 +79,6 @@ fn array<'a, V: Pod>(
 /// Number and depth of the cgroup with that path below the root of the v2 hierarchy.
 fn find(path: &str) -> Option<(u64, u32)> {
     let below = Path::new(path).strip_prefix("/").ok()?;
-    let folder = std::fs::metadata(cgroup::mounted()?.join(below)).ok()?;
+    let folder = std::fs::metadata(crate::linux::cgroup::root()?.join(below)).ok()?;
     Some((folder.ino(), below.components().count() as u32))
 }

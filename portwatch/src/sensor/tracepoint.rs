@@ -1,13 +1,11 @@
 //! The optional sensor: a tracepoint for SCTP and DCCP. It costs every TCP connection on the host
 //! a little, so it is attached only where one of the two is.
 
-use std::fs;
-
 use aya::{Ebpf, programs::TracePoint};
 use portwatch_common::names;
 
 use super::SensorError;
-use crate::event::Transport;
+use crate::{linux::protocols, model::Transport};
 
 /// What became of the tracepoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,18 +41,11 @@ impl Tracepoint {
     }
 }
 
-/// Which of the two protocols this kernel has registered: as `/proc/net/protocols` lists them.
+/// Which of the two protocols this kernel has registered.
 pub(super) fn present() -> Vec<Transport> {
-    let protocols = fs::read_to_string("/proc/net/protocols").unwrap_or_default();
-    [("SCTP", Transport::Sctp), ("DCCP", Transport::Dccp)]
-        .into_iter()
-        .filter(|(name, _)| {
-            protocols
-                .lines()
-                .any(|line| line.split_ascii_whitespace().next() == Some(name))
-        })
-        .map(|(_, transport)| transport)
-        .collect()
+    let mut transports = protocols::registered();
+    transports.retain(|transport| matches!(transport, Transport::Sctp | Transport::Dccp));
+    transports
 }
 
 pub(super) fn load_and_attach(ebpf: &mut Ebpf) -> Result<(), SensorError> {

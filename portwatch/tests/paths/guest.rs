@@ -11,7 +11,7 @@ use nix::{
         utsname::uname,
     },
 };
-use portwatch::paths::runner::{Monitor, Outcome};
+use portwatch::conformance::runner::{Monitor, Outcome};
 use serde_json::json;
 
 /// Where `cargo xtask vm` puts the monitor.

@@ -8,7 +8,7 @@ mod guest;
 
 use std::{path::PathBuf, process::ExitCode};
 
-use portwatch::paths::runner::{Monitor, Outcome};
+use portwatch::conformance::runner::{Monitor, Outcome};
 
 fn main() -> ExitCode {
     if std::process::id() == 1 {

@@ -1,0 +1,205 @@
+//! `portwatch explain`: the registry's word on a port, and what holds it now.
+
+use std::{fmt::Write as _, io, str::FromStr};
+
+use anyhow::{Context as _, Result};
+
+use crate::{
+    inventory::{self, SocketEntry, State},
+    linux::netns::inode_of,
+    model::Transport,
+    process::{Process, Processes},
+    registry::{Registry, Verdict},
+    util::parallel,
+};
+
+/// A port, on one transport or on all: `976`, `443/udp`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PortSpec {
+    port: u16,
+    transport: Option<Transport>,
+}
+
+impl FromStr for PortSpec {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (port, transport) = match text.split_once('/') {
+            Some((port, name)) => {
+                let transport = Transport::from_name(name).ok_or_else(|| {
+                    let names = Transport::ALL.map(Transport::name).join(", ");
+                    format!("{name:?} is not one of {names}")
+                })?;
+                (port, Some(transport))
+            }
+            None => (text, None),
+        };
+        let port = port
+            .parse()
+            .map_err(|_| format!("{port:?} is not a port (0-65535)"))?;
+        Ok(Self { port, transport })
+    }
+}
+
+/// Writes what there is to say of `spec`.
+///
+/// # Errors
+///
+/// When /proc cannot be read or `out` not written to.
+pub fn explain(spec: PortSpec, registry: &Registry, out: &mut impl io::Write) -> Result<()> {
+    let PortSpec { port, transport } = spec;
+    let transports: Vec<Transport> = Transport::ALL
+        .into_iter()
+        .filter(|one| transport.is_none_or(|only| only == *one))
+        .collect();
+    let as_of = registry
+        .as_of()
+        .map_or_else(|| "of unknown date".into(), |date| date.to_string());
+    let mut text = String::new();
+    if registry.verdict(port, Transport::Tcp).is_some() {
+        writeln!(text, "Registry (IANA, {as_of}):")?;
+    } else {
+        writeln!(
+            text,
+            "Registry: {port} is no system port (0-1023), so it is not watched"
+        )?;
+    }
+    for transport in &transports {
+        if let Some(verdict) = registry.verdict(port, *transport) {
+            let name = format!("{port}/{}", transport.name());
+            writeln!(text, "  {name:<12} {}", describe(verdict, *transport))?;
+        }
+    }
+    let mut sockets = inventory::read(port..=port, parallel::threads())
+        .context("reading /proc")?
+        .sockets;
+    sockets.retain(|held| transports.contains(&held.transport));
+    writeln!(text, "On this host now:")?;
+    if sockets.is_empty() {
+        writeln!(text, "  nothing that the kernel shows")?;
+    }
+    let here = inode_of(std::process::id());
+    let mut names = Processes::default();
+    for held in &sockets {
+        write!(text, "  {}", socket(held))?;
+        if Some(held.netns) != here {
+            write!(text, " in network namespace {}", held.netns)?;
+        }
+        writeln!(text)?;
+        if held.holders.is_empty() {
+            writeln!(
+                text,
+                "      by a process that this user may not see, or by the kernel"
+            )?;
+        }
+        for holder in held
+            .holders
+            .iter()
+            .filter_map(|holder| names.look_up(holder.pid))
+        {
+            writeln!(text, "      by {}", describe_holder(&holder))?;
+        }
+    }
+    if !nix::unistd::geteuid().is_root() {
+        writeln!(text, "  (only what this user may see; as root, all)")?;
+    }
+    out.write_all(text.as_bytes())
+        .map_err(crate::output::StdoutGone::Io)?;
+    Ok(())
+}
+
+fn describe(verdict: &Verdict, transport: Transport) -> String {
+    let mut text = String::from(verdict.status.name());
+    if !verdict.services.is_empty() {
+        text = format!("{text} to {}", verdict.services.join(", "));
+    }
+    if let Some((first, last)) = verdict.range {
+        text = format!("{text}, as {first}-{last}");
+    }
+    text = format!("{text} ({})", verdict.basis);
+    if transport == Transport::UdpLite {
+        text.push_str("; UDP-Lite follows UDP, RFC 3828");
+    }
+    text
+}
+
+fn socket(held: &SocketEntry) -> String {
+    let (name, local) = (held.transport.name(), held.local);
+    match held.state {
+        State::Listening => format!("{name} {local} listening"),
+        State::Bound => format!("{name} {local} bound"),
+        State::Connected(peer) => format!("{name} {local} connected with {peer}"),
+    }
+}
+
+fn describe_holder(process: &Process) -> String {
+    let mut text = format!("{}[{}]", process.comm, process.pid);
+    match &process.user {
+        Some(user) => text = format!("{text} user {user}"),
+        None => text = format!("{text} uid {}", process.uid),
+    }
+    if let Some(exe) = &process.exe {
+        text = format!("{text}, {exe}");
+    }
+    if let Some(cmdline) = &process.cmdline {
+        text = format!("{text}: {}", cmdline.join(" "));
+    }
+    if let Some(unit) = &process.unit {
+        text = format!("{text} (unit {unit})");
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ports_are_read_with_and_without_transport() {
+        let spec = |port, transport| Ok(PortSpec { port, transport });
+        assert_eq!("976".parse(), spec(976, None));
+        assert_eq!("443/udp".parse(), spec(443, Some(Transport::Udp)));
+        assert_eq!("443/UDPLite".parse(), spec(443, Some(Transport::UdpLite)));
+        for bad in ["", "x", "70000", "976/", "976/icmp", "-1"] {
+            assert!(bad.parse::<PortSpec>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn both_the_registry_and_the_holder_are_named() {
+        // From 1024 up, so that this needs no privilege and meets nobody.
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let registry = Registry::embedded().unwrap();
+        let mut out = Vec::new();
+        explain(
+            PortSpec {
+                port,
+                transport: None,
+            },
+            &registry,
+            &mut out,
+        )
+        .unwrap();
+        let text = String::from_utf8(out).unwrap();
+        assert!(text.contains("no system port"), "{text}");
+        assert!(
+            text.contains(&format!("tcp 127.0.0.1:{port} listening")),
+            "{text}"
+        );
+        assert!(
+            text.contains(&format!("[{}]", std::process::id())),
+            "{text}"
+        );
+
+        let mut out = Vec::new();
+        let spec = PortSpec {
+            port: 716,
+            transport: Some(Transport::Tcp),
+        };
+        explain(spec, &registry, &mut out).unwrap();
+        let text = String::from_utf8(out).unwrap();
+        let rule = "716/tcp      reserved (no row; another transport has the port, RFC 6335";
+        assert!(text.contains(rule), "{text}");
+    }
+}

@@ -1,0 +1,157 @@
+//! `portwatch list`: the watched ports that are taken now, from a snapshot alone.
+
+use std::{io, net::SocketAddr, rc::Rc};
+
+use anyhow::{Context as _, Result};
+
+use crate::{
+    alert::Alert,
+    inventory::{Scan, Scope},
+    model::{EventKind, Transport},
+    monitor::host_name,
+    output::{FormatName, StdoutGone},
+    policy::Policy,
+    registry::Registry,
+    tracker::{ThisHost, Tracker},
+    util::parallel,
+};
+
+/// What `list` is asked for.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The form.
+    pub format: FormatName,
+    /// What counts.
+    pub policy: Policy,
+    /// Whether finding something is an error.
+    pub check: bool,
+}
+
+/// With `--check`: something is there that would alert.
+#[derive(Debug, thiserror::Error)]
+#[error("{0} sockets are on watched ports")]
+pub struct Taken(pub usize);
+
+/// Writes what is on the watched ports: a table, or the alerts that a monitor which starts now
+/// would print first.
+///
+/// # Errors
+///
+/// When /proc cannot be read or `out` not written to; [`Taken`].
+pub fn list(options: &Options, registry: Registry, out: &mut impl io::Write) -> Result<()> {
+    let watched = options.policy.watched(&registry, &Transport::ALL);
+    let scope = Scope {
+        watched: watched.collect(),
+        cgroup: None,
+    };
+    let scan = Scan::take(&scope, parallel::threads()).context("reading /proc")?;
+    let (findings, coverage) = scan.findings(|_, _| Some(false));
+    let policy = Rc::new(options.policy.clone());
+    let mut tracker = Tracker::new(ThisHost::default(), registry, host_name(), policy);
+    let mut alerts = tracker.list(findings);
+    alerts.sort_by_key(|alert| (alert.port, alert.transport));
+    let mut bytes = Vec::new();
+    match options.format {
+        FormatName::Text if alerts.is_empty() => {}
+        FormatName::Text => bytes.extend_from_slice(table(&alerts).as_bytes()),
+        FormatName::Json => {
+            let format = options.format.format(false);
+            for alert in &alerts {
+                format.write(alert, &mut bytes);
+            }
+        }
+    }
+    out.write_all(&bytes)
+        .and_then(|()| out.flush())
+        .map_err(StdoutGone::Io)?;
+    for namespace in &coverage.unread {
+        crate::util::console::log(&format!("network namespace {namespace} could not be read"));
+    }
+    if !nix::unistd::geteuid().is_root() {
+        crate::util::console::log("not root: only what this user may see is listed");
+    }
+    if options.check && !alerts.is_empty() {
+        return Err(Taken(alerts.len()).into());
+    }
+    Ok(())
+}
+
+const TITLES: [&str; 8] = [
+    "PORT", "STATE", "ADDRESS", "REGISTRY", "PROCESS", "USER", "UNIT", "NETNS",
+];
+
+/// One line per socket, columns aligned.
+fn table(alerts: &[Alert]) -> String {
+    let rows: Vec<[String; 8]> = std::iter::once(TITLES.map(String::from))
+        .chain(alerts.iter().map(row))
+        .collect();
+    let mut widths = [0; 8];
+    for row in &rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = (*width).max(cell.chars().count());
+        }
+    }
+    let mut text = String::new();
+    for row in &rows {
+        let cells: Vec<String> = row
+            .iter()
+            .zip(widths)
+            .map(|(cell, width)| format!("{cell:<width$}"))
+            .collect();
+        text.push_str(cells.join("  ").trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+fn row(alert: &Alert) -> [String; 8] {
+    let port = alert.port.unwrap_or(0);
+    let transport = alert.transport.map_or("?", Transport::name);
+    let state = match (alert.event, alert.peer) {
+        (EventKind::Listen, _) => "listening".into(),
+        (EventKind::Connect, Some(peer)) => {
+            format!("connected {}", SocketAddr::new(peer.address, peer.port))
+        }
+        _ => "bound".into(),
+    };
+    let address = alert.address.map_or("?".into(), |address| {
+        SocketAddr::new(address, port).to_string()
+    });
+    let registry = alert.registry.as_ref().map_or("?".into(), |word| {
+        let service = word.service.as_ref().map(|name| format!(" {name}"));
+        format!("{}{}", word.status.name(), service.unwrap_or_default())
+    });
+    let names: Vec<String> = alert
+        .holders
+        .iter()
+        .map(|holder| format!("{}[{}]", holder.comm, holder.pid))
+        .collect();
+    let first = alert.holders.first();
+    let place = first.and_then(|holder| {
+        let container = holder.container.as_ref();
+        holder
+            .unit
+            .as_ref()
+            .map(ToString::to_string)
+            .or_else(|| container.map(|container| container.id.to_string()))
+    });
+    let unknown = || "-".to_owned();
+    [
+        format!("{port}/{transport}"),
+        state,
+        address,
+        registry,
+        if names.is_empty() {
+            unknown()
+        } else {
+            names.join(" ")
+        },
+        first.map_or_else(unknown, |holder| holder.user.to_string()),
+        place.unwrap_or_else(unknown),
+        match (alert.socket.netns, alert.socket.host_netns) {
+            (_, Some(true)) => "host".into(),
+            (Some(netns), _) => netns.to_string(),
+            (None, _) => unknown(),
+        },
+    ]
+}

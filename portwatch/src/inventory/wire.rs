@@ -1,0 +1,175 @@
+//! What sock_diag(7) is asked and answers, in the kernel's form (include/uapi/linux/inet_diag.h).
+
+use std::ops::RangeInclusive;
+
+use bytemuck::{Pod, Zeroable, bytes_of};
+
+use crate::model::Transport;
+
+/// `struct inet_diag_sockid` in include/uapi/linux/inet_diag.h.
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+pub(super) struct SocketId {
+    /// Network byte order.
+    pub(super) local_port: [u8; 2],
+    pub(super) remote_port: [u8; 2],
+    pub(super) local: [u8; 16],
+    pub(super) remote: [u8; 16],
+    pub(super) interface: u32,
+    pub(super) cookie: [u32; 2],
+}
+
+/// `struct nlmsghdr`.
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+pub(super) struct Header {
+    pub(super) length: u32,
+    pub(super) kind: u16,
+    pub(super) flags: u16,
+    pub(super) sequence: u32,
+    pub(super) port_id: u32,
+}
+
+/// `struct inet_diag_req_v2`.
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct OneFamily {
+    family: u8,
+    protocol: u8,
+    extensions: u8,
+    pad: u8,
+    states: u32,
+    id: SocketId,
+}
+
+/// `struct inet_diag_req`.
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct BothFamilies {
+    family: u8,
+    source_length: u8,
+    destination_length: u8,
+    extensions: u8,
+    id: SocketId,
+    states: u32,
+    tables: u32,
+}
+
+/// `struct nlattr` and four `struct inet_diag_bc_op`.
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct Filter {
+    length: u16,
+    kind: u16,
+    steps: [Step; 4],
+}
+
+/// `struct inet_diag_bc_op`: a comparison takes two, the second for what to compare with.
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct Step {
+    code: u8,
+    /// Bytes to go on by when it holds.
+    yes: u8,
+    /// When it does not: past the end refuses. In the second of two: the port.
+    no: u16,
+}
+
+/// `struct inet_diag_msg`.
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+pub(super) struct Answer {
+    pub(super) family: u8,
+    pub(super) state: u8,
+    pub(super) timer: u8,
+    pub(super) retransmits: u8,
+    pub(super) id: SocketId,
+    pub(super) expires: u32,
+    pub(super) receive_queue: u32,
+    pub(super) send_queue: u32,
+    pub(super) uid: u32,
+    pub(super) inode: u32,
+}
+
+pub(super) const HEADER: usize = size_of::<Header>();
+/// From before there were families to ask for (include/uapi/linux/inet_diag.h).
+const TCPDIAG_GETSOCK: u16 = 18;
+const SOCK_DIAG_BY_FAMILY: u16 = 20;
+const REQUEST_BYTECODE: u16 = 1;
+const PORT_AT_LEAST: u8 = 2;
+const PORT_AT_MOST: u8 = 3;
+/// All states but TIME_WAIT (6) and the two of half-open connections (3, 12), which no process
+/// holds; `TCP_BOUND_INACTIVE` (13) shows sockets that are bound and no more.
+const STATES: u32 = 0x3fff & !(1 << 6) & !(1 << 3) & !(1 << 12);
+
+/// Asks for the sockets of one family.
+pub(super) fn of_one(transport: Transport, family: i32, ports: &RangeInclusive<u16>) -> Vec<u8> {
+    let question = OneFamily {
+        family: family as u8,
+        protocol: match transport {
+            Transport::Tcp => libc::IPPROTO_TCP as u8,
+            Transport::Udp => libc::IPPROTO_UDP as u8,
+            Transport::UdpLite => libc::IPPROTO_UDPLITE as u8,
+            Transport::Sctp => libc::IPPROTO_SCTP as u8,
+            Transport::Dccp => libc::IPPROTO_DCCP as u8,
+        },
+        states: STATES,
+        ..Zeroable::zeroed()
+    };
+    request(SOCK_DIAG_BY_FAMILY, bytes_of(&question), ports)
+}
+
+/// Asks for TCP's sockets of both families, which the kernel takes the older question for
+/// (`inet_diag_dump_compat` in net/ipv4/inet_diag.c); the newer one must name a family.
+pub(super) fn of_both_families(ports: &RangeInclusive<u16>) -> Vec<u8> {
+    let question = BothFamilies {
+        states: STATES,
+        ..Zeroable::zeroed()
+    };
+    request(TCPDIAG_GETSOCK, bytes_of(&question), ports)
+}
+
+fn request(kind: u16, question: &[u8], ports: &RangeInclusive<u16>) -> Vec<u8> {
+    let compare = |code, port, left: u16| {
+        let test = Step {
+            code,
+            yes: 8,
+            no: left + 4,
+        };
+        let operand = Step {
+            code: 0,
+            yes: 0,
+            no: port,
+        };
+        [test, operand]
+    };
+    let [first, first_port] = compare(PORT_AT_LEAST, *ports.start(), 16);
+    let [last, last_port] = compare(PORT_AT_MOST, *ports.end(), 8);
+    let filter = Filter {
+        length: size_of::<Filter>() as u16,
+        kind: REQUEST_BYTECODE,
+        steps: [first, first_port, last, last_port],
+    };
+    let header = Header {
+        length: (HEADER + question.len() + size_of::<Filter>()) as u32,
+        kind,
+        flags: (libc::NLM_F_REQUEST | libc::NLM_F_DUMP) as u16,
+        ..Zeroable::zeroed()
+    };
+    [bytes_of(&header), question, bytes_of(&filter)].concat()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_structures_are_the_kernels() {
+        assert_eq!(size_of::<Header>(), 16);
+        assert_eq!(size_of::<SocketId>(), 48);
+        assert_eq!(size_of::<OneFamily>(), 56);
+        assert_eq!(size_of::<BothFamilies>(), 60);
+        assert_eq!(size_of::<Filter>(), 4 + 16);
+        assert_eq!(size_of::<Answer>(), 72);
+    }
+}

@@ -1,0 +1,19 @@
+//! The types that every other module speaks in: events, sockets, transports, severities, printable
+//! text and the deny rules of the BPF programs.
+#![forbid(unsafe_code)]
+
+mod deny;
+mod event;
+mod key;
+mod printable;
+mod severity;
+mod transport;
+
+pub use self::{
+    deny::{DenyRule, DenyRules},
+    event::{Event, EventKind, ExecInfo, Task},
+    key::{PortKey, SocketKey},
+    printable::Printable,
+    severity::Severity,
+    transport::Transport,
+};

@@ -1,0 +1,89 @@
+//! What the monitor says of itself when it is armed, on stderr.
+
+use std::os::unix::fs::MetadataExt as _;
+
+use super::Options;
+use crate::{
+    registry::Registry,
+    sensor::{Sensor, Tracepoint, is_pinned},
+};
+
+/// The line that says that the monitor is armed, and what it covers.
+pub(super) fn armed(options: &Options, registry: &Registry, sensor: &Sensor) -> String {
+    let counts: Vec<String> = sensor
+        .transports()
+        .map(|transport| {
+            let count = options.policy.watched(registry, &[transport]).count();
+            format!("{count} {}", transport.name())
+        })
+        .collect();
+    let as_of = registry
+        .as_of()
+        .map_or_else(|| "of unknown date".into(), |date| date.to_string());
+    let uncovered = match sensor.tracepoint() {
+        Tracepoint::NotNeeded => "sctp and dccp are not loaded".into(),
+        Tracepoint::Attached(_) => "sctp and dccp from listen on".into(),
+        Tracepoint::Refused(transports, why) => {
+            let names: Vec<&str> = transports
+                .iter()
+                .map(|transport| transport.name())
+                .collect();
+            format!("not covered: {} ({why})", names.join(", "))
+        }
+    };
+    format!(
+        "armed: {} programs at {}; watching {} ports ({}; registry {as_of}) in every network \
+         namespace; {uncovered}",
+        sensor.programs(),
+        sensor.cgroup(),
+        counts.join(", "),
+        match (options.policy.all, options.policy.rules.len()) {
+            (_, 1..) => "by the rules",
+            (true, _) => "all system ports",
+            (false, _) => "not assigned by IANA",
+        },
+    )
+}
+
+/// Inodes of the first namespaces of their kind (include/linux/proc_ns.h, `PROC_*_INIT_INO`).
+const INITIAL_CGROUP_NAMESPACE: u64 = 0xEFFF_FFFB;
+const INITIAL_PID_NAMESPACE: u64 = 0xEFFF_FFFC;
+
+/// What the namespaces that the agent itself is in keep from it.
+pub(super) fn limits(options: &Options, sensor: &Sensor) -> Vec<String> {
+    let elsewhere = |kind: &str, initial: u64| {
+        std::fs::metadata(format!("/proc/self/ns/{kind}"))
+            .is_ok_and(|namespace| namespace.ino() != initial)
+    };
+    let mut limits = Vec::new();
+    if options.sensor.cgroup.is_none() && elsewhere("cgroup", INITIAL_CGROUP_NAMESPACE) {
+        limits.push(
+            "in a cgroup namespace: only this cgroup and those below it are watched, not the host"
+                .to_owned(),
+        );
+    }
+    if elsewhere("pid", INITIAL_PID_NAMESPACE) {
+        limits.push("in a pid namespace: /proc does not show the processes of the host".to_owned());
+    }
+    limits.extend(missing_cgroups(sensor));
+    if !options.sensor.fail_closed && is_pinned() {
+        limits.push(
+            "an earlier run pinned what it refuses; it goes on being refused until `portwatch unpin`"
+                .to_owned(),
+        );
+    }
+    limits.extend(sensor.exec_info_error().map(|why| {
+        format!("short-lived processes are named as far as /proc still shows them: {why}")
+    }));
+    limits
+}
+
+/// Rules that refuse and apply to nobody yet.
+pub(super) fn missing_cgroups(sensor: &Sensor) -> Vec<String> {
+    let missing = sensor.missing_cgroups().iter();
+    missing
+        .map(|path| {
+            format!("no cgroup {path} is there yet: a rule that refuses by it waits for it")
+        })
+        .collect()
+}
