@@ -10,7 +10,7 @@ use crate::{
     alert::Alert,
     model::{Event, EventKind, Printable, SocketKey, Task, Transport},
     output::FormatName,
-    policy::{Policy, Quiet},
+    policy::Policy,
     registry::Registry,
     sensor::Records,
     tracker::{ThisHost, Tracker},
@@ -79,7 +79,7 @@ fn occupancy() -> Result<Part> {
 }
 
 fn collapse(alert: &Alert) -> Part {
-    let mut collapse = Aggregator::new(Quiet::default(), Printable::from("host"));
+    let mut collapse = Aggregator::new(Settings::default(), Printable::from("host"));
     let mut told = Vec::new();
     let now = Instant::now();
     let alert = alert.clone();

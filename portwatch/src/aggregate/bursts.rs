@@ -10,9 +10,9 @@ use std::{
 use jiff::Timestamp;
 
 use crate::{
+    aggregate::Settings,
     alert::{Alert, Origin, Summary},
     model::{EventKind, Printable, Severity, Transport},
-    policy::Quiet,
     process::Process,
 };
 
@@ -92,7 +92,7 @@ impl Bursts {
     pub(super) fn pass(
         &mut self,
         alert: Alert,
-        quiet: &Quiet,
+        quiet: &Settings,
         now: Instant,
         told: &mut Vec<Alert>,
     ) {
@@ -130,14 +130,14 @@ impl Bursts {
                 }
                 told.push(alert);
                 // A group that is over gives its place back, some time.
-                self.due = self.due.or(Some(now + quiet.pause));
+                self.due = self.due.or(Some(now + quiet.idle_timeout));
             }
         }
     }
 
     /// Counts what was not told one by one even to this. Which of it is still held, a snapshot will
     /// say.
-    pub(super) fn repeat(&mut self, alert: Alert, times: u64, quiet: &Quiet, now: Instant) {
+    pub(super) fn repeat(&mut self, alert: Alert, times: u64, quiet: &Settings, now: Instant) {
         let Some(place) = place_of(&alert) else {
             return;
         };
@@ -182,13 +182,13 @@ impl Bursts {
     }
 
     /// Adds the sums that are due, and forgets what is over.
-    pub(super) fn flush(&mut self, quiet: &Quiet, now: Instant, told: &mut Vec<Alert>) {
+    pub(super) fn flush(&mut self, quiet: &Settings, now: Instant, told: &mut Vec<Alert>) {
         if self.due.is_none_or(|due| due > now) {
             return;
         }
         let host = &self.host;
         self.groups.retain(|group, burst| {
-            let is_over = burst.last + quiet.pause <= now;
+            let is_over = burst.last + quiet.idle_timeout <= now;
             if burst.sum.is_some() && (is_over || burst.next(quiet) <= now) {
                 told.extend(burst.sum_up(group, host));
             }
@@ -262,8 +262,8 @@ impl Burst {
     }
 
     /// When it is to be looked at again.
-    fn next(&self, quiet: &Quiet) -> Instant {
-        let over = self.last + quiet.pause;
+    fn next(&self, quiet: &Settings) -> Instant {
+        let over = self.last + quiet.idle_timeout;
         self.sum
             .as_ref()
             .map_or(over, |sum| over.min(sum.began + quiet.interval))

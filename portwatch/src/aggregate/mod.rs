@@ -3,6 +3,9 @@
 
 mod bursts;
 mod peers;
+mod settings;
+
+pub use self::settings::Settings;
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -13,7 +16,6 @@ use self::{bursts::Bursts, peers::Peers};
 use crate::{
     alert::Alert,
     model::{EventKind, Printable, Transport},
-    policy::Quiet,
     util::Bounded,
 };
 
@@ -25,7 +27,7 @@ const HELD: usize = 1024;
 
 /// Stands between the tracker and the output.
 pub struct Aggregator {
-    quiet: Quiet,
+    quiet: Settings,
     /// TCP binds that wait for what the socket turns out to be, by cookie.
     held: HashMap<u64, Alert>,
     /// In which order, and until when.
@@ -38,7 +40,7 @@ pub struct Aggregator {
 impl Aggregator {
     /// Nothing has happened yet on the host of that name.
     #[must_use]
-    pub fn new(quiet: Quiet, host: Printable) -> Self {
+    pub fn new(quiet: Settings, host: Printable) -> Self {
         Self {
             quiet,
             held: HashMap::new(),
@@ -50,7 +52,7 @@ impl Aggregator {
     }
 
     /// Other numbers from now on.
-    pub const fn set_quiet(&mut self, quiet: Quiet) {
+    pub const fn set_quiet(&mut self, quiet: Settings) {
         self.quiet = quiet;
     }
 
@@ -99,12 +101,13 @@ impl Aggregator {
     fn is_to_wait(&self, alert: &Alert) -> bool {
         alert.transport == Some(Transport::Tcp)
             && alert.origin == crate::alert::Origin::Live
-            && !self.quiet.hold.is_zero()
+            && !self.quiet.bind_delay.is_zero()
     }
 
     fn hold(&mut self, cookie: u64, alert: Alert, now: Instant, told: &mut Vec<Alert>) {
         self.held.insert(cookie, alert);
-        self.deadlines.push_back((now + self.quiet.hold, cookie));
+        self.deadlines
+            .push_back((now + self.quiet.bind_delay, cookie));
         while self.held.len() > HELD
             && let Some((_, oldest)) = self.deadlines.pop_front()
         {

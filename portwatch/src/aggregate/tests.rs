@@ -54,7 +54,7 @@ struct Quietly {
 }
 
 impl Quietly {
-    fn new(quiet: Quiet) -> Self {
+    fn new(quiet: Settings) -> Self {
         Self {
             collapse: Aggregator::new(quiet, Printable::from("db1")),
             now: Instant::now(),
@@ -113,7 +113,7 @@ fn what_a_socket_turns_out_to_be_is_told_in_one_line() {
         ("neither, and it stays", &[(Bind, 0)], &[Bind]),
     ];
     for (what, events, expected) in cases {
-        let mut quietly = Quietly::new(Quiet::default());
+        let mut quietly = Quietly::new(Settings::default());
         let bound = alert(Bind, 986, 5);
         for (event, after) in events {
             let mut next = alert(*event, 986, 5);
@@ -127,7 +127,7 @@ fn what_a_socket_turns_out_to_be_is_told_in_one_line() {
         assert_eq!(quietly.told(), expected, "{what}");
     }
     // The end does not wait.
-    let mut quietly = Quietly::new(Quiet::default());
+    let mut quietly = Quietly::new(Settings::default());
     quietly.pass(alert(Bind, 986, 5));
     assert_eq!(quietly.told(), []);
     quietly.collapse.finish(quietly.now, &mut quietly.told);
@@ -136,7 +136,7 @@ fn what_a_socket_turns_out_to_be_is_told_in_one_line() {
 
 #[test]
 fn connections_are_told_by_peer_and_counted_on_close() {
-    let mut quietly = Quietly::new(Quiet::default());
+    let mut quietly = Quietly::new(Settings::default());
     for peer in [[10, 0, 0, 1], [10, 0, 0, 1], [10, 0, 0, 2], [10, 0, 0, 1]] {
         quietly.pass(accept(5, peer));
     }
@@ -153,7 +153,7 @@ fn connections_are_told_by_peer_and_counted_on_close() {
 
 #[test]
 fn a_burst_is_a_beginning_sums_and_what_is_held() {
-    let quiet = Quiet::default();
+    let quiet = Settings::default();
     let mut quietly = Quietly::new(quiet);
     // One program on many ports, for two minutes and a half; it keeps the last three.
     for port in 1..=1000 {
@@ -163,7 +163,7 @@ fn a_burst_is_a_beginning_sums_and_what_is_held() {
         }
         quietly.wait(Duration::from_millis(150));
     }
-    quietly.wait(quiet.pause);
+    quietly.wait(quiet.idle_timeout);
     let (first, sums) = quietly.told.split_at(quiet.burst as usize);
     assert!(
         first
@@ -182,13 +182,15 @@ fn a_burst_is_a_beginning_sums_and_what_is_held() {
     assert_eq!(sums[2].severity, Severity::Warning);
     quietly.told.clear();
     // After that all is as before.
-    quietly.wait(quiet.pause * 2).pass(alert(Listen, 976, 9));
+    quietly
+        .wait(quiet.idle_timeout * 2)
+        .pass(alert(Listen, 976, 9));
     assert_eq!(quietly.told(), [Listen]);
 }
 
 #[test]
 fn many_programs_on_one_port_are_a_burst_too() {
-    let mut quietly = Quietly::new(Quiet::default());
+    let mut quietly = Quietly::new(Settings::default());
     for cookie in 0..10_000 {
         let mut bind = alert(Bind, 976, cookie);
         bind.transport = Some(Transport::Udp);
@@ -199,7 +201,7 @@ fn many_programs_on_one_port_are_a_burst_too() {
     }
     quietly.wait(Duration::from_secs(60));
     let sum = quietly.told.pop().unwrap();
-    assert_eq!(quietly.told.len(), Quiet::default().burst as usize);
+    assert_eq!(quietly.told.len(), Settings::default().burst as usize);
     assert_eq!(
         (sum.event, sum.port, sum.process.is_none()),
         (EventKind::Summary, Some(976), true)
@@ -211,7 +213,7 @@ fn many_programs_on_one_port_are_a_burst_too() {
 
 #[test]
 fn what_matters_more_is_told_at_once_also_in_a_burst() {
-    let mut quietly = Quietly::new(Quiet::default());
+    let mut quietly = Quietly::new(Settings::default());
     for cookie in 0..20 {
         quietly.pass(alert(Close, 976, cookie));
     }
@@ -231,7 +233,7 @@ fn what_matters_more_is_told_at_once_also_in_a_burst() {
 
 #[test]
 fn what_was_there_before_is_told_in_full_and_nothing_is_collapsed_where_nobody_wants_it() {
-    let mut quietly = Quietly::new(Quiet::default());
+    let mut quietly = Quietly::new(Settings::default());
     for port in 1..100 {
         let mut found = alert(Listen, port, port.into());
         found.origin = Origin::Snapshot;
@@ -239,9 +241,9 @@ fn what_was_there_before_is_told_in_full_and_nothing_is_collapsed_where_nobody_w
     }
     assert_eq!(quietly.told.len(), 99);
 
-    let off = Quiet {
+    let off = Settings {
         enabled: false,
-        ..Quiet::default()
+        ..Settings::default()
     };
     let mut loudly = Quietly::new(off);
     for _ in 0..50 {
@@ -256,7 +258,7 @@ fn what_was_there_before_is_told_in_full_and_nothing_is_collapsed_where_nobody_w
 
 #[test]
 fn the_tables_are_bounded() {
-    let mut quietly = Quietly::new(Quiet::default());
+    let mut quietly = Quietly::new(Settings::default());
     for cookie in 0..20_000 {
         quietly.pass(alert(Bind, 1 + (cookie % 1000) as u16, cookie));
         quietly.pass(accept(100_000 + cookie, [10, 0, 0, 1]));
@@ -274,7 +276,7 @@ fn the_tables_are_bounded() {
 
 #[test]
 fn what_the_kernel_side_counted_is_in_the_sums() {
-    let quiet = Quiet::default();
+    let quiet = Settings::default();
     let mut quietly = Quietly::new(quiet);
     let counted = |alert, times, quietly: &mut Quietly| {
         quietly.collapse.repeat(alert, times, quietly.now);

@@ -6,9 +6,10 @@ use anyhow::Result;
 
 use super::{Monitor, Options, armed::missing_cgroups, scheduler::Why};
 use crate::{
+    aggregate::Settings,
     inventory::Scope,
     model::{DenyRules, Transport},
-    policy::{Policy, Quiet},
+    policy::Policy,
     registry::Registry,
     util::console,
 };
@@ -36,7 +37,7 @@ impl Monitor {
             dry_run: options.policy.dry_run,
             ..Policy::read(path)?
         };
-        let quiet = Quiet {
+        let quiet = Settings {
             enabled: policy.quiet.enabled && !options.no_collapse,
             ..policy.quiet
         };

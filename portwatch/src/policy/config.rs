@@ -17,11 +17,12 @@ use serde::{
 use toml::Spanned;
 
 use super::{
-    Policy, Quiet, Rule, refusal,
+    Policy, Rule, refusal,
     rule::Decision,
     values::{Address, Names, NetnsName, Network, Ports, UserName},
 };
 use crate::{
+    aggregate::Settings,
     model::{EventKind, Transport},
     registry::Status,
 };
@@ -260,7 +261,7 @@ impl Policy {
             let span = place.and_then(|index| places.get(index).cloned());
             (span.unwrap_or(0..0), problem)
         })?;
-        let default = Quiet::default();
+        let default = Settings::default();
         let quiet = file.collapse;
         let burst = match quiet.burst {
             Some(burst) if *burst.get_ref() == 0 => {
@@ -276,12 +277,12 @@ impl Policy {
             all: false,
             dry_run: false,
             rules,
-            quiet: Quiet {
+            quiet: Settings {
                 enabled: quiet.enabled.unwrap_or(default.enabled),
                 burst,
                 interval: quiet.interval.map_or(default.interval, |span| span.0),
-                pause: quiet.pause.map_or(default.pause, |span| span.0),
-                hold: quiet.hold.map_or(default.hold, |span| span.0),
+                idle_timeout: quiet.pause.map_or(default.idle_timeout, |span| span.0),
+                bind_delay: quiet.hold.map_or(default.bind_delay, |span| span.0),
             },
         })
     }

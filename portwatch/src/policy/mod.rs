@@ -2,7 +2,6 @@
 //! what holds without any.
 
 mod config;
-mod quiet;
 mod refusal;
 mod rule;
 mod severity;
@@ -10,11 +9,11 @@ mod values;
 
 pub use self::{
     config::{ConfigError, DEFAULT_PATH},
-    quiet::Quiet,
     rule::{Decision, Facts, Rule},
     severity::severity,
 };
 use crate::{
+    aggregate::Settings,
     model::{Severity, Transport},
     registry::{Registry, Status, system_ports},
 };
@@ -27,7 +26,7 @@ pub struct Policy {
     /// The first that matches decides.
     pub rules: Vec<Rule>,
     /// How much is told of what happens often.
-    pub quiet: Quiet,
+    pub quiet: Settings,
     /// Refuse nothing, and say what would be refused.
     pub dry_run: bool,
 }
