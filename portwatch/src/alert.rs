@@ -1,37 +1,19 @@
-//! What the operator reads. The JSON form is described by docs/alert.schema.json.
+//! The wire record. docs/alert.schema.json describes its JSON form.
+#![forbid(unsafe_code)]
 
-use std::{collections::BTreeMap, fmt, net::IpAddr, rc::Rc};
+use std::{collections::BTreeMap, net::IpAddr, rc::Rc};
 
-use jiff::{Timestamp, civil::Date};
+use jiff::Timestamp;
 use serde::{Serialize, Serializer};
 
 use crate::{
-    model::{EventKind, Printable, Severity, Transport},
-    policy::Decision,
-    process::{Container, Process},
-    registry::{Basis, Status, Verdict},
+    aggregate::{Accepts, Summary},
+    decide::{Decided, RuleInfo},
+    model::{EventKind, Origin, PortKey, Printable, Severity, SocketKey, Transport},
+    process::Process,
+    registry::RegistryEntry,
+    tracker::{Holder, TrackedSocket},
 };
-
-/// How portwatch came to know.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Origin {
-    /// The kernel reported it as it happened.
-    Live,
-    /// It was found to be so: before the monitor was there, or after reports were lost.
-    Snapshot,
-}
-
-impl Origin {
-    /// The name in the output.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Live => "live",
-            Self::Snapshot => "snapshot",
-        }
-    }
-}
 
 /// The IP version of the addresses in an alert.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
@@ -53,7 +35,7 @@ impl From<IpAddr> for Family {
     }
 }
 
-/// The other end of a connection.
+/// The remote end of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Peer {
     /// Its address; an IPv4-mapped one is given as IPv4.
@@ -62,53 +44,7 @@ pub struct Peer {
     pub port: u16,
 }
 
-/// The registry's word, as an alert quotes it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct RegistryEntry {
-    /// The status.
-    pub status: Status,
-    /// The ports of the registry's row, `954-988`, when that names more than one.
-    pub range: Option<String>,
-    /// The first service name, if there is one.
-    pub service: Option<Printable>,
-    /// Whether a row or a rule says so.
-    pub basis: Basis,
-    /// The registry's date.
-    pub as_of: Option<Date>,
-}
-
-impl RegistryEntry {
-    /// Quotes `verdict` of the registry of `as_of`.
-    #[must_use]
-    pub fn new(verdict: &Verdict, as_of: Option<Date>) -> Self {
-        Self {
-            status: verdict.status,
-            range: verdict.range.map(|(first, last)| format!("{first}-{last}")),
-            service: verdict.services.first().cloned(),
-            basis: verdict.basis,
-            as_of,
-        }
-    }
-}
-
-impl fmt::Display for RegistryEntry {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.status.name())?;
-        let mut details: Vec<String> = Vec::new();
-        details.extend(self.service.as_ref().map(ToString::to_string));
-        details.extend(self.range.clone());
-        if self.basis == Basis::OtherTransport {
-            details.push("RFC 6335 7.2".into());
-        }
-        details.extend(self.as_of.map(|date| format!("IANA {date}")));
-        if details.is_empty() {
-            return Ok(());
-        }
-        write!(f, " ({})", details.join(", "))
-    }
-}
-
-/// The socket that the alert is about.
+/// The socket that an alert is about.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Socket {
     /// Its cookie: the same in all alerts about it. An accept has its listener's.
@@ -117,126 +53,86 @@ pub struct Socket {
     pub netns: Option<u64>,
     /// Whether that is the namespace of the host's first process.
     pub host_netns: Option<bool>,
-    /// Whether it is the kernel's own: no process has it, `process` is None.
+    /// Whether it is a kernel socket: no process has it, `process` is None.
     pub kernel: Option<bool>,
 }
 
-/// A process that has the socket open.
+/// A process in a summary.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Holder {
+pub struct SummaryProcess {
     /// In the initial pid namespace.
     pub pid: u32,
     /// Its name.
     pub comm: Printable,
-    /// The executable's path.
+    /// Path of the executable.
     pub exe: Option<Printable>,
-    /// The user's name, or else the number.
-    pub user: Printable,
-    /// The systemd unit.
-    pub unit: Option<Printable>,
-    /// The container.
-    pub container: Option<Container>,
+    /// How many of the events it caused.
+    pub events: u64,
 }
 
-impl From<&Process> for Holder {
-    fn from(process: &Process) -> Self {
-        Self {
-            pid: process.pid,
-            comm: process.comm.clone(),
-            exe: process.exe.clone(),
-            user: process
-                .user
-                .clone()
-                .unwrap_or_else(|| Printable::from(process.uid.to_string().as_str())),
-            unit: process.unit.clone(),
-            container: process.container.clone(),
-        }
-    }
-}
-
-/// The rule that decided, as an alert quotes it.
+/// Events that were counted.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct RuleInfo {
-    /// Its name.
-    pub name: Printable,
-    /// Why it is there.
-    pub reason: Option<Printable>,
-    /// What it says.
-    pub decision: Decision,
-    /// Whether a `deny` is only tried out.
-    pub dry_run: bool,
-}
-
-/// The connections to a listener.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-pub struct Accepts {
-    /// All of them.
-    pub count: u64,
-    /// From how many addresses, 4,096 at most.
-    pub peers: u64,
-}
-
-/// What happened often.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Summary {
-    /// When the first of it happened.
+pub struct SummaryInfo {
+    /// When the first of them happened.
     #[serde(serialize_with = "nanoseconds")]
     pub since: Timestamp,
-    /// How often, by event.
+    /// How many, by event.
     pub counts: BTreeMap<&'static str, u64>,
     /// On which ports, by transport: `1-3,954-988`.
     pub ports: BTreeMap<&'static str, String>,
-    /// Which of all that it took are still held now, likewise.
+    /// On which ports the same program, or anyone on that port, has a socket open now.
     pub held: BTreeMap<&'static str, String>,
+    /// The processes that caused most of them, the busiest first.
+    pub processes: Vec<SummaryProcess>,
 }
 
 /// One line for the operator. What is not known is None, never guessed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Alert {
-    /// Version of this form.
+    /// Version of this format.
     pub schema: u32,
     /// When it happened, by the host's clock.
     #[serde(serialize_with = "nanoseconds")]
     pub time: Timestamp,
     /// The host's name.
     pub host: Printable,
-    /// What happened.
+    /// The kind of event.
     pub event: EventKind,
     /// How much it matters.
     pub severity: Severity,
-    /// How portwatch came to know.
+    /// How it became known.
     pub origin: Origin,
-    /// The port; None on a loss.
+    /// The port; None where the alert is about none or several.
     pub port: Option<u16>,
-    /// The transport; None on a loss.
+    /// The transport, likewise.
     pub transport: Option<Transport>,
     /// The IP version of `address`.
     pub family: Option<Family>,
     /// The local address.
     pub address: Option<IpAddr>,
-    /// The other end, on accept and connect.
+    /// The remote end, on accept and connect.
     pub peer: Option<Peer>,
-    /// The registry's word on (port, transport).
+    /// The registry's entry for the port.
     pub registry: Option<Rc<RegistryEntry>>,
     /// The socket.
     pub socket: Socket,
     /// When the socket took the port; None where it was there before.
     #[serde(serialize_with = "maybe_nanoseconds")]
     pub since: Option<Timestamp>,
-    /// Who did it; on accept and close, who took the port; in a snapshot, the oldest holder.
-    #[serde(serialize_with = "once_as_json")]
+    /// The binder or listener; on accept and close, the socket's owner; in a scan, the oldest holder.
+    #[serde(serialize_with = "cached_json")]
     pub process: Option<Rc<Process>>,
-    /// The processes that had the socket open when that was last looked at.
+    /// The processes that had the socket open at the last scan.
     pub holders: Rc<[Holder]>,
     /// The rule that decided; None without one.
     pub rule: Option<RuleInfo>,
-    /// On a close, the connections that there were; None without any.
+    /// On a listener's close, its connections; None without any.
     pub accepts: Option<Accepts>,
-    /// On a summary, what it sums up.
-    pub summary: Option<Summary>,
+    /// On a summary, what was counted.
+    pub summary: Option<SummaryInfo>,
     /// On a loss, how many reports were lost.
     pub lost: Option<u64>,
-    /// On a health alert, what happened, for people.
+    /// On a health alert, what happened.
     pub detail: Option<Printable>,
 }
 
@@ -244,35 +140,113 @@ pub struct Alert {
 pub const SCHEMA: u32 = 1;
 
 impl Alert {
-    /// The alert for `count` reports that found the ring full.
+    /// The alert for an event.
+    #[must_use]
+    pub fn of_event(decided: Decided, accepts: Option<Accepts>, host: Printable) -> Self {
+        let Decided {
+            event,
+            registry,
+            severity,
+            rule,
+            detail,
+        } = decided;
+        Self {
+            schema: SCHEMA,
+            time: event.time,
+            host,
+            event: event.kind,
+            severity,
+            origin: event.origin,
+            port: Some(event.port_key.port),
+            transport: Some(event.port_key.transport),
+            family: event.address.map(Family::from),
+            address: event.address,
+            peer: event.peer.map(|peer| Peer {
+                address: peer.ip(),
+                port: peer.port(),
+            }),
+            registry,
+            socket: Socket {
+                cookie: event.key.and_then(SocketKey::cookie),
+                netns: event.netns,
+                host_netns: event.is_host_netns,
+                kernel: event.is_kernel_socket,
+            },
+            since: event.since,
+            process: event.process,
+            holders: event.holders,
+            rule,
+            accepts,
+            summary: None,
+            lost: None,
+            detail: detail.map(Printable::from),
+        }
+    }
+
+    /// The alert for events that were counted. `open`: the tracked sockets.
+    #[must_use]
+    pub fn of_summary<'a>(
+        summary: Summary,
+        open: impl Iterator<Item = &'a TrackedSocket>,
+        host: Printable,
+    ) -> Self {
+        let held = open.filter(|socket| summary.group.has(socket));
+        let mut held: Vec<PortKey> = held.map(|socket| socket.port_key).collect();
+        held.sort_unstable();
+        held.dedup();
+        let only = match summary.ports.len() {
+            1 => summary.ports.first().copied(),
+            _ => None,
+        };
+        // Of several processes none stands for all.
+        let process = match &*summary.processes {
+            [(process, _)] => Some(Rc::clone(process)),
+            _ => None,
+        };
+        let processes = summary.processes.iter();
+        Self {
+            port: only.map(|port_key| port_key.port),
+            transport: only.map(|port_key| port_key.transport),
+            registry: summary.registry,
+            process,
+            summary: Some(SummaryInfo {
+                since: summary.since,
+                counts: summary.counts,
+                ports: ranges(summary.ports),
+                held: ranges(held),
+                processes: processes
+                    .map(|(process, events)| SummaryProcess {
+                        pid: process.pid,
+                        comm: process.comm.clone(),
+                        exe: process.exe.clone(),
+                        events: *events,
+                    })
+                    .collect(),
+            }),
+            ..Self::of_monitor(EventKind::Summary, summary.severity, host)
+        }
+    }
+
+    /// The alert for `count` reports that found the ring buffer full.
     #[must_use]
     pub fn loss(count: u64, host: Printable) -> Self {
         Self {
             lost: Some(count),
-            ..Self::of_the_monitor(EventKind::Loss, Severity::Warning, host)
+            ..Self::of_monitor(EventKind::Loss, Severity::Warning, host)
         }
     }
 
-    /// The alert for a part of the sensor that was lost or regained.
+    /// The alert for a part of the monitor that was lost or restored.
     #[must_use]
-    pub fn health(severity: Severity, detail: Printable, host: Printable) -> Self {
+    pub fn health(severity: Severity, detail: &str, host: Printable) -> Self {
         Self {
-            detail: Some(detail),
-            ..Self::of_the_monitor(EventKind::Health, severity, host)
-        }
-    }
-
-    /// The alert for what was not told one by one.
-    #[must_use]
-    pub fn summary(summary: Summary, severity: Severity, host: Printable) -> Self {
-        Self {
-            summary: Some(summary),
-            ..Self::of_the_monitor(EventKind::Summary, severity, host)
+            detail: Some(Printable::from(detail)),
+            ..Self::of_monitor(EventKind::Health, severity, host)
         }
     }
 
     /// An alert that is about no socket.
-    fn of_the_monitor(event: EventKind, severity: Severity, host: Printable) -> Self {
+    fn of_monitor(event: EventKind, severity: Severity, host: Printable) -> Self {
         Self {
             schema: SCHEMA,
             time: Timestamp::now(),
@@ -299,13 +273,33 @@ impl Alert {
     }
 }
 
+/// Ascending ports by transport, `1-3,954-988`.
+fn ranges(ports: impl IntoIterator<Item = PortKey>) -> BTreeMap<&'static str, String> {
+    let mut runs: BTreeMap<&'static str, Vec<(u16, u16)>> = BTreeMap::new();
+    for PortKey { transport, port } in ports {
+        let runs = runs.entry(transport.name()).or_default();
+        match runs.last_mut() {
+            Some((_, last)) if last.checked_add(1) == Some(port) => *last = port,
+            _ => runs.push((port, port)),
+        }
+    }
+    let text = |(first, last): &(u16, u16)| match first == last {
+        true => first.to_string(),
+        false => format!("{first}-{last}"),
+    };
+    let join = |runs: Vec<(u16, u16)>| runs.iter().map(text).collect::<Vec<_>>().join(",");
+    runs.into_iter()
+        .map(|(transport, runs)| (transport, join(runs)))
+        .collect()
+}
+
 /// RFC 3339 in UTC with all nine digits, so that lines sort as text.
 fn nanoseconds<S: Serializer>(time: &Timestamp, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(&format_args!("{time:.9}"))
 }
 
-/// As the process keeps it.
-fn once_as_json<S: Serializer>(
+/// As the process caches it.
+fn cached_json<S: Serializer>(
     process: &Option<Rc<Process>>,
     serializer: S,
 ) -> Result<S::Ok, S::Error> {

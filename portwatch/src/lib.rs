@@ -7,12 +7,16 @@ mod alert;
 pub mod cli;
 mod commands;
 pub mod conformance;
+mod decide;
 mod exit;
 mod inventory;
+#[cfg(test)]
+mod levels;
 mod linux;
 mod model;
 mod monitor;
 mod output;
+mod pipeline;
 mod policy;
 mod process;
 mod registry;

@@ -1,207 +1,148 @@
-//! Bursts: what one program does on many ports, or many do on one. The first few are told, then a sum
-//! once per interval, and at the end what is still held.
+//! Bursts: what one program does on many ports, or many do on one. The first events are reported,
+//! the rest is counted in summaries: the first soon, then ever more rarely.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
-    rc::Rc,
-    time::Instant,
+    collections::HashMap,
+    time::{Duration, Instant},
 };
 
-use jiff::Timestamp;
+use super::{Group, Output, Settings, summary::Sum};
+use crate::{decide::Decided, model::Severity};
 
-use crate::{
-    aggregate::Settings,
-    alert::{Alert, Origin, Summary},
-    model::{EventKind, Printable, Severity, Transport},
-    process::Process,
-};
+/// How long after the first counted event the first summary comes; each later one takes twice as
+/// long, up to [`Settings::interval`].
+const FIRST_SUMMARY: Duration = Duration::from_millis(1900);
 
-/// Who or where: two alerts of a group can be one burst.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-enum Group {
-    /// A program run by a user; which process of it does not matter.
-    Program(Printable, u32),
-    Port(Place),
-}
-
-/// Where it happened.
-type Place = (Transport, u16);
-
-/// Where an alert's socket is; None for one that is about no socket.
-fn place_of(alert: &Alert) -> Option<Place> {
-    Some((alert.transport?, alert.port?))
-}
-
-impl Group {
-    fn all_of(alert: &Alert, place: Place) -> [Option<Self>; 2] {
-        [Self::of_program(alert), Some(Self::Port(place))]
-    }
-
-    fn of_program(alert: &Alert) -> Option<Self> {
-        let process = alert.process.as_deref()?;
-        let name = process.exe.as_ref().unwrap_or(&process.comm);
-        Some(Self::Program(name.clone(), process.uid))
-    }
-}
-
-struct Burst {
-    /// Alerts that were told one by one.
-    told: u32,
-    loudest: Option<Severity>,
-    last: Instant,
-    /// What was not told since the last sum.
-    sum: Option<Sum>,
-    /// How many sockets it has on a port.
-    held: BTreeMap<Place, u32>,
-}
-
-struct Sum {
-    began: Instant,
-    since: Timestamp,
-    severity: Severity,
-    counts: BTreeMap<&'static str, u64>,
-    places: BTreeSet<Place>,
-    /// The last one that acted.
-    process: Option<Rc<Process>>,
-    last: Alert,
-}
-
-/// Groups that are kept; past that, those that are over are looked for, and new ones are told in full.
+/// Groups that are kept; past that, new ones are reported in full.
 const GROUPS: usize = 4096;
 
+struct Burst {
+    /// Events that were reported one by one.
+    reported: u32,
+    max_severity: Option<Severity>,
+    last: Instant,
+    /// What was counted since the last summary.
+    sum: Option<Sum>,
+    /// How many summaries there were.
+    summaries: u32,
+}
+
+#[derive(Default)]
 pub(super) struct Bursts {
-    host: Printable,
     groups: HashMap<Group, Burst>,
     due: Option<Instant>,
 }
 
 impl Bursts {
-    pub(super) fn new(host: Printable) -> Self {
-        Self {
-            host,
-            groups: HashMap::new(),
-            due: None,
-        }
-    }
-
     pub(super) const fn due(&self) -> Option<Instant> {
         self.due
     }
 
-    /// Tells the alert, or counts it.
-    pub(super) fn pass(
+    /// The group of the event whose first events were reported, so that this one is to be counted;
+    /// None when it is to be reported. What is louder than all that was reported is never counted.
+    pub(super) fn over(
         &mut self,
-        alert: Alert,
-        quiet: &Settings,
+        decided: &Decided,
+        settings: &Settings,
         now: Instant,
-        told: &mut Vec<Alert>,
-    ) {
-        let Some(place) = place_of(&alert) else {
-            told.push(alert);
-            return;
-        };
-        let groups = Group::all_of(&alert, place);
-        self.stir(&groups, now);
-        for group in groups.iter().flatten() {
-            if let Some(burst) = self.groups.get_mut(group) {
-                burst.note(&alert, place);
-            }
-        }
-        let is_over = |group: &&Group| {
-            self.groups.get(*group).is_some_and(|burst| {
-                // What was there already is told, unless it is part of a burst.
-                let burst_is_on = burst.sum.is_some() || alert.origin == Origin::Live;
-                burst.told >= quiet.burst && burst_is_on && burst.loudest >= Some(alert.severity)
+    ) -> Option<Group> {
+        let groups = Group::all_of(&decided.event);
+        self.touch(&groups, now);
+        let is_over = |group: &Group| {
+            self.groups.get(group).is_some_and(|burst| {
+                burst.reported >= settings.burst && burst.max_severity >= Some(decided.severity)
             })
         };
-        let over = groups.iter().flatten().find(is_over).cloned();
-        match over.and_then(|group| self.groups.get_mut(&group)) {
-            Some(burst) => {
-                burst.add(alert, 1, now);
-                let next = burst.next(quiet);
-                self.look_at(next);
-            }
-            None => {
-                for group in groups.iter().flatten() {
-                    if let Some(burst) = self.groups.get_mut(group) {
-                        burst.told += 1;
-                        burst.loudest = burst.loudest.max(Some(alert.severity));
-                    }
-                }
-                told.push(alert);
-                // A group that is over gives its place back, some time.
-                self.due = self.due.or(Some(now + quiet.idle_timeout));
-            }
-        }
+        groups.into_iter().flatten().find(is_over)
     }
 
-    /// Counts what was not told one by one even to this. Which of it is still held, a snapshot will
-    /// say.
-    pub(super) fn repeat(&mut self, alert: Alert, times: u64, quiet: &Settings, now: Instant) {
-        let Some(place) = place_of(&alert) else {
-            return;
-        };
-        let groups = Group::all_of(&alert, place);
-        self.stir(&groups, now);
-        let known = groups.into_iter().flatten();
-        let mut known = known.filter(|group| self.groups.contains_key(group));
-        // Of ports there are only so many.
-        let group = known.next().unwrap_or(Group::Port(place));
-        let burst = self.groups.entry(group);
-        let burst = burst.or_insert_with(|| Burst::new(now));
-        burst.add(alert, times, now);
-        let next = burst.next(quiet);
-        self.look_at(next);
-    }
-
-    fn look_at(&mut self, next: Instant) {
-        self.due = Some(self.due.map_or(next, |due| due.min(next)));
-    }
-
-    /// Notes a close that nobody is told of.
-    pub(super) fn left(&mut self, alert: &Alert) {
-        let Some(place) = place_of(alert) else {
-            return;
-        };
-        for group in Group::all_of(alert, place).iter().flatten() {
+    /// Notes that the event is reported.
+    pub(super) fn reported(&mut self, decided: &Decided, settings: &Settings, now: Instant) {
+        for group in Group::all_of(&decided.event).iter().flatten() {
             if let Some(burst) = self.groups.get_mut(group) {
-                burst.leave(place);
+                burst.reported += 1;
+                burst.max_severity = burst.max_severity.max(Some(decided.severity));
             }
         }
+        // A group that is over is forgotten, some time.
+        self.due = self.due.or(Some(now + settings.idle_timeout));
+    }
+
+    /// The sum that the event belongs to: that of `over`, or of one of its own groups.
+    pub(super) fn sum(
+        &mut self,
+        over: Option<Group>,
+        decided: &Decided,
+        settings: &Settings,
+        now: Instant,
+    ) -> &mut Sum {
+        let group = over.unwrap_or_else(|| {
+            let groups = Group::all_of(&decided.event);
+            let mut known = groups
+                .into_iter()
+                .flatten()
+                .filter(|group| self.groups.contains_key(group));
+            // Of ports there are only so many.
+            let by_port = Group::Port(decided.event.netns, decided.event.port_key);
+            known.next().unwrap_or(by_port)
+        });
+        let burst = self
+            .groups
+            .entry(group.clone())
+            .or_insert_with(|| Burst::new(now));
+        if burst.sum.is_none() {
+            let began = burst.next_after(now, settings);
+            self.due = Some(self.due.map_or(began, |due| due.min(began)));
+        }
+        burst.last = now;
+        burst
+            .sum
+            .get_or_insert_with(|| Sum::new(group, decided, now))
+    }
+
+    /// Counts what the BPF programs counted.
+    pub(super) fn add_counted(
+        &mut self,
+        decided: &Decided,
+        times: u64,
+        settings: &Settings,
+        now: Instant,
+    ) {
+        self.touch(&Group::all_of(&decided.event), now);
+        self.sum(None, decided, settings, now).add(decided, times);
     }
 
     /// Notes that something happens in these groups.
-    fn stir(&mut self, groups: &[Option<Group>], now: Instant) {
+    fn touch(&mut self, groups: &[Option<Group>], now: Instant) {
         for group in groups.iter().flatten() {
-            if !self.groups.contains_key(group) && self.groups.len() >= GROUPS {
-                continue;
+            if let Some(burst) = self.groups.get_mut(group) {
+                burst.last = now;
+            } else if self.groups.len() < GROUPS {
+                self.groups.insert(group.clone(), Burst::new(now));
             }
-            let burst = self.groups.entry(group.clone());
-            burst.or_insert_with(|| Burst::new(now)).last = now;
         }
     }
 
-    /// Adds the sums that are due, and forgets what is over.
-    pub(super) fn flush(&mut self, quiet: &Settings, now: Instant, told: &mut Vec<Alert>) {
+    /// Adds the summaries that are due, and forgets the groups whose burst is over.
+    pub(super) fn flush(&mut self, settings: &Settings, now: Instant, out: &mut Vec<Output>) {
         if self.due.is_none_or(|due| due > now) {
             return;
         }
-        let host = &self.host;
-        self.groups.retain(|group, burst| {
-            let is_over = burst.last + quiet.idle_timeout <= now;
-            if burst.sum.is_some() && (is_over || burst.next(quiet) <= now) {
-                told.extend(burst.sum_up(group, host));
+        self.groups.retain(|_, burst| {
+            let is_over = burst.last + settings.idle_timeout <= now;
+            if burst.sum.is_some() && (is_over || burst.next(settings) <= now) {
+                out.extend(burst.summarize());
             }
             !is_over
         });
-        let next = self.groups.values().map(|burst| burst.next(quiet));
+        let next = self.groups.values().map(|burst| burst.next(settings));
         self.due = next.min();
     }
 
-    /// Adds every sum.
-    pub(super) fn finish(&mut self, told: &mut Vec<Alert>) {
-        for (group, burst) in &mut self.groups {
-            told.extend(burst.sum_up(group, &self.host));
+    /// Adds every summary.
+    pub(super) fn finish(&mut self, out: &mut Vec<Output>) {
+        for burst in self.groups.values_mut() {
+            out.extend(burst.summarize());
         }
     }
 }
@@ -209,114 +150,30 @@ impl Bursts {
 impl Burst {
     const fn new(now: Instant) -> Self {
         Self {
-            told: 0,
-            loudest: None,
+            reported: 0,
+            max_severity: None,
             last: now,
             sum: None,
-            held: BTreeMap::new(),
+            summaries: 0,
         }
-    }
-
-    /// Notes what is held after that.
-    fn note(&mut self, alert: &Alert, place: Place) {
-        // A listen comes after its bind, except where there was none.
-        let is_first = alert.since == Some(alert.time) || alert.origin == Origin::Snapshot;
-        match alert.event {
-            EventKind::Bind => self.take(place),
-            EventKind::Listen | EventKind::Connect if is_first => self.take(place),
-            EventKind::Close => self.leave(place),
-            _ => {}
-        }
-    }
-
-    fn take(&mut self, place: Place) {
-        *self.held.entry(place).or_default() += 1;
-    }
-
-    fn leave(&mut self, place: Place) {
-        if let Some(count) = self.held.get_mut(&place) {
-            *count -= 1;
-            if *count == 0 {
-                self.held.remove(&place);
-            }
-        }
-    }
-
-    fn add(&mut self, alert: Alert, times: u64, now: Instant) {
-        let sum = self.sum.get_or_insert_with(|| Sum {
-            began: now,
-            since: alert.time,
-            severity: alert.severity,
-            counts: BTreeMap::new(),
-            places: BTreeSet::new(),
-            process: None,
-            last: alert.clone(),
-        });
-        sum.severity = sum.severity.max(alert.severity);
-        *sum.counts.entry(alert.event.name()).or_default() += times;
-        sum.places.extend(place_of(&alert));
-        if alert.process.is_some() {
-            sum.process.clone_from(&alert.process);
-        }
-        sum.last = alert;
     }
 
     /// When it is to be looked at again.
-    fn next(&self, quiet: &Settings) -> Instant {
-        let over = self.last + quiet.idle_timeout;
+    fn next(&self, settings: &Settings) -> Instant {
+        let over = self.last + settings.idle_timeout;
         self.sum
             .as_ref()
-            .map_or(over, |sum| over.min(sum.began + quiet.interval))
+            .map_or(over, |sum| over.min(self.next_after(sum.began, settings)))
     }
 
-    fn sum_up(&mut self, group: &Group, host: &Printable) -> Option<Alert> {
-        let sum = self.sum.take()?;
-        let (port, registry) = match sum.places.len() {
-            1 => (sum.last.port, sum.last.registry),
-            _ => (None, None),
-        };
-        let process = match group {
-            Group::Program(..) => sum.process,
-            // Of many programs, none stands for all.
-            Group::Port(..) => None,
-        };
-        let summary = Summary {
-            since: sum.since,
-            counts: sum.counts,
-            ports: ranges(&sum.places),
-            held: ranges(self.held.keys()),
-        };
-        let severity = sum.severity;
-        Some(Alert {
-            port,
-            transport: sum.last.transport.filter(|_| port.is_some()),
-            registry,
-            process,
-            ..Alert::summary(summary, severity, host.clone())
-        })
+    /// When the summary of a sum is due that begins then.
+    fn next_after(&self, began: Instant, settings: &Settings) -> Instant {
+        let factor = 1_u32.checked_shl(self.summaries).unwrap_or(u32::MAX);
+        began + FIRST_SUMMARY.saturating_mul(factor).min(settings.interval)
     }
-}
 
-/// By transport, `1-3,954-988`.
-fn ranges<'a>(places: impl IntoIterator<Item = &'a Place>) -> BTreeMap<&'static str, String> {
-    let mut runs: BTreeMap<&'static str, Vec<(u16, u16)>> = BTreeMap::new();
-    for (transport, port) in places {
-        let runs = runs.entry(transport.name()).or_default();
-        match runs.last_mut() {
-            Some((_, last)) if *last + 1 == *port => *last = *port,
-            _ => runs.push((*port, *port)),
-        }
+    fn summarize(&mut self) -> Option<Output> {
+        self.summaries += 1;
+        Some(Output::Summary(self.sum.take()?.finish()))
     }
-    let text = |(first, last): &(u16, u16)| match first == last {
-        true => first.to_string(),
-        false => format!("{first}-{last}"),
-    };
-    runs.into_iter()
-        .map(|(transport, runs)| {
-            (
-                transport,
-                runs.iter().map(text).collect::<Vec<_>>().join(","),
-            )
-        })
-        .collect()
 }

@@ -1,152 +1,276 @@
-//! Keeps the output quiet: what a socket turns out to be in one line, connections by peer, and bursts
-//! as a beginning and sums. Nothing is dropped uncounted.
+//! Sums up what comes and goes: what a socket turns out to be in one line, connections by peer, and
+//! bursts as their first events and summaries. What lasts is always reported by itself, and what is
+//! not reported is counted.
+#![forbid(unsafe_code)]
 
 mod bursts;
+mod group;
 mod peers;
+mod pending;
 mod settings;
-
-pub use self::settings::Settings;
+mod summary;
 
 use std::{
     collections::{HashMap, VecDeque},
     time::Instant,
 };
 
-use self::{bursts::Bursts, peers::Peers};
+use self::{bursts::Bursts, peers::Peers, pending::PendingSockets};
+pub use self::{
+    group::Group, peers::Accepts, pending::Pending, settings::Settings, summary::Summary,
+};
 use crate::{
-    alert::Alert,
-    model::{EventKind, Printable, Transport},
+    decide::Decided,
+    model::{EventKind, Origin, Severity, SocketKey, Transport},
     util::Bounded,
 };
 
-/// Outgoing sockets whose close is not told, because nothing but their connect was.
+/// Outgoing sockets whose close is not reported, because nothing but their connect was.
 const CLIENTS: usize = 4096;
 
-/// Binds that wait; past that the oldest is told.
-const HELD: usize = 1024;
+/// Binds that wait for what comes next; past that the oldest is reported.
+const DELAYED: usize = 1024;
 
-/// Stands between the tracker and the output.
+/// What the operator is to read.
+#[derive(Debug)]
+pub enum Output {
+    /// An event; a listener's close with its connections.
+    Event(Box<Decided>, Option<Accepts>),
+    /// Events that were counted.
+    Summary(Summary),
+}
+
+impl Output {
+    fn event(decided: Decided) -> Self {
+        Self::Event(Box::new(decided), None)
+    }
+}
+
+/// Stands between the decision and the output.
 pub struct Aggregator {
-    quiet: Settings,
-    /// TCP binds that wait for what the socket turns out to be, by cookie.
-    held: HashMap<u64, Alert>,
+    settings: Settings,
+    /// TCP binds that wait for what the socket turns out to be.
+    delayed: HashMap<SocketKey, Decided>,
     /// In which order, and until when.
-    deadlines: VecDeque<(Instant, u64)>,
-    clients: Bounded<u64, ()>,
+    deadlines: VecDeque<(Instant, SocketKey)>,
+    clients: Bounded<SocketKey, ()>,
     peers: Peers,
     bursts: Bursts,
+    pending: PendingSockets,
 }
 
 impl Aggregator {
-    /// Nothing has happened yet on the host of that name.
+    /// Nothing has happened yet.
     #[must_use]
-    pub fn new(quiet: Settings, host: Printable) -> Self {
+    pub fn new(settings: Settings) -> Self {
         Self {
-            quiet,
-            held: HashMap::new(),
+            settings,
+            delayed: HashMap::new(),
             deadlines: VecDeque::new(),
             clients: Bounded::new(CLIENTS),
             peers: Peers::default(),
-            bursts: Bursts::new(host),
+            bursts: Bursts::default(),
+            pending: PendingSockets::default(),
         }
     }
 
-    /// Other numbers from now on.
-    pub const fn set_quiet(&mut self, quiet: Settings) {
-        self.quiet = quiet;
+    /// Other limits from now on.
+    pub const fn set_settings(&mut self, settings: Settings) {
+        self.settings = settings;
     }
 
-    /// Takes an alert, and adds those that are to be told now.
-    pub fn pass(&mut self, mut alert: Alert, now: Instant, told: &mut Vec<Alert>) {
-        if !self.quiet.enabled || alert.port.is_none() {
-            told.push(alert);
+    /// Takes an event, and adds what is to be reported now.
+    pub fn push(&mut self, decided: Decided, now: Instant, out: &mut Vec<Output>) {
+        if !self.settings.enabled {
+            out.push(Output::event(decided));
             return;
         }
-        let cookie = alert.socket.cookie;
-        if let Some(cookie) = cookie {
-            let bind = self.held.remove(&cookie);
-            match alert.event {
-                EventKind::Bind if self.is_to_wait(&alert) => {
-                    self.hold(cookie, alert, now, told);
+        if let Some(key) = decided.event.key {
+            let bind = self.delayed.remove(&key);
+            match decided.event.kind {
+                EventKind::Bind if self.is_to_wait(&decided) => {
+                    self.delay(key, decided, now, out);
                     return;
                 }
-                EventKind::Connect if bind.is_some() || alert.since == Some(alert.time) => {
-                    self.clients.put(cookie, ());
+                EventKind::Connect if bind.is_some() || decided.event.is_first() => {
+                    self.clients.put(key, ());
+                    // The connect stands for the bind, unless that matters more.
+                    if let Some(bind) = bind.filter(|bind| bind.severity > decided.severity) {
+                        self.report(bind, now, out);
+                    }
                 }
-                // Its only line was the connect.
-                EventKind::Close if self.clients.pop(&cookie).is_some() => {
-                    self.bursts.left(&alert);
+                // The connect stands for the close, unless that matters more.
+                EventKind::Close
+                    if self.clients.pop(&key).is_some() && decided.severity == Severity::Notice =>
+                {
                     return;
                 }
-                _ => {
+                kind => {
+                    if kind == EventKind::Listen {
+                        self.clients.pop(&key);
+                    }
                     if let Some(bind) = bind {
-                        self.bursts.pass(bind, &self.quiet, now, told);
+                        self.report(bind, now, out);
                     }
                 }
             }
         }
-        if self.peers.count(&mut alert) {
-            self.bursts.pass(alert, &self.quiet, now, told);
+        if self.peers.is_new(&decided) {
+            self.report(decided, now, out);
         }
     }
 
-    /// Takes what the kernel side counted as `times` such alerts.
-    pub fn repeat(&mut self, alert: Alert, times: u64, now: Instant) {
-        if !self.peers.repeat(&alert, times) {
-            self.bursts.repeat(alert, times, &self.quiet, now);
+    /// Takes what the BPF programs counted as `times` such events.
+    pub fn add_counted(&mut self, decided: Decided, times: u64, now: Instant) {
+        if !self.peers.add_counted(&decided, times) {
+            self.bursts
+                .add_counted(&decided, times, &self.settings, now);
         }
     }
 
-    /// A TCP bind can be a server's or a client's: what comes next says which.
-    fn is_to_wait(&self, alert: &Alert) -> bool {
-        alert.transport == Some(Transport::Tcp)
-            && alert.origin == crate::alert::Origin::Live
-            && !self.quiet.bind_delay.is_zero()
+    /// Reports an event, or counts it.
+    fn report(&mut self, decided: Decided, now: Instant, out: &mut Vec<Output>) {
+        let key = decided.event.key;
+        let is_close = decided.event.kind == EventKind::Close;
+        let connections = key
+            .filter(|_| is_close)
+            .and_then(|key| self.peers.close(key));
+        let counted = key
+            .filter(|_| is_close)
+            .and_then(|key| self.pending.remove(key));
+        let must_count = counted.is_some();
+        let over = self.bursts.over(&decided, &self.settings, now);
+        match over {
+            _ if !must_count && is_always_reported(&decided) => {
+                self.bursts.reported(&decided, &self.settings, now);
+                out.push(Output::Event(
+                    Box::new(decided),
+                    connections.map(|connections| connections.accepts),
+                ));
+            }
+            None if !must_count => {
+                self.bursts.reported(&decided, &self.settings, now);
+                out.push(Output::Event(
+                    Box::new(decided),
+                    connections.map(|connections| connections.accepts),
+                ));
+            }
+            over => {
+                if over.is_some() && self.pending.add(&decided, now) {
+                    return;
+                }
+                let sum = self.bursts.sum(over, &decided, &self.settings, now);
+                sum.add(&decided, 1);
+                for (kind, times) in counted.iter().flat_map(Pending::counts) {
+                    sum.add_kind(&decided, kind, times);
+                }
+                if let Some(connections) = connections.filter(|one| one.unreported > 0) {
+                    sum.add_kind(&decided, EventKind::Accept.name(), connections.unreported);
+                }
+            }
+        }
     }
 
-    fn hold(&mut self, cookie: u64, alert: Alert, now: Instant, told: &mut Vec<Alert>) {
-        self.held.insert(cookie, alert);
+    /// A TCP bind can be a server's or a client's: the next event shows which.
+    fn is_to_wait(&self, decided: &Decided) -> bool {
+        decided.event.port_key.transport == Transport::Tcp
+            && decided.event.origin == Origin::Live
+            && !self.settings.bind_delay.is_zero()
+    }
+
+    fn delay(&mut self, key: SocketKey, bind: Decided, now: Instant, out: &mut Vec<Output>) {
+        self.delayed.insert(key, bind);
         self.deadlines
-            .push_back((now + self.quiet.bind_delay, cookie));
-        while self.held.len() > HELD
+            .push_back((now + self.settings.bind_delay, key));
+        while self.delayed.len() > DELAYED
             && let Some((_, oldest)) = self.deadlines.pop_front()
         {
-            self.release(oldest, now, told);
+            self.release(oldest, now, out);
         }
     }
 
-    fn release(&mut self, cookie: u64, now: Instant, told: &mut Vec<Alert>) {
-        if let Some(bind) = self.held.remove(&cookie) {
-            self.bursts.pass(bind, &self.quiet, now, told);
+    fn release(&mut self, key: SocketKey, now: Instant, out: &mut Vec<Output>) {
+        if let Some(bind) = self.delayed.remove(&key) {
+            self.report(bind, now, out);
         }
     }
 
-    /// When [`flush`](Self::flush) has something to do; None when nothing waits.
+    /// When [`flush`](Self::flush) or [`lasting`](Self::lasting) has something to do; None when
+    /// nothing waits.
     #[must_use]
     pub fn due(&self) -> Option<Instant> {
-        let held = self.deadlines.front().map(|(deadline, _)| *deadline);
-        [held, self.bursts.due()].into_iter().flatten().min()
+        let delayed = self.deadlines.front().map(|(deadline, _)| *deadline);
+        [delayed, self.pending.due(), self.bursts.due()]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// Adds what has waited long enough.
-    pub fn flush(&mut self, now: Instant, told: &mut Vec<Alert>) {
-        while let Some((deadline, cookie)) = self.deadlines.front().copied()
+    pub fn flush(&mut self, now: Instant, out: &mut Vec<Output>) {
+        while let Some((deadline, key)) = self.deadlines.front().copied()
             && deadline <= now
         {
             self.deadlines.pop_front();
-            self.release(cookie, now, told);
+            self.release(key, now, out);
         }
-        self.bursts.flush(&self.quiet, now, told);
+        self.bursts.flush(&self.settings, now, out);
+    }
+
+    /// A socket whose events were not reported and that has lasted; None when there is no more.
+    /// `until`: the time by which it must have.
+    pub fn lasting(&mut self, until: Instant) -> Option<Pending> {
+        self.pending.lasting(until)
+    }
+
+    /// The next deadline among sockets that may last, for a monitor that ends before it.
+    pub fn report_lasting(
+        &mut self,
+        pending: &Pending,
+        decided: Decided,
+        now: Instant,
+        out: &mut Vec<Output>,
+    ) {
+        // The last of its events is reported, those before it are counted.
+        let mut counts: Vec<_> = pending.counts().collect();
+        if let Some((_, times)) = counts
+            .iter_mut()
+            .find(|(kind, _)| *kind == decided.event.kind.name())
+        {
+            *times -= 1;
+        }
+        if counts.iter().any(|(_, times)| *times > 0) {
+            let sum = self.bursts.sum(None, &decided, &self.settings, now);
+            for (kind, times) in counts.into_iter().filter(|(_, times)| *times > 0) {
+                sum.add_kind(&decided, kind, times);
+            }
+        }
+        out.push(Output::event(decided));
     }
 
     /// Adds all that waits: the end.
-    pub fn finish(&mut self, now: Instant, told: &mut Vec<Alert>) {
-        while let Some((_, cookie)) = self.deadlines.pop_front() {
-            self.release(cookie, now, told);
+    pub fn finish(&mut self, now: Instant, out: &mut Vec<Output>) {
+        while let Some((_, key)) = self.deadlines.pop_front() {
+            self.release(key, now, out);
         }
-        self.bursts.finish(told);
+        for (decided, times) in self.peers.take_unreported() {
+            let sum = self.bursts.sum(None, &decided, &self.settings, now);
+            sum.add_kind(&decided, EventKind::Accept.name(), times);
+        }
+        self.bursts.finish(out);
     }
 }
 
-#[cfg(test)]
-mod tests;
+/// Whether the event is reported by itself whatever else happens: it is critical, or its socket
+/// lasts.
+fn is_always_reported(decided: &Decided) -> bool {
+    let event = &decided.event;
+    decided.severity == Severity::Critical
+        || match event.kind {
+            EventKind::Bind | EventKind::Listen | EventKind::Connect => {
+                event.origin == Origin::Snapshot
+            }
+            EventKind::Close => event.lasted,
+            _ => false,
+        }
+}

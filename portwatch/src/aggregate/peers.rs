@@ -1,10 +1,12 @@
-//! Connections to a listener: the first from each address is told, the others are counted.
+//! Connections to a listener: the first from each address is reported, the others are counted.
 
 use std::{collections::HashSet, net::IpAddr};
 
+use serde::Serialize;
+
 use crate::{
-    alert::{Accepts, Alert},
-    model::EventKind,
+    decide::Decided,
+    model::{EventKind, Severity, SocketKey},
     util::Bounded,
 };
 
@@ -14,13 +16,33 @@ const LISTENERS: usize = 4096;
 /// Addresses of one listener that are remembered; the connections of others are counted all the same.
 const ADDRESSES: usize = 4096;
 
+/// The connections to a listener.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Accepts {
+    /// All of them.
+    pub count: u64,
+    /// From how many addresses, 4,096 at most.
+    pub peers: u64,
+}
+
+/// The connections to a listener that closes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Connections {
+    pub(super) accepts: Accepts,
+    /// How many of them were not given on as events.
+    pub(super) unreported: u64,
+}
+
 #[derive(Default)]
 struct Seen {
     addresses: HashSet<IpAddr>,
     count: u64,
+    /// How many were only counted, and the last of them.
+    unreported: u64,
+    last: Option<Box<Decided>>,
 }
 
-pub(super) struct Peers(Bounded<u64, Seen>);
+pub(super) struct Peers(Bounded<SocketKey, Seen>);
 
 impl Default for Peers {
     fn default() -> Self {
@@ -29,40 +51,67 @@ impl Default for Peers {
 }
 
 impl Peers {
+    /// Whether the event is more than another connection from a known address.
+    pub(super) fn is_new(&mut self, decided: &Decided) -> bool {
+        let event = &decided.event;
+        let (EventKind::Accept, Some(key), Some(peer)) = (event.kind, event.key, event.peer) else {
+            return true;
+        };
+        let seen = self.0.get_or_insert_mut(key, Seen::default);
+        seen.count += 1;
+        let is_new = seen.addresses.len() < ADDRESSES && seen.addresses.insert(peer.ip());
+        if is_new || decided.severity == Severity::Critical {
+            return true;
+        }
+        seen.add_unreported(decided, 1);
+        false
+    }
+
+    /// Counts what stands for that many connections; false for other events, and for a listener that
+    /// is gone by now.
+    pub(super) fn add_counted(&mut self, decided: &Decided, times: u64) -> bool {
+        let key = decided.event.key;
+        let key = key.filter(|_| decided.event.kind == EventKind::Accept);
+        let Some(seen) = key.and_then(|key| self.0.get_mut(&key)) else {
+            return false;
+        };
+        seen.count += times;
+        seen.add_unreported(decided, times);
+        true
+    }
+
+    /// The connections to a listener that closes.
+    pub(super) fn close(&mut self, key: SocketKey) -> Option<Connections> {
+        self.0.pop(&key).map(|seen| Connections {
+            accepts: Accepts {
+                count: seen.count,
+                peers: seen.addresses.len() as u64,
+            },
+            unreported: seen.unreported,
+        })
+    }
+
+    /// For each listener that is still open, one of the connections that were only counted, and how
+    /// many those are.
+    pub(super) fn take_unreported(&mut self) -> Vec<(Decided, u64)> {
+        let all = std::mem::take(self);
+        let all = all.0.into_values();
+        all.filter_map(|seen| Some((*seen.last?, seen.unreported)))
+            .collect()
+    }
+
     /// Listeners that are counted for.
     #[cfg(test)]
     pub(super) fn len(&self) -> usize {
         self.0.len()
     }
+}
 
-    /// Whether the alert is to be told. A close gets the totals.
-    pub(super) fn count(&mut self, alert: &mut Alert) -> bool {
-        let Some(cookie) = alert.socket.cookie else {
-            return true;
-        };
-        match (alert.event, alert.peer) {
-            (EventKind::Accept, Some(peer)) => {
-                let seen = self.0.get_or_insert_mut(cookie, Seen::default);
-                seen.count += 1;
-                let is_full = seen.addresses.len() >= ADDRESSES;
-                !is_full && seen.addresses.insert(peer.address)
-            }
-            (EventKind::Close, _) => {
-                alert.accepts = self.0.pop(&cookie).map(|seen| Accepts {
-                    count: seen.count,
-                    peers: seen.addresses.len() as u64,
-                });
-                true
-            }
-            _ => true,
+impl Seen {
+    fn add_unreported(&mut self, decided: &Decided, times: u64) {
+        self.unreported += times;
+        if self.last.is_none() {
+            self.last = Some(Box::new(decided.clone()));
         }
-    }
-
-    /// Counts what stands for that many connections; not those to a listener that is gone by now.
-    pub(super) fn repeat(&mut self, alert: &Alert, times: u64) -> bool {
-        let cookie = alert.socket.cookie;
-        let cookie = cookie.filter(|_| alert.event == EventKind::Accept);
-        let seen = cookie.and_then(|cookie| self.0.get_mut(&cookie));
-        seen.map(|seen| seen.count += times).is_some()
     }
 }

@@ -1,18 +1,21 @@
 //! `portwatch list`: the watched ports that are taken now, from a snapshot alone.
 
-use std::{io, net::SocketAddr, rc::Rc};
+use std::{io, net::SocketAddr};
 
 use anyhow::{Context as _, Result};
 
 use crate::{
+    aggregate::Settings,
     alert::Alert,
+    decide::Decider,
     inventory::{Scan, Scope},
     model::{EventKind, Transport},
     monitor::host_name,
-    output::{FormatName, StdoutGone},
+    output::{FormatName, Sink, Sinks, StdoutGone},
+    pipeline::Pipeline,
     policy::Policy,
     registry::Registry,
-    tracker::{ThisHost, Tracker},
+    tracker::ThisHost,
     util::parallel,
 };
 
@@ -45,10 +48,15 @@ pub fn list(options: &Options, registry: Registry, out: &mut impl io::Write) -> 
         cgroup: None,
     };
     let scan = Scan::take(&scope, parallel::threads()).context("reading /proc")?;
-    let (findings, coverage) = scan.findings(|_, _| Some(false));
-    let policy = Rc::new(options.policy.clone());
-    let mut tracker = Tracker::new(ThisHost::default(), registry, host_name(), policy);
-    let mut alerts = tracker.list(findings);
+    let (found, coverage) = scan.findings(|_, _| Some(false));
+    let settings = Settings {
+        enabled: false,
+        ..Settings::default()
+    };
+    let decider = Decider::new(registry, options.policy.clone(), options.policy.dry_run);
+    let sinks = Sinks::new(vec![Sink::Memory(Vec::new())]);
+    let mut pipeline = Pipeline::new(ThisHost::default(), host_name(), decider, settings, sinks);
+    let mut alerts = pipeline.list(found);
     alerts.sort_by_key(|alert| (alert.port, alert.transport));
     let mut bytes = Vec::new();
     match options.format {

@@ -5,6 +5,7 @@
 mod deny;
 mod event;
 mod key;
+mod origin;
 mod printable;
 mod severity;
 mod transport;
@@ -13,6 +14,7 @@ pub use self::{
     deny::{DenyRule, DenyRules},
     event::{Event, EventKind, ExecInfo, Task},
     key::{PortKey, SocketKey},
+    origin::Origin,
     printable::Printable,
     severity::Severity,
     transport::Transport,

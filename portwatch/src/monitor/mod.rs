@@ -1,12 +1,14 @@
-//! The monitor: arms the sensor and turns its events and snapshots into lines until it is told to
-//! stop.
+//! The monitor says *when*: it arms the sensor, and gives what the ring and scans bring to the
+//! pipeline until it is told to stop.
+#![cfg_attr(not(target_env = "gnu"), forbid(unsafe_code))]
 
-mod armed;
+mod ring;
 mod rules;
+mod scan;
 mod scheduler;
-mod tell;
+mod start;
 
-use std::{os::fd::AsFd as _, path::PathBuf, rc::Rc, time::Duration};
+use std::{path::PathBuf, time::Duration};
 
 use anyhow::{Context as _, Result};
 use tokio::{
@@ -15,28 +17,28 @@ use tokio::{
 };
 
 use self::{
-    armed::{armed, limits},
-    rules::{refusals, scope},
-    scheduler::{ScanScheduler, Why},
-    tell::BATCH,
+    ring::BATCH,
+    rules::{deny_rules, scope},
+    scheduler::{ScanScheduler, Urgency},
+    start::{armed, limits},
 };
 use crate::{
-    aggregate::Aggregator,
-    alert::Alert,
-    inventory::{self, Scan},
+    decide::Decider,
+    inventory::Scan,
     model::{Event, Printable, Severity, Transport},
-    output::{Format, FormatName, Stdout},
+    output::{FormatName, Sink, Sinks, Stdout},
+    pipeline::{Input, Pipeline},
     policy::Policy,
     registry::Registry,
-    sensor::{self, ExistingSocket, Health, Sensor},
-    tracker::{self, ThisHost, Tracker},
+    sensor::{self, Health, Sensor},
+    tracker::ThisHost,
     util::console,
 };
 
-/// What the monitor is asked to do.
+/// How to run the monitor.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// The form of the alerts.
+    /// The format of the alerts.
     pub format: FormatName,
     /// What alerts.
     pub policy: Policy,
@@ -44,20 +46,21 @@ pub struct Options {
     pub config: Option<PathBuf>,
     /// How to arm the sensor.
     pub sensor: sensor::Options,
-    /// Tell everything one by one, whatever the configuration says.
+    /// Report every event, whatever the configuration says.
     pub no_collapse: bool,
-    /// How often to look whether the sensor is whole.
+    /// How often to check whether the sensor is whole.
     pub health_interval: Duration,
 }
 
-/// How long a reader of stdout that takes nothing holds up the end.
+/// How long a reader of stdout that takes nothing delays the end.
 const LAST_FLUSH: Duration = Duration::from_secs(2);
 
 /// Watches until SIGINT or SIGTERM.
 ///
 /// # Errors
 ///
-/// [`sensor::SensorError`] when it cannot watch, [`StdoutGone`](crate::output::StdoutGone) when nobody reads.
+/// [`sensor::SensorError`] when it cannot watch, [`StdoutGone`](crate::output::StdoutGone) when
+/// stdout is closed or full.
 pub fn run(options: &Options, registry: Registry) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -67,14 +70,14 @@ pub fn run(options: &Options, registry: Registry) -> Result<()> {
 }
 
 async fn watch(options: &Options, registry: Registry) -> Result<()> {
-    // Before arming, so that a signal during start does not leave the work half done.
+    // Before arming, so that a signal meanwhile does not leave it half done.
     let mut interrupt = signal(SignalKind::interrupt()).context("waiting for SIGINT")?;
     let mut terminate = signal(SignalKind::terminate()).context("waiting for SIGTERM")?;
     let stdout = Stdout::take()?;
     let mut hangup = signal(SignalKind::hangup()).context("waiting for SIGHUP")?;
-    let policy = Rc::new(options.policy.clone());
+    let policy = options.policy.clone();
     let watched = policy.watched(&registry, &Transport::ALL);
-    let mut sensor = Sensor::arm(&options.sensor, watched, &refusals(&policy, &registry))?;
+    let mut sensor = Sensor::arm(&options.sensor, watched, &deny_rules(&policy, &registry))?;
     sensor.count_repeats(policy.quiet.enabled);
     console::log(&armed(options, &registry, &sensor));
     for limit in limits(options, &sensor) {
@@ -82,23 +85,22 @@ async fn watch(options: &Options, registry: Registry) -> Result<()> {
     }
 
     // Loading took many times what running takes.
-    give_back_memory();
+    release_memory();
     let colour = stdout.is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    let sinks = Sinks::new(vec![Sink::Stdout(options.format.format(colour), stdout)]);
+    let scope = scope(&policy, &registry, options);
+    let (dry_run, settings) = (policy.dry_run, policy.quiet);
+    let decider = Decider::new(registry, policy, dry_run);
     let mut monitor = Monitor {
         sensor,
-        scheduler: ScanScheduler::new(scope(&policy, &registry, options)),
-        collapse: Aggregator::new(policy.quiet, host_name()),
-        tracker: Tracker::new(ThisHost::default(), registry, host_name(), policy),
-        format: options.format.format(colour),
-        stdout,
+        pipeline: Pipeline::new(ThisHost::default(), host_name(), decider, settings, sinks),
+        scheduler: ScanScheduler::new(scope),
         events: Vec::with_capacity(BATCH),
-        alerts: Vec::with_capacity(BATCH),
-        told: Vec::with_capacity(BATCH),
         scan: None,
-        is_first_survey: true,
+        is_first_scan: true,
         has_more: false,
-        settled: None,
-        repeats: None,
+        losses_due: None,
+        counts_due: None,
         health: interval_at(
             Instant::now() + options.health_interval,
             options.health_interval,
@@ -119,24 +121,19 @@ async fn watch(options: &Options, registry: Registry) -> Result<()> {
 
 struct Monitor {
     sensor: Sensor,
-    tracker: Tracker<ThisHost>,
+    pipeline: Pipeline<ThisHost>,
     scheduler: ScanScheduler,
-    collapse: Aggregator,
-    format: Box<dyn Format>,
-    stdout: Stdout,
     events: Vec<Event>,
-    alerts: Vec<Alert>,
-    told: Vec<Alert>,
-    /// A snapshot that was taken and not joined yet.
+    /// A scan that is complete and not joined yet.
     scan: Option<std::io::Result<Scan>>,
     /// Whether none was joined yet.
-    is_first_survey: bool,
-    /// Whether there is more in the ring than was taken in one turn.
+    is_first_scan: bool,
+    /// Whether the ring holds more than was taken in one turn.
     has_more: bool,
     /// When to look for lost reports once more.
-    settled: Option<Instant>,
-    /// When to take what the kernel side counted.
-    repeats: Option<Instant>,
+    losses_due: Option<Instant>,
+    /// When to take what the BPF programs counted.
+    counts_due: Option<Instant>,
     health: Interval,
 }
 
@@ -145,103 +142,44 @@ impl Monitor {
     async fn watch(&mut self) -> Result<()> {
         loop {
             let due = self.scheduler.next();
-            let sums = self.collapse.due().map(Instant::from_std);
-            let (settled, repeats) = (self.settled, self.repeats);
+            let flush_due = self.pipeline.due().map(Instant::from_std);
+            let (losses_due, counts_due) = (self.losses_due, self.counts_due);
             tokio::select! {
                 () = std::future::ready(()), if self.has_more => {}
                 ready = self.sensor.readable() => ready.context("waiting for the ring buffer")?,
-                () = until(settled) => {
-                    self.settled = None;
-                    self.tell_lost()?;
+                () = until(losses_due) => {
+                    self.losses_due = None;
+                    self.report_losses()?;
                 }
-                () = until(repeats) => self.tell_repeats()?,
+                () = until(counts_due) => self.take_counts()?,
                 _ = self.health.tick() => self.check_health(),
-                taken = self.scheduler.taken() => self.scan = Some(taken),
+                complete = self.scheduler.complete() => self.scan = Some(complete),
                 () = until(due), if !self.has_more => {}
-                () = until(sums) => {}
-                gone = self.stdout.gone() => return Err(gone.into()),
+                () = until(flush_due) => {}
+                gone = self.pipeline.sinks().gone() => return Err(gone.into()),
             }
-            self.has_more = self.print_batches().await?;
-            // The ring is empty: what happened before a snapshot was begun or taken is known.
+            self.has_more = self.take_batches().await?;
+            // The ring is empty: what happened before a scan began or ended is known.
             if !self.has_more
                 && let Some(scan) = self.scan.take()
             {
-                self.reconcile(scan);
-                self.stdout.flush().await?;
+                self.join(scan);
             }
-            self.collapse
-                .flush(Instant::now().into_std(), &mut self.told);
-            self.write();
-            self.stdout.flush().await?;
-            if self.tracker.wants_snapshot() {
-                self.scheduler.ask(Why::Holders);
+            self.pipeline.flush(now());
+            self.pipeline.sinks_mut().flush().await?;
+            if self.pipeline.tracker().waits_for_scan() {
+                self.scheduler.request(Urgency::Loss);
+            } else if self.pipeline.tracker().wants_scan() {
+                self.scheduler.request(Urgency::Holders);
             }
             if !self.has_more && self.scan.is_none() && self.scheduler.is_due() {
-                self.tracker.begin_snapshot();
+                self.pipeline.begin_scan();
                 self.scheduler.begin();
             }
         }
     }
 
-    /// Queues the alerts for what a snapshot shows that events have not.
-    fn reconcile(&mut self, scan: std::io::Result<Scan>) {
-        let scan = match scan {
-            Ok(scan) => scan,
-            Err(error) => {
-                self.warn(&format!(
-                    "the sockets that are there could not be read: {error}"
-                ));
-                self.tracker.end_waiting(&mut self.alerts);
-                self.write();
-                return;
-            }
-        };
-        for (inode, cookie) in scan.netns_cookies() {
-            tracker::Host::learn(self.tracker.host(), cookie, inode);
-        }
-        if self.sensor.is_counting() {
-            self.tracker.overrun();
-        }
-        let (sensor, tracker) = (&mut self.sensor, &mut self.tracker);
-        let is_first = std::mem::replace(&mut self.is_first_survey, false);
-        let (findings, coverage) = scan.findings(|held, event| {
-            if tracker.is_to_mark(event, held.netns)
-                && let Some(socket) = inventory::duplicate(held)
-                && let Some(cookie) = held.cookie
-            {
-                let adoption = ExistingSocket {
-                    cookie,
-                    transport: held.transport,
-                    local: held.local,
-                };
-                return Some(sensor.mark_existing(socket.as_fd(), &adoption));
-            }
-            // Its close is reported, or has been: nothing else says that it is gone.
-            if tracker.is_marked(event, held.netns) {
-                return Some(false);
-            }
-            // Gone, if it had holders and none has it any more.
-            let mut holders = held.holders.iter();
-            let is_there = held.holders.is_empty()
-                || holders.any(|holder| inventory::is_held_by(held, *holder));
-            // After the first, what is found and not known is what a lost report was about.
-            let is_marked = !is_first && !held.holders.is_empty();
-            let is_new = !tracker.knows(event, held.netns);
-            is_there.then_some(is_new && is_marked)
-        });
-        if self
-            .tracker
-            .reconcile(findings, &coverage, &mut self.alerts)
-        {
-            self.scheduler.ask(Why::Loss);
-        }
-        if is_first && self.tracker.has_unmarked() {
-            self.scheduler.ask(Why::Unmarked);
-        }
-        self.write();
-    }
-
-    /// Looks whether the sensor is whole, and queues an alert for each change.
+    /// Checks whether the sensor is whole, and reports each change.
     fn check_health(&mut self) {
         for Health { regained, detail } in self.sensor.check() {
             let severity = if regained {
@@ -249,46 +187,56 @@ impl Monitor {
             } else {
                 Severity::Critical
             };
-            self.report_health(severity, &detail);
+            self.report_health(severity, detail);
         }
         if !self.sensor.missing_cgroups().is_empty() {
             self.find_cgroups();
         }
-        let forgotten = self.tracker.take_forgotten();
-        if forgotten > 0 {
-            self.warn(&format!(
-                "too many sockets on watched ports: {forgotten} were forgotten, the oldest first"
+        let evicted = self.pipeline.tracker().take_evicted();
+        if evicted > 0 {
+            self.warn(format!(
+                "too many sockets on watched ports: the oldest {evicted} are no longer tracked"
             ));
         }
-        if self.tracker.has_unmarked() {
-            self.scheduler.ask(Why::Unmarked);
+        if self.pipeline.tracker().has_unmarked() {
+            self.scheduler.request(Urgency::Unmarked);
         }
-        self.write();
+    }
+
+    /// Reports a problem of the monitor itself.
+    fn warn(&mut self, detail: String) {
+        self.report_health(Severity::Warning, detail);
+    }
+
+    fn report_health(&mut self, severity: Severity, detail: String) {
+        self.pipeline.push(Input::Health(severity, detail), now());
     }
 
     /// Detaches, and prints what was reported until then.
     async fn finish(mut self) -> Result<()> {
         self.sensor.disarm();
-        self.tracker.end_waiting(&mut self.alerts);
-        self.write();
-        while timeout(LAST_FLUSH, self.print_batch())
+        self.pipeline.push(Input::ScanFailed, now());
+        while timeout(LAST_FLUSH, self.take_batch())
             .await
-            .map_err(|_| self.stdout.stalled())??
+            .map_err(|_| self.pipeline.sinks_mut().stalled())??
         {}
-        self.tell_lost()?;
-        self.tell_repeats()?;
-        self.collapse
-            .finish(Instant::now().into_std(), &mut self.told);
-        self.write();
-        timeout(LAST_FLUSH, self.stdout.flush())
+        self.report_losses()?;
+        self.take_counts()?;
+        self.pipeline.finish(now());
+        timeout(LAST_FLUSH, self.pipeline.sinks_mut().flush())
             .await
-            .map_err(|_| self.stdout.stalled())??;
+            .map_err(|_| self.pipeline.sinks_mut().stalled())??;
         Ok(())
     }
 }
 
-/// Lets the kernel have what the allocator keeps for later.
-fn give_back_memory() {
+/// The present, for the pipeline's deadlines.
+fn now() -> std::time::Instant {
+    Instant::now().into_std()
+}
+
+/// Returns to the kernel what the allocator keeps for later.
+fn release_memory() {
     // SAFETY: malloc_trim(3) may be called at any time.
     #[cfg(target_env = "gnu")]
     unsafe {

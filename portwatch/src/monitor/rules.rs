@@ -1,10 +1,8 @@
-//! What the rules ask of the monitor, and how they are read again.
-
-use std::rc::Rc;
+//! What the rules mean for the monitor, and how they are reloaded.
 
 use anyhow::Result;
 
-use super::{Monitor, Options, armed::missing_cgroups, scheduler::Why};
+use super::{Monitor, Options, scheduler::Urgency, start::missing_cgroups};
 use crate::{
     aggregate::Settings,
     inventory::Scope,
@@ -15,15 +13,14 @@ use crate::{
 };
 
 impl Monitor {
-    /// Reads the rules again. What is wrong with them leaves those that hold.
+    /// Reloads the rules. A file that cannot be used leaves the previous rules in force.
     pub(super) fn reload(&mut self, options: &Options) {
         match self.try_reload(options) {
-            Ok(said) => console::log(&said),
+            Ok(text) => console::log(&text),
             Err(error) => {
-                let detail = format!("the rules stay as they were: {error:#}");
+                let detail = format!("reload failed, keeping the previous rules: {error:#}");
                 console::log(&detail);
-                self.warn(&detail);
-                self.write();
+                self.warn(detail);
             }
         }
     }
@@ -37,46 +34,46 @@ impl Monitor {
             dry_run: options.policy.dry_run,
             ..Policy::read(path)?
         };
-        let quiet = Settings {
+        let settings = Settings {
             enabled: policy.quiet.enabled && !options.no_collapse,
             ..policy.quiet
         };
-        let policy = Rc::new(Policy { quiet, ..policy });
-        let registry = self.tracker.registry();
+        let registry = self.pipeline.decider().registry();
         self.sensor
             .watch(policy.watched(registry, &Transport::ALL))?;
-        self.sensor.refuse(&refusals(&policy, registry))?;
+        self.sensor.refuse(&deny_rules(&policy, registry))?;
         self.scheduler.set_scope(scope(&policy, registry, options));
-        self.collapse.set_quiet(quiet);
-        self.sensor.count_repeats(quiet.enabled);
+        self.sensor.count_repeats(settings.enabled);
         for limit in missing_cgroups(&self.sensor) {
             console::log(&limit);
         }
-        let said = format!("reloaded {}: {} rules", path.display(), policy.rules.len());
-        self.tracker.set_policy(policy);
-        // On a port that was not watched before, something can sit.
-        self.scheduler.ask(Why::Loss);
-        Ok(said)
+        let text = format!("reloaded {}: {} rules", path.display(), policy.rules.len());
+        let dry_run = policy.dry_run;
+        self.pipeline.set_policy(policy, dry_run, settings);
+        // Something can be on a port that was not watched before.
+        self.scheduler.request(Urgency::Loss);
+        Ok(text)
     }
 
-    /// Looks again for the cgroups of rules that refuse.
+    /// Looks again for the cgroups of deny rules.
     pub(super) fn find_cgroups(&mut self) {
-        let refusals = refusals(self.tracker.policy(), self.tracker.registry());
-        if let Err(error) = self.sensor.refuse(&refusals) {
-            self.warn(&error.to_string());
+        let decider = self.pipeline.decider();
+        let rules = deny_rules(decider.policy(), decider.registry());
+        if let Err(error) = self.sensor.refuse(&rules) {
+            self.warn(error.to_string());
         }
     }
 }
 
-/// What the kernel side is to refuse.
-pub(super) fn refusals(policy: &Policy, registry: &Registry) -> DenyRules {
+/// What the BPF programs are to deny.
+pub(super) fn deny_rules(policy: &Policy, registry: &Registry) -> DenyRules {
     if policy.dry_run {
         return DenyRules::default();
     }
     policy.refusals(registry)
 }
 
-/// What snapshots are to show.
+/// What scans are to show.
 pub(super) fn scope(policy: &Policy, registry: &Registry, options: &Options) -> Scope {
     Scope {
         watched: policy.watched(registry, &Transport::ALL).collect(),

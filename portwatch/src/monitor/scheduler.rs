@@ -1,6 +1,6 @@
-//! When snapshots are taken: at start, after a loss, to see who holds what was taken, and as long as
-//! something is there whose close nobody reports. Each on a thread of its own, and seldom enough to
-//! cost next to nothing.
+//! When scans are taken: at start, after a loss, to see who holds a new socket, and as long as there
+//! are sockets whose close is not reported. Each on a thread of its own, and seldom enough to cost
+//! next to nothing.
 
 use std::{io, sync::Arc, time::Duration};
 
@@ -11,18 +11,18 @@ use tokio::{
 
 use crate::inventory::{Scan, Scope};
 
-/// Why a snapshot is asked for.
+/// Why a scan is requested.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Why {
+pub(super) enum Urgency {
     /// Reports are missing.
     Loss,
-    /// Sockets were taken: a while later those that are still there have their holders.
+    /// There are new sockets: those that are still open a while later have their holders.
     Holders,
-    /// Sockets are there whose close is not reported.
+    /// There are sockets whose close is not reported.
     Unmarked,
 }
 
-impl Why {
+impl Urgency {
     const fn delay(self) -> Duration {
         match self {
             Self::Loss => Duration::ZERO,
@@ -31,8 +31,8 @@ impl Why {
         }
     }
 
-    /// The rest between two, in times of what the last one took.
-    const fn rest(self) -> u32 {
+    /// The pause between two scans, in multiples of what the last one took.
+    const fn pause(self) -> u32 {
         match self {
             Self::Loss => 4,
             Self::Holders | Self::Unmarked => 50,
@@ -49,7 +49,7 @@ pub(super) struct ScanScheduler {
 }
 
 impl ScanScheduler {
-    /// The first one is due at once.
+    /// The first scan is due at once.
     pub(super) fn new(scope: Scope) -> Self {
         let now = Instant::now();
         Self {
@@ -61,16 +61,16 @@ impl ScanScheduler {
         }
     }
 
-    /// Other ports count from the next one on.
+    /// Other ports count from the next scan on.
     pub(super) fn set_scope(&mut self, scope: Scope) {
         self.scope = Arc::new(scope);
     }
 
-    /// Asks for one that begins after now.
-    pub(super) fn ask(&mut self, why: Why) {
+    /// Requests a scan that begins after now.
+    pub(super) fn request(&mut self, urgency: Urgency) {
         let took = self.ended.duration_since(self.began);
-        let rested = self.ended + took * why.rest();
-        let due = rested.max(Instant::now() + why.delay());
+        let rested = self.ended + took * urgency.pause();
+        let due = rested.max(Instant::now() + urgency.delay());
         self.due = Some(self.due.map_or(due, |before| before.min(due)));
     }
 
@@ -79,7 +79,7 @@ impl ScanScheduler {
         self.next().is_some_and(|due| due <= Instant::now())
     }
 
-    /// When one should begin; None while one is being taken.
+    /// When one should begin; None while one is running.
     pub(super) fn next(&self) -> Option<Instant> {
         self.due.filter(|_| self.running.is_none())
     }
@@ -88,18 +88,18 @@ impl ScanScheduler {
         self.due = None;
         self.began = Instant::now();
         let scope = Arc::clone(&self.scope);
-        // One thread: it must not be felt by what this host is there for.
+        // One thread: the host's own work must not feel it.
         self.running = Some(spawn_blocking(move || Scan::take(&scope, 1)));
     }
 
-    /// Waits for the one that is being taken.
-    pub(super) async fn taken(&mut self) -> io::Result<Scan> {
+    /// Waits for the one that is running.
+    pub(super) async fn complete(&mut self) -> io::Result<Scan> {
         let Some(running) = &mut self.running else {
             return std::future::pending().await;
         };
-        let taken = running.await;
+        let complete = running.await;
         self.running = None;
         self.ended = Instant::now();
-        taken.unwrap_or_else(|error| Err(io::Error::other(error)))
+        complete.unwrap_or_else(|error| Err(io::Error::other(error)))
     }
 }

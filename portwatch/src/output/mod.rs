@@ -1,23 +1,27 @@
-//! Writes alerts to stdout: one line each, at once.
+//! Formats, and the sinks that alerts go to: one line each, at once.
 
 mod json;
+mod sinks;
 mod stdout;
 mod text;
 
 use clap::ValueEnum;
 
-pub use self::stdout::{Stdout, StdoutGone};
 use self::{json::Json, text::Text};
+pub use self::{
+    sinks::{Sink, Sinks},
+    stdout::{Stdout, StdoutGone},
+};
 use crate::alert::Alert;
 
-/// A form in which alerts are written.
+/// A format in which alerts are written.
 pub trait Format {
     /// Appends the alert and a newline to `line`; neither the alert's text nor anything else in
     /// it can hold another newline.
     fn write(&self, alert: &Alert, line: &mut Vec<u8>);
 }
 
-/// The forms that `--format` knows.
+/// The formats that `--format` knows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum FormatName {
     /// One readable line per alert, coloured on a terminal
@@ -28,7 +32,7 @@ pub enum FormatName {
 }
 
 impl FormatName {
-    /// The form of that name. `colour` is for a terminal.
+    /// The format of that name. `colour` is for a terminal.
     #[must_use]
     pub fn format(self, colour: bool) -> Box<dyn Format> {
         match self {

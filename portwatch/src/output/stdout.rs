@@ -1,5 +1,5 @@
 //! Stdout, written without ever blocking the agent: a reader that stalls must not keep it from
-//! reading the ring buffer's news or from stopping when told to.
+//! reading the ring buffer or from stopping on a signal.
 
 use std::{
     io::{self, ErrorKind, IsTerminal as _},
@@ -14,14 +14,14 @@ use nix::{
 };
 use tokio::io::{Interest, unix::AsyncFd};
 
-/// Stdout takes no more.
+/// Stdout is closed or full.
 #[derive(Debug, thiserror::Error)]
 pub enum StdoutGone {
     /// Writing failed; with [`ErrorKind::BrokenPipe`] when the reader went away.
     #[error("stdout")]
     Io(#[from] io::Error),
     /// The reader took nothing for too long while the monitor was to stop.
-    #[error("stdout: its reader stalled; at least {lines} alerts are not printed")]
+    #[error("stdout: its reader stalled; at least {lines} alerts were not printed")]
     Stalled {
         /// Alerts that were made and not written; reports that wait in the ring come on top.
         lines: usize,
@@ -29,26 +29,26 @@ pub enum StdoutGone {
 }
 
 impl StdoutGone {
-    /// Whether the reader just went away, about which there is nobody to tell.
+    /// Whether the reader just went away: then nobody needs a message.
     #[must_use]
     pub fn is_quiet(&self) -> bool {
         matches!(self, Self::Io(error) if error.kind() == ErrorKind::BrokenPipe)
     }
 }
 
-/// What poll(2) says of a pipe or a socket whose reader went away.
+/// What poll(2) returns for a pipe or a socket whose reader went away.
 const GONE: PollFlags = PollFlags::POLLERR.union(PollFlags::POLLHUP);
 
-/// What poll(2) calls writable takes this many bytes without blocking (pipe(7)).
+/// A pipe that poll(2) calls writable accepts this many bytes without blocking (pipe(7)).
 const CHUNK: usize = libc::PIPE_BUF;
 
-/// So much is worth a write while more is to come.
+/// The size of a write while more is to come.
 const FULL: usize = 8 * CHUNK;
 
-/// Stdout and what waits to be written to it.
+/// Stdout and the lines that are queued for it.
 pub struct Stdout {
     target: Target,
-    /// How much goes into one write.
+    /// The most that goes into one write.
     chunk: usize,
     pending: Vec<u8>,
 }
@@ -89,7 +89,7 @@ impl Stdout {
         })
     }
 
-    /// Whether a person looks at it.
+    /// Whether it is a terminal.
     #[must_use]
     pub fn is_terminal(&self) -> bool {
         self.fd().is_terminal()
@@ -100,18 +100,18 @@ impl Stdout {
         &mut self.pending
     }
 
-    /// Writes as much of what is pending as goes without waiting.
+    /// Writes as much of what is queued as is possible without waiting.
     ///
     /// # Errors
     ///
-    /// [`StdoutGone`] when it cannot be written to.
+    /// [`StdoutGone`] when it is closed or full.
     pub fn flush_now(&mut self) -> Result<(), StdoutGone> {
         while !self.pending.is_empty() && (self.chunk > CHUNK || self.is_writable()) {
             let chunk = &self.pending[..self.pending.len().min(self.chunk)];
             match nix::unistd::write(self.fd(), chunk) {
                 Ok(written) => drop(self.pending.drain(..written)),
                 Err(Errno::EINTR) => {}
-                // poll(2) will say when.
+                // poll(2) shows when it is writable again.
                 Err(Errno::EAGAIN) => break,
                 Err(error) => return Err(StdoutGone::Io(error.into())),
             }
@@ -119,11 +119,11 @@ impl Stdout {
         Ok(())
     }
 
-    /// Writes when there is enough pending for a write of full size.
+    /// Writes when enough is queued for a write of full size.
     ///
     /// # Errors
     ///
-    /// [`StdoutGone`] when it cannot be written to.
+    /// [`StdoutGone`] when it is closed or full.
     pub fn flush_if_full(&mut self) -> Result<(), StdoutGone> {
         if self.pending.len() >= FULL {
             self.flush_now()?;
@@ -131,11 +131,11 @@ impl Stdout {
         Ok(())
     }
 
-    /// Writes all that is pending. May be cancelled: what was not written stays pending.
+    /// Writes everything that is queued. May be cancelled: what was not written stays queued.
     ///
     /// # Errors
     ///
-    /// [`StdoutGone`] when it cannot be written to.
+    /// [`StdoutGone`] when it is closed or full.
     pub async fn flush(&mut self) -> Result<(), StdoutGone> {
         loop {
             self.flush_now()?;
@@ -146,7 +146,7 @@ impl Stdout {
                 continue;
             };
             let mut ready = readiness.ready(Interest::WRITABLE).await?;
-            // The descriptor blocks, so no write says EAGAIN: poll(2) says whether this is news.
+            // The descriptor blocks, so no write returns EAGAIN: poll(2) shows whether the readiness is real.
             if !self.is_writable() {
                 ready.clear_ready();
                 // Should the readiness not go away, a signal must still get through.
@@ -155,11 +155,10 @@ impl Stdout {
         }
     }
 
-    /// The error for a reader that stalled.
+    /// Lines that are queued.
     #[must_use]
-    pub fn stalled(&self) -> StdoutGone {
-        let lines = self.pending.iter().filter(|byte| **byte == b'\n').count();
-        StdoutGone::Stalled { lines }
+    pub fn queued_lines(&self) -> usize {
+        self.pending.iter().filter(|byte| **byte == b'\n').count()
     }
 
     /// Waits until the reader has gone away.
@@ -178,7 +177,7 @@ impl Stdout {
         std::future::pending().await
     }
 
-    /// Whether a chunk can be written, or fails, without blocking.
+    /// Whether writing a chunk succeeds or fails without blocking.
     fn is_writable(&self) -> bool {
         matches!(self.target, Target::Ready(_)) || self.has(PollFlags::POLLOUT | GONE)
     }
@@ -199,8 +198,8 @@ impl Stdout {
     }
 }
 
-/// The pipe once more, so that writes to it do not block: that must not change for others who have it,
-/// such as the shell.
+/// The pipe opened once more, so that writes to it do not block: for others who have it open, such
+/// as the shell, that must not change.
 fn without_blocking(stdout: BorrowedFd<'_>) -> Option<OwnedFd> {
     let kind = SFlag::from_bits_truncate(fstat(stdout).ok()?.st_mode) & SFlag::S_IFMT;
     if kind != SFlag::S_IFIFO {

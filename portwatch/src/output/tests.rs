@@ -6,16 +6,21 @@ use jiff::Timestamp;
 
 use super::*;
 use crate::{
-    alert::{Family, Holder, Origin, Peer, RegistryEntry, RuleInfo, SCHEMA, Socket},
-    model::{EventKind, Printable, Severity, Transport},
+    alert::{Family, Peer, SCHEMA, Socket},
+    decide::RuleInfo,
+    model::{EventKind, Origin, PortKey, Printable, Severity, Transport},
     policy::Decision,
     process::{Ancestor, ExeFlag, Process},
     registry::Registry,
+    tracker::Holder,
 };
 
 fn alert(comm: &[u8], cmdline: &[&[u8]]) -> Alert {
     let registry = Registry::embedded().unwrap();
-    let verdict = registry.verdict(976, Transport::Tcp).unwrap();
+    let entry = registry.entry(PortKey {
+        transport: Transport::Tcp,
+        port: 976,
+    });
     Alert {
         schema: SCHEMA,
         time: Timestamp::from_nanosecond(1_795_383_480_123_456_789).unwrap(),
@@ -31,7 +36,7 @@ fn alert(comm: &[u8], cmdline: &[&[u8]]) -> Alert {
             address: IpAddr::from([10, 0, 0, 9]),
             port: 40_112,
         }),
-        registry: Some(Rc::new(RegistryEntry::new(verdict, registry.as_of()))),
+        registry: entry.map(Rc::new),
         socket: Socket {
             cookie: Some(8193),
             netns: Some(4_026_531_840),
@@ -131,7 +136,7 @@ fn a_text_line_reads_from_left_to_right() {
         line,
         "2026-11-22T21:38:00.123456Z critical accept  tcp 10.0.0.1:976 <- 10.0.0.9:40112 \
          unassigned (954-988, IANA 2026-08-17) nc[812] user=root exe=/usr/bin/nc \
-         exe-is=deleted cmdline='nc -l 976' unit=x.service from='systemd[1]' holders='nc[813]' \
+         exe_flags=deleted cmdline='nc -l 976' unit=x.service ancestors='systemd[1]' holders='nc[813]' \
          rule=legacy reason='known since 1999' \
          netns=4026531840,host socket=8193\n"
     );
@@ -140,9 +145,7 @@ fn a_text_line_reads_from_left_to_right() {
         false,
         &Alert::loss(7, Printable::from("db1")),
     );
-    assert!(
-        loss.ends_with(" 7 reports found the ring buffer full and are lost; see --ring-size\n")
-    );
+    assert!(loss.ends_with(" 7 events lost: ring buffer full (see --ring-size)\n"));
 }
 
 #[test]

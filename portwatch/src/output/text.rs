@@ -1,4 +1,4 @@
-//! One readable line: what happened where, the registry's word, who, and the rest as key=value.
+//! One readable line: what happened where, the registry's entry, who, and the rest as key=value.
 
 use std::{
     borrow::Cow,
@@ -9,8 +9,8 @@ use std::{
 
 use super::Format;
 use crate::{
-    alert::{Alert, Origin, Summary},
-    model::{EventKind, Severity},
+    alert::{Alert, SummaryInfo},
+    model::{EventKind, Origin, Severity},
     process::Process,
 };
 
@@ -45,7 +45,7 @@ impl Text {
         if let Some(lost) = alert.lost {
             write!(
                 text,
-                " {lost} reports found the ring buffer full and are lost; see --ring-size"
+                " {lost} events lost: ring buffer full (see --ring-size)"
             )?;
         }
         if let Some(summary) = &alert.summary {
@@ -83,9 +83,9 @@ impl Text {
                 let _ = compose_process(process, &mut text);
                 text
             })),
-            None if alert.socket.kernel == Some(true) => text.push_str(" the kernel itself"),
+            None if alert.socket.kernel == Some(true) => text.push_str(" process=kernel"),
             None if alert.port.is_some() && alert.summary.is_none() => {
-                text.push_str(" unknown process")
+                text.push_str(" process=unknown")
             }
             None => {}
         }
@@ -93,7 +93,7 @@ impl Text {
         if let Some(rule) = &alert.rule {
             write!(text, " rule={}", quoted(&rule.name))?;
             if rule.dry_run {
-                text.push_str(",would-deny");
+                text.push_str(" dry_run=true");
             }
             if let Some(reason) = &rule.reason {
                 write!(text, " reason={}", quoted(reason))?;
@@ -135,7 +135,7 @@ fn compose_process(process: &Process, text: &mut String) -> fmt::Result {
     }
     if !process.exe_flags.is_empty() {
         let flags: Vec<&str> = process.exe_flags.iter().map(|flag| flag.name()).collect();
-        write!(text, " exe-is={}", flags.join(","))?;
+        write!(text, " exe_flags={}", flags.join(","))?;
     }
     if let Some(script) = &process.script {
         write!(text, " script={}", quoted(script))?;
@@ -158,13 +158,13 @@ fn compose_process(process: &Process, text: &mut String) -> fmt::Result {
             .iter()
             .map(|one| format!("{}[{}]", one.comm, one.pid))
             .collect();
-        write!(text, " from={}", quoted(&chain.join(" < ")))?;
+        write!(text, " ancestors={}", quoted(&chain.join(" < ")))?;
     }
     Ok(())
 }
 
 /// What happened often, how often and where.
-fn compose_summary(summary: &Summary, text: &mut String) -> fmt::Result {
+fn compose_summary(summary: &SummaryInfo, text: &mut String) -> fmt::Result {
     let counts: Vec<String> = summary
         .counts
         .iter()
@@ -179,9 +179,16 @@ fn compose_summary(summary: &Summary, text: &mut String) -> fmt::Result {
     };
     write!(text, " on {}", places(&summary.ports))?;
     match summary.held.is_empty() {
-        true => text.push_str("; nothing is held;"),
-        false => write!(text, "; still held: {};", places(&summary.held))?,
+        true => text.push_str("; none open"),
+        false => write!(text, "; open: {}", places(&summary.held))?,
     }
+    if summary.processes.len() > 1 {
+        text.push_str("; by");
+        for one in &summary.processes {
+            write!(text, " {}[{}]={}", quoted(&one.comm), one.pid, one.events)?;
+        }
+    }
+    text.push(';');
     Ok(())
 }
 

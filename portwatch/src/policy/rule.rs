@@ -6,7 +6,6 @@ use serde::{Deserialize, Serialize};
 
 use super::values::{Address, Names, NetnsName, Network, Ports, UserName};
 use crate::{
-    alert::Alert,
     model::{EventKind, Transport},
     registry::Status,
 };
@@ -93,29 +92,6 @@ pub struct Facts<'a> {
     pub netns: Option<u64>,
     /// Whether that is the host's.
     pub host_netns: Option<bool>,
-}
-
-impl<'a> Facts<'a> {
-    /// What `alert` says.
-    #[must_use]
-    pub fn of(alert: &'a Alert) -> Self {
-        let process = alert.process.as_deref();
-        Self {
-            event: Some(alert.event),
-            port: alert.port,
-            transport: alert.transport,
-            status: alert.registry.as_ref().map(|word| word.status),
-            address: alert.address,
-            peer: alert.peer.map(|peer| peer.address),
-            exe: process.and_then(|process| process.exe.as_deref()),
-            uid: process.map(|process| process.uid),
-            unit: process.and_then(|process| process.unit.as_deref()),
-            container: process.map(|process| process.container.is_some()),
-            cgroup: process.and_then(|process| process.cgroup.as_deref()),
-            netns: alert.socket.netns,
-            host_netns: alert.socket.host_netns,
-        }
-    }
 }
 
 /// Whether one of the wanted is it.

@@ -3,6 +3,7 @@
 
 mod csv;
 mod diff;
+mod entry;
 mod table;
 
 use std::{fmt, io, ops::RangeInclusive, path::PathBuf, rc::Rc};
@@ -11,7 +12,7 @@ use jiff::civil::Date;
 use portwatch_common::SYSTEM_PORTS;
 use serde::Serialize;
 
-pub use self::{diff::diff, table::to_table};
+pub use self::{diff::diff, entry::RegistryEntry, table::to_table};
 use crate::model::{Printable, Transport};
 
 /// What the registry says of a (port, transport).

@@ -1,68 +1,45 @@
-//! The state machine: events and snapshots in, alerts out. An occupancy is one socket's stay on a
-//! watched port, from bind to close; it gives the events that carry no process theirs.
+//! The state machine: events and scans in, tracked events out. A tracked socket lasts from bind to
+//! close; it lends its owner to the events that carry no process.
+#![forbid(unsafe_code)]
 
+mod defer;
 mod host;
 mod reconcile;
+mod socket;
 mod table;
 
-use std::{
-    collections::{HashMap, HashSet},
-    rc::Rc,
-};
+use std::{collections::HashSet, rc::Rc};
 
-pub use self::host::{Host, ThisHost};
-use self::table::{Place, Stage, Table, TrackedSocket};
+use jiff::Timestamp;
+
+use self::{defer::Deferred, table::Table};
+pub use self::{
+    host::{Host, ThisHost},
+    socket::{Holder, LASTING, Stage, TrackedEvent, TrackedSocket},
+};
 use crate::{
-    alert::{Alert, Family, Holder, Origin, Peer, RegistryEntry, RuleInfo, SCHEMA, Socket},
-    model::{Event, EventKind, Printable, Severity, SocketKey, Transport},
-    policy::{Decision, Facts, Policy, severity},
+    model::{Event, EventKind, Origin, SocketKey},
     process::Process,
-    registry::Registry,
 };
 
-/// The tracker of this host.
+/// The tracked sockets of this host.
 pub struct Tracker<H> {
     host: H,
-    registry: Registry,
-    /// What alerts quote of it, of the ports that had any.
-    words: HashMap<(u16, Transport), Rc<RegistryEntry>>,
-    name: Printable,
-    policy: Rc<Policy>,
     table: Table,
-    /// What waits for a snapshot that is being taken, None when none is.
-    waiting: Option<reconcile::Waiting>,
-    /// Keys of sockets that the last snapshot showed, without a holder, and that are not told yet.
-    nobodys: HashSet<SocketKey>,
+    deferred: Deferred,
+    /// Sockets that the last scan showed without a holder, and that are not reported yet.
+    unowned_once: HashSet<SocketKey>,
 }
 
 impl<H: Host> Tracker<H> {
-    /// No tracker yet, on the host called `name`.
-    pub fn new(host: H, registry: Registry, name: Printable, policy: Rc<Policy>) -> Self {
+    /// No sockets yet.
+    pub fn new(host: H) -> Self {
         Self {
             host,
-            registry,
-            words: HashMap::new(),
-            name,
-            policy,
             table: Table::default(),
-            waiting: None,
-            nobodys: HashSet::new(),
+            deferred: Deferred::default(),
+            unowned_once: HashSet::new(),
         }
-    }
-
-    /// Other rules from now on.
-    pub fn set_policy(&mut self, policy: Rc<Policy>) {
-        self.policy = policy;
-    }
-
-    /// The rules.
-    pub fn policy(&self) -> &Policy {
-        &self.policy
-    }
-
-    /// The registry that is quoted.
-    pub const fn registry(&self) -> &Registry {
-        &self.registry
     }
 
     /// The machine that is asked.
@@ -70,257 +47,184 @@ impl<H: Host> Tracker<H> {
         &mut self.host
     }
 
-    /// Adds what the operator should read of `event`; nothing yet for one that a snapshot which is
-    /// being taken will explain.
-    pub fn observe(&mut self, event: Event, alerts: &mut Vec<Alert>) {
-        if let Some(event) = self.wait(event) {
-            self.settle(&event, alerts);
+    /// Adds the tracked event of `event`; none yet where a scan will tell more.
+    pub fn observe(&mut self, event: Event, out: &mut Vec<TrackedEvent>) {
+        if let Some(event) = self.defer(event, out) {
+            self.apply(&event, &[], out);
         }
     }
 
-    /// Adds what the operator should read of `event`.
-    fn settle(&mut self, event: &Event, alerts: &mut Vec<Alert>) {
-        let key = event.key.or_else(|| self.stranger(event));
-        // A snapshot that did not show it any more has told so.
+    /// `holders`: who has the socket open by a scan, the owner first, where the kernel does not say
+    /// who acted.
+    fn apply(&mut self, event: &Event, holders: &[Rc<Process>], out: &mut Vec<TrackedEvent>) {
+        let key = event.key.or_else(|| self.untracked_listener(event));
+        // A scan that no longer showed it has reported that already.
         if event.kind == EventKind::Close && key.is_some_and(|key| self.table.has_closed(key)) {
             return;
         }
         let known = key.and_then(|key| self.table.known(key)).cloned();
-        // The snapshot saw it between the kernel's bind and the report of it.
-        let is_told = event.kind == EventKind::Bind
+        // A scan saw it between the kernel's bind and the report of it.
+        let is_reported = event.kind == EventKind::Bind
             && known
                 .as_ref()
                 .is_some_and(|known| known.origin == Origin::Snapshot);
-        let occupancy = self.update(event, known, is_told);
-        let mut first_reach = false;
+        let mut socket = self.update(event, known, is_reported);
+        if socket.process.is_none() && !holders.is_empty() {
+            socket.process = holders.first().cloned();
+            socket.set_holders(holders);
+        }
+        let mut is_first_remote = false;
         if event.kind == EventKind::Accept {
-            let stranger = key.is_none().then(|| (occupancy.netns, Place::of(event)));
-            let reached = occupancy.reached || stranger.is_some_and(|it| self.table.is_reached(it));
-            first_reach = !reached && self.is_from_elsewhere(event);
-            if let Some(stranger) = stranger.filter(|_| first_reach) {
-                self.table.reach(stranger);
+            let listener = key.is_none().then(|| (socket.netns, event.port_key()));
+            let reached = socket.reached || listener.is_some_and(|it| self.table.is_reached(it));
+            is_first_remote = !reached && self.is_remote(event);
+            if let Some(listener) = listener.filter(|_| is_first_remote) {
+                self.table.reach(listener);
             }
             if let Some(key) = key {
-                self.table.accepted(key, first_reach, event.time);
+                self.table.accepted(key, is_first_remote, event.time);
             }
         }
         if let Some(key) = key {
-            self.table.store(key, &occupancy, event.kind);
+            self.table.store(key, &socket, event.kind);
         }
-        if is_told {
-            return;
-        }
-        let mut alert = self.alert(event, &occupancy, key, Origin::Live);
-        alert.severity = severity(event.kind, event.transport, first_reach);
-        self.tell(alert, alerts);
-    }
-
-    /// Adds what the operator should read of each of what was counted as that event.
-    pub fn repeat(&mut self, event: &Event, alerts: &mut Vec<Alert>) {
-        let known = event.key.and_then(|key| self.table.known(key)).cloned();
-        let occupancy = self.update(event, known, true);
-        let alert = self.alert(event, &occupancy, event.key, Origin::Live);
-        self.tell(alert, alerts);
-    }
-
-    /// Adds the alert as the rules want it.
-    fn tell(&self, mut alert: Alert, alerts: &mut Vec<Alert>) {
-        let verdict = self.policy.decide(&Facts::of(&alert), alert.severity);
-        let Some(severity) = verdict.severity else {
-            return;
-        };
-        if let Some(rule) = verdict.rule {
-            let denies = rule.decision == Decision::Deny;
-            let is_open = matches!(alert.event, EventKind::Bind | EventKind::Listen);
-            if denies && !self.policy.dry_run && is_open {
-                let why = match (alert.origin, alert.socket.kernel) {
-                    (Origin::Snapshot, _) => "not refused: it was there before",
-                    (_, Some(true)) => "not refused: the kernel's own",
-                    _ => "not refused: the kernel asks no hook here",
-                };
-                alert.detail = Some(Printable::from(why));
-            }
-            alert.rule = Some(RuleInfo {
-                name: Printable::from(rule.name.as_str()),
-                reason: rule.reason.as_deref().map(Printable::from),
-                decision: rule.decision,
-                dry_run: denies && self.policy.dry_run,
+        if !is_reported {
+            out.push(TrackedEvent {
+                is_first_remote,
+                ..self.tracked_event(event, &socket, key, Origin::Live)
             });
         }
-        alert.severity = severity;
-        alerts.push(alert);
     }
 
-    fn alert(
+    /// The tracked event for each of the events that the BPF programs counted as `event`.
+    pub fn counted(&mut self, event: &Event) -> TrackedEvent {
+        let known = event.key.and_then(|key| self.table.known(key)).cloned();
+        let socket = self.update(event, known, true);
+        self.tracked_event(event, &socket, event.key, Origin::Live)
+    }
+
+    /// The event of `kind` at `time` again, by what is known of its socket now; None when that has
+    /// closed.
+    pub fn current(
+        &mut self,
+        key: SocketKey,
+        kind: EventKind,
+        time: Timestamp,
+    ) -> Option<TrackedEvent> {
+        let socket = self.table.open_socket(key)?.clone();
+        let event = socket.event(key, kind, time);
+        Some(self.tracked_event(&event, &socket, Some(key), Origin::Live))
+    }
+
+    /// The open sockets.
+    pub fn open(&self) -> impl Iterator<Item = &TrackedSocket> {
+        self.table.open().map(|(_, socket)| socket)
+    }
+
+    fn tracked_event(
         &mut self,
         event: &Event,
-        occupancy: &TrackedSocket,
+        socket: &TrackedSocket,
         key: Option<SocketKey>,
         origin: Origin,
-    ) -> Alert {
-        let host_netns = self.host.host_netns();
-        Alert {
-            schema: SCHEMA,
-            time: event.time,
-            host: self.name.clone(),
-            event: event.kind,
-            severity: severity(event.kind, event.transport, false),
-            origin,
-            port: Some(event.port),
-            transport: Some(event.transport),
-            family: event.address.map(Family::from),
-            address: event.address,
-            peer: event.peer.map(|peer| Peer {
-                address: peer.ip(),
-                port: peer.port(),
-            }),
-            registry: self.quote(event.port, event.transport),
-            socket: Socket {
-                // An accept that names no listener has that of the one it was found to belong to.
-                cookie: key.and_then(SocketKey::cookie),
-                netns: occupancy.netns,
-                host_netns: occupancy
-                    .netns
-                    .zip(host_netns)
-                    .map(|(its, host)| its == host),
-                kernel: occupancy.is_kernel_socket,
-            },
-            since: occupancy.since,
-            process: occupancy.process.clone(),
-            holders: Rc::clone(&occupancy.holders),
-            rule: None,
-            accepts: None,
-            summary: None,
-            lost: None,
-            detail: None,
-        }
+    ) -> TrackedEvent {
+        TrackedEvent::new(event, socket, key, origin, self.host.host_netns())
     }
 
-    /// The registry's word, made once.
-    fn quote(&mut self, port: u16, transport: Transport) -> Option<Rc<RegistryEntry>> {
-        if let Some(word) = self.words.get(&(port, transport)) {
-            return Some(Rc::clone(word));
-        }
-        let verdict = self.registry.verdict(port, transport)?;
-        let word = Rc::new(RegistryEntry::new(verdict, self.registry.as_of()));
-        self.words.insert((port, transport), Rc::clone(&word));
-        Some(word)
+    /// Sockets that were evicted since the last call, because there were too many.
+    pub const fn take_evicted(&mut self) -> u64 {
+        self.table.take_evicted()
     }
 
-    /// The alert for reports that found the ring full.
-    pub fn lose(&self, count: u64) -> Alert {
-        Alert::loss(count, self.name.clone())
+    /// Whether a scan would tell more: who holds a socket that was just taken.
+    pub fn wants_scan(&self) -> bool {
+        self.table.has_holders_pending()
     }
 
-    /// The alert for a part of the monitor that was lost or regained.
-    pub fn report_health(&self, severity: Severity, detail: &str) -> Alert {
-        Alert::health(severity, Printable::from(detail), self.name.clone())
-    }
-
-    /// Tracker that were forgotten since the last call, because there were too many.
-    pub const fn take_forgotten(&mut self) -> u64 {
-        self.table.take_forgotten()
-    }
-
-    /// Whether a snapshot would tell more: who holds a socket that was just taken, or whether one is
-    /// still there whose close is not reported.
-    pub fn wants_snapshot(&self) -> bool {
-        self.table.wants_snapshot()
-    }
-
-    /// Whether there are tracker whose close nobody reports.
+    /// Whether there are sockets whose close is not reported.
     pub fn has_unmarked(&self) -> bool {
         self.table.has_unmarked()
     }
 
-    /// The event's occupancy as it is from this event on.
+    /// The event's socket as it is from this event on.
     fn update(
         &mut self,
         event: &Event,
         known: Option<TrackedSocket>,
-        is_told: bool,
+        is_reported: bool,
     ) -> TrackedSocket {
-        let mut occupancy = known.unwrap_or_else(|| TrackedSocket::new(Place::of(event)));
+        let mut socket = known.unwrap_or_else(|| TrackedSocket::new(event.port_key()));
         let stage = Stage::after(event.kind);
         if let Some(stage) = stage {
-            if !is_told {
-                occupancy.stage = stage;
+            if !is_reported {
+                socket.stage = stage;
             }
-            // A bind's word stands: no other hook looks.
-            occupancy.is_kernel_socket = occupancy.is_kernel_socket.or(event.is_kernel_socket);
-            occupancy.address = event.address;
-            occupancy.since = occupancy.since.or(match occupancy.origin {
+            // What a bind said stands: no other hook looks.
+            socket.is_kernel_socket = socket.is_kernel_socket.or(event.is_kernel_socket);
+            socket.address = event.address;
+            socket.since = socket.since.or(match socket.origin {
                 Origin::Live => Some(event.time),
                 Origin::Snapshot => None,
             });
         }
         match event.binder {
-            // Of its own bind nothing was told; that of another socket of the process was.
-            Some(pid) => occupancy.process = occupancy.process.or_else(|| self.host.recall(pid)),
+            // Its own bind was counted; another socket's bind by the same process was reported.
+            Some(pid) => {
+                socket.process = socket.process.or_else(|| self.host.last_identified(pid));
+            }
             None if stage.is_some() || event.kind == EventKind::Deny => {
-                self.name_actor(event, &mut occupancy);
+                self.attribute(event, &mut socket);
             }
             None => {}
         }
         if let Some((cookie, inode)) = event.netns_cookie.zip(event.netns) {
-            self.host.learn(cookie, inode);
+            self.host.cache_netns(cookie, inode);
         }
-        occupancy.netns = occupancy.netns.or(event.netns);
-        if occupancy.netns.is_none() {
+        socket.netns = socket.netns.or(event.netns);
+        if socket.netns.is_none() {
             let actor = event.task.as_ref().map(|task| task.tid);
-            let tid = actor.or_else(|| occupancy.process.as_ref().map(|process| process.pid));
-            occupancy.netns = match event.netns_cookie {
+            let tid = actor.or_else(|| socket.process.as_ref().map(|process| process.pid));
+            socket.netns = match event.netns_cookie {
                 Some(cookie) => self.host.netns(cookie, tid),
                 None => actor.and_then(|tid| self.host.thread_netns(tid)),
             };
         }
-        occupancy
+        socket
     }
 
-    /// Notes who acted, who has the socket open by that.
-    fn name_actor(&mut self, event: &Event, occupancy: &mut TrackedSocket) {
-        if occupancy.is_kernel_socket == Some(true) {
+    /// Notes the process that acted: it has the socket open.
+    fn attribute(&mut self, event: &Event, socket: &mut TrackedSocket) {
+        if socket.is_kernel_socket == Some(true) {
             return;
         }
-        if let Some(task) = &event.task {
-            let now = self.host.identify(task, event.time);
-            let actor = fuller(now, occupancy.process.take());
-            if !occupancy
-                .holders
-                .iter()
-                .any(|holder| holder.pid == actor.pid)
-            {
-                let others = occupancy.holders.iter().cloned();
-                occupancy.holders = others.chain([Holder::from(&*actor)]).collect();
-            }
-            occupancy.process = Some(actor);
-        } else if occupancy.process.is_none() {
-            occupancy.process = self.host.holder(event);
-            occupancy.holders = occupancy
-                .process
-                .iter()
-                .map(|one| Holder::from(&**one))
-                .collect();
+        let Some(task) = &event.task else {
+            return;
+        };
+        let now = self.host.identify(task, event.time);
+        let actor = more_complete(now, socket.process.take());
+        if !socket.holders.iter().any(|holder| holder.pid == actor.pid) {
+            let others = socket.holders.iter().cloned();
+            socket.holders = others.chain([Holder::from(&*actor)]).collect();
         }
+        socket.process = Some(actor);
     }
 
-    /// The occupancy that an event without a key is about: an accept of a listener from before the
-    /// kernel side.
-    fn stranger(&mut self, event: &Event) -> Option<SocketKey> {
+    /// The socket that an accept without a key is about: a listener that has no socket mark.
+    fn untracked_listener(&mut self, event: &Event) -> Option<SocketKey> {
         let netns = event
             .netns_cookie
             .and_then(|cookie| self.host.netns(cookie, None));
-        self.table.at(Place::of(event), event.address, netns)
+        self.table.at(event.port_key(), event.address, netns)
     }
 
-    fn is_from_elsewhere(&mut self, event: &Event) -> bool {
+    fn is_remote(&mut self, event: &Event) -> bool {
         let mut is_own = |peer| Some(peer) == event.address || self.host.is_own_address(peer);
         event.peer.is_some_and(|peer| !is_own(peer.ip()))
     }
 }
 
 /// `now`, or what was known of the same process before when it is gone by now.
-fn fuller(now: Rc<Process>, before: Option<Rc<Process>>) -> Rc<Process> {
+fn more_complete(now: Rc<Process>, before: Option<Rc<Process>>) -> Rc<Process> {
     match before {
         Some(before) if before.pid == now.pid && now.exe.is_none() => before,
         _ => now,
@@ -328,4 +232,4 @@ fn fuller(now: Rc<Process>, before: Option<Rc<Process>>) -> Rc<Process> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -1,8 +1,6 @@
-//! Events in, alerts out, on a host that exists only here.
+//! Events in, tracked events out, on a host that exists only here.
 
 use std::net::{IpAddr, SocketAddr};
-
-use jiff::Timestamp;
 
 use super::{
     table::{CLOSED, OPEN},
@@ -10,40 +8,32 @@ use super::{
 };
 use crate::{
     inventory::{Coverage, FoundSocket},
-    model::{Task, Transport},
-    registry::Status,
+    model::{Printable, Task, Transport},
 };
 
-mod snapshots;
+mod scans;
 
 /// A host on which every process but number 404 is still there.
 #[derive(Default)]
-struct PaperHost {
+pub(crate) struct FakeHost {
     identified: Vec<u32>,
 }
 
 const GONE: u32 = 404;
-/// Who holds the socket with the cookie `HELD`.
-const HOLDER: u32 = 99;
-const HELD: u64 = 9;
 const NETNS_COOKIE: u64 = 77;
-const NETNS: u64 = 4_026_531_840;
+pub(crate) const NETNS: u64 = 4_026_531_840;
 const THREAD_NETNS: u64 = 4_026_532_000;
 
-impl Host for PaperHost {
+impl Host for FakeHost {
     fn identify(&mut self, task: &Task, _: Timestamp) -> Rc<Process> {
         self.identified.push(task.pid);
         Rc::new(process(task.pid))
     }
 
-    fn recall(&mut self, pid: u32) -> Option<Rc<Process>> {
+    fn last_identified(&mut self, pid: u32) -> Option<Rc<Process>> {
         self.identified
             .contains(&pid)
             .then(|| Rc::new(process(pid)))
-    }
-
-    fn holder(&mut self, event: &Event) -> Option<Rc<Process>> {
-        (event.cookie() == Some(HELD)).then(|| Rc::new(process(HOLDER)))
     }
 
     fn host_netns(&mut self) -> Option<u64> {
@@ -54,7 +44,7 @@ impl Host for PaperHost {
         (cookie == NETNS_COOKIE && tid.is_some()).then_some(NETNS)
     }
 
-    fn learn(&mut self, _: u64, _: u64) {}
+    fn cache_netns(&mut self, _: u64, _: u64) {}
 
     fn thread_netns(&mut self, _: u32) -> Option<u64> {
         Some(THREAD_NETNS)
@@ -75,34 +65,27 @@ fn process(pid: u32) -> Process {
 }
 
 impl<H: Host> Tracker<H> {
-    /// The alerts of one event.
-    fn told(&mut self, event: &Event) -> Vec<Alert> {
-        let mut alerts = Vec::new();
-        self.observe(event.clone(), &mut alerts);
-        alerts
+    /// The tracked events of one event.
+    fn all(&mut self, event: &Event) -> Vec<TrackedEvent> {
+        let mut out = Vec::new();
+        self.observe(event.clone(), &mut out);
+        out
     }
 
-    /// The only alert of one event.
-    fn one(&mut self, event: &Event) -> Alert {
-        let mut alerts = self.told(event);
-        assert_eq!(alerts.len(), 1, "{alerts:?}");
-        alerts.remove(0)
+    /// The only tracked event of one event.
+    fn one(&mut self, event: &Event) -> TrackedEvent {
+        let mut out = self.all(event);
+        assert_eq!(out.len(), 1, "{out:?}");
+        out.remove(0)
     }
 }
 
-fn tracker() -> Tracker<PaperHost> {
-    let registry = Registry::embedded().unwrap();
-    let policy = Rc::new(Policy::default());
-    Tracker::new(
-        PaperHost::default(),
-        registry,
-        Printable::from("db1"),
-        policy,
-    )
+fn tracker() -> Tracker<FakeHost> {
+    Tracker::new(FakeHost::default())
 }
 
-/// An event on 976 of the socket with that cookie; `pid` 0 is a kernel that does not tell.
-fn event(kind: EventKind, cookie: u64, pid: u32) -> Event {
+/// An event on 976 of the socket with that cookie; `pid` 0: the kernel does not say who acted.
+pub(crate) fn event(kind: EventKind, cookie: u64, pid: u32) -> Event {
     Event {
         kind,
         time: Timestamp::UNIX_EPOCH,
@@ -128,84 +111,56 @@ fn event(kind: EventKind, cookie: u64, pid: u32) -> Event {
     }
 }
 
-fn accept(cookie: u64, peer: [u8; 4]) -> Event {
+pub(crate) fn accept(cookie: u64, peer: [u8; 4]) -> Event {
     Event {
         peer: Some(SocketAddr::from((peer, 40_000))),
         ..event(EventKind::Accept, cookie, 0)
     }
 }
 
-fn pid(alert: &Alert) -> Option<u32> {
-    alert.process.as_ref().map(|process| process.pid)
+fn pid(event: &TrackedEvent) -> Option<u32> {
+    event.process.as_ref().map(|process| process.pid)
 }
 
 #[test]
-fn a_listeners_life_is_told_in_five_lines_with_one_cookie() {
+fn a_listeners_life_is_five_events_with_one_cookie() {
     use EventKind::{Accept, Bind, Close, Listen};
-    use Severity::{Critical, Notice, Warning};
 
     let mut tracker = tracker();
     let life = [
-        (event(Bind, 5, 812), Notice),
-        (event(Listen, 5, 812), Warning),
-        (accept(5, [127, 0, 0, 1]), Warning),
-        (accept(5, [10, 0, 0, 9]), Critical),
-        (accept(5, [10, 0, 0, 9]), Warning),
-        (event(Close, 5, 0), Notice),
+        (event(Bind, 5, 812), false),
+        (event(Listen, 5, 812), false),
+        (accept(5, [127, 0, 0, 1]), false),
+        (accept(5, [10, 0, 0, 9]), true),
+        (accept(5, [10, 0, 0, 9]), false),
+        (event(Close, 5, 0), false),
     ];
-    for (event, severity) in life {
-        let alert = tracker.one(&event);
-        assert_eq!((alert.event, alert.severity), (event.kind, severity));
-        assert_eq!(pid(&alert), Some(812), "{:?}", event.kind);
+    for (event, is_first_remote) in life {
+        let tracked = tracker.one(&event);
         assert_eq!(
-            alert.socket,
-            Socket {
-                cookie: Some(5),
-                netns: Some(NETNS),
-                host_netns: Some(true),
-                kernel: None,
-            }
+            (tracked.kind, tracked.is_first_remote),
+            (event.kind, is_first_remote)
         );
-        assert_eq!(alert.peer.is_some(), event.kind == Accept);
-        assert_eq!(alert.registry.unwrap().status, Status::Unassigned);
+        assert_eq!(pid(&tracked), Some(812), "{:?}", event.kind);
+        assert_eq!(tracked.key, Some(SocketKey::Cookie(5)));
+        assert_eq!(
+            (tracked.netns, tracked.is_host_netns),
+            (Some(NETNS), Some(true))
+        );
+        assert_eq!(tracked.is_kernel_socket, None);
+        assert_eq!(tracked.peer.is_some(), event.kind == Accept);
     }
     assert!(tracker.table.len().0 == 0);
 }
 
 #[test]
-fn severity_follows_transport_and_event() {
-    use EventKind::{Bind, Close, Connect};
-    use Severity::{Notice, Warning};
-
-    let cases = [
-        (Transport::Udp, Bind, Warning),
-        (Transport::UdpLite, Bind, Warning),
-        (Transport::Tcp, Bind, Notice),
-        (Transport::Tcp, Connect, Notice),
-        (Transport::Udp, Close, Notice),
-    ];
-    for (transport, kind, severity) in cases {
-        let event = Event {
-            transport,
-            ..event(kind, 6, 1)
-        };
-        let alert = tracker().one(&event);
-        assert_eq!(alert.severity, severity, "{transport:?} {kind:?}");
-        assert_eq!(alert.transport, Some(transport));
-    }
-}
-
-#[test]
-fn events_without_their_bind_say_what_they_know() {
+fn events_without_their_bind_carry_what_is_known() {
     use EventKind::{Accept, Close, Connect, Listen};
 
     let cases = [
-        // (events, the pid on the last alert)
+        // (events, the pid of the last tracked event)
         (vec![event(Listen, 5, 812)], Some(812)),
         (vec![event(Connect, 5, 812), event(Close, 5, 0)], Some(812)),
-        (vec![event(Listen, 5, 0)], None),
-        (vec![event(Listen, HELD, 0)], Some(HOLDER)),
-        (vec![event(Listen, HELD, 812)], Some(812)),
         (vec![event(Close, 5, 0)], None),
         (vec![accept(5, [10, 0, 0, 9])], None),
         (vec![accept(0, [10, 0, 0, 9])], None),
@@ -217,14 +172,12 @@ fn events_without_their_bind_say_what_they_know() {
     ];
     for (events, expected) in cases {
         let mut tracker = tracker();
-        let alerts: Vec<Alert> = events.iter().map(|event| tracker.one(event)).collect();
-        let last = alerts.last().unwrap();
+        let tracked: Vec<TrackedEvent> = events.iter().map(|event| tracker.one(event)).collect();
+        let last = tracked.last().unwrap();
         assert_eq!(pid(last), expected, "{events:?}");
-        let cookie = events.iter().find_map(Event::cookie);
-        assert_eq!(last.socket.cookie, cookie);
-        if last.event == Accept {
-            assert_eq!(last.severity, Severity::Critical);
-        }
+        let key = events.iter().find_map(|event| event.key);
+        assert_eq!(last.key, key);
+        assert_eq!(last.is_first_remote, last.kind == Accept);
     }
 }
 
@@ -248,7 +201,7 @@ fn events_out_of_order_keep_their_process_and_leave_nothing_behind() {
 }
 
 #[test]
-fn the_one_who_listens_is_the_owner_unless_he_is_gone() {
+fn the_listening_process_is_the_owner_unless_it_is_gone() {
     use EventKind::{Bind, Listen};
 
     let mut tracker = tracker();
@@ -265,76 +218,91 @@ fn the_one_who_listens_is_the_owner_unless_he_is_gone() {
         ..(*gone).clone()
     };
     assert_eq!(
-        fuller(gone.clone(), Some(Rc::new(alive))).exe.as_deref(),
+        more_complete(gone.clone(), Some(Rc::new(alive)))
+            .exe
+            .as_deref(),
         Some("/x")
     );
 }
 
 #[test]
-fn the_first_reach_counts_per_listener_and_not_from_this_host() {
+fn the_first_remote_connection_counts_per_listener() {
     let mut tracker = tracker();
     for cookie in [5, 6] {
         tracker.one(&event(EventKind::Listen, cookie, 812));
     }
-    let stranger = |peer| Event {
+    let untracked = |peer| Event {
         port: 977,
         ..accept(0, peer)
     };
     let cases = [
-        (accept(5, [127, 0, 0, 1]), Severity::Warning),
-        (accept(5, [10, 0, 0, 1]), Severity::Warning),
-        (accept(5, [10, 0, 0, 9]), Severity::Critical),
-        (accept(5, [10, 0, 0, 8]), Severity::Warning),
-        (accept(6, [10, 0, 0, 8]), Severity::Critical),
-        // A listener that nothing is known of, once.
-        (stranger([10, 0, 0, 8]), Severity::Critical),
-        (stranger([10, 0, 0, 9]), Severity::Warning),
+        (accept(5, [127, 0, 0, 1]), false),
+        (accept(5, [10, 0, 0, 1]), false),
+        (accept(5, [10, 0, 0, 9]), true),
+        (accept(5, [10, 0, 0, 8]), false),
+        (accept(6, [10, 0, 0, 8]), true),
+        // A listener that is not tracked, once.
+        (untracked([10, 0, 0, 8]), true),
+        (untracked([10, 0, 0, 9]), false),
     ];
-    for (event, severity) in cases {
-        let alert = tracker.one(&event);
-        assert_eq!(alert.severity, severity, "{:?} {:?}", event.key, event.peer);
+    for (event, is_first_remote) in cases {
+        let tracked = tracker.one(&event);
+        assert_eq!(
+            tracked.is_first_remote, is_first_remote,
+            "{:?} {:?}",
+            event.key, event.peer
+        );
     }
 }
 
 #[test]
-fn a_socket_without_a_cookie_has_a_life_too() {
+fn a_socket_without_a_cookie_is_tracked_too() {
     use EventKind::{Close, Listen};
 
     let mut tracker = tracker();
-    for (kind, pid_told) in [(Listen, 812), (Close, 0)] {
+    for (kind, actor) in [(Listen, 812), (Close, 0)] {
         let event = Event {
             key: Some(SocketKey::Address(5)),
             netns_cookie: None,
             transport: Transport::Sctp,
-            ..event(kind, 5, pid_told)
+            ..event(kind, 5, actor)
         };
-        let alert = tracker.one(&event);
-        assert_eq!(pid(&alert), Some(812));
+        let tracked = tracker.one(&event);
+        assert_eq!(pid(&tracked), Some(812));
+        assert_eq!(tracked.key.and_then(SocketKey::cookie), None);
         assert_eq!(
-            alert.socket,
-            Socket {
-                cookie: None,
-                netns: Some(THREAD_NETNS),
-                host_netns: Some(false),
-                kernel: None,
-            }
+            (tracked.netns, tracked.is_host_netns),
+            (Some(THREAD_NETNS), Some(false))
         );
     }
     assert!(tracker.table.len().0 == 0);
 }
 
 #[test]
-fn what_is_kept_is_bounded() {
+fn a_socket_lasts_from_a_tenth_of_a_second_on() {
+    let at = |milliseconds| Timestamp::from_millisecond(milliseconds).unwrap();
+    for (open, lasted) in [(0, false), (99, false), (100, true), (60_000, true)] {
+        let mut tracker = tracker();
+        tracker.one(&event(EventKind::Bind, 5, 812));
+        let close = Event {
+            time: at(open),
+            ..event(EventKind::Close, 5, 0)
+        };
+        assert_eq!(tracker.one(&close).lasted, lasted, "{open} ms");
+    }
+    // Its bind was counted.
+    assert!(!tracker().one(&event(EventKind::Close, 5, 0)).lasted);
+}
+
+#[test]
+fn the_tables_are_bounded() {
     let mut tracker = tracker();
     for cookie in 1..=OPEN as u64 + 10 {
         tracker.one(&event(EventKind::Bind, cookie, 812));
     }
     assert_eq!(tracker.table.len().0, OPEN);
-    assert_eq!(
-        (tracker.take_forgotten(), tracker.take_forgotten()),
-        (10, 0)
-    );
-    let named = |tracker: &mut Tracker<PaperHost>, cookie| {
+    assert_eq!((tracker.take_evicted(), tracker.take_evicted()), (10, 0));
+    let named = |tracker: &mut Tracker<FakeHost>, cookie| {
         pid(&tracker.one(&event(EventKind::Close, cookie, 0))).is_some()
     };
     assert!(!named(&mut tracker, 1));
@@ -345,19 +313,16 @@ fn what_is_kept_is_bounded() {
 }
 
 #[test]
-fn what_was_counted_is_of_the_process_that_was_told() {
+fn counted_events_belong_to_the_process_that_was_identified() {
     let mut tracker = tracker();
     let counted = Event {
         binder: Some(812),
         ..event(EventKind::Bind, 0, 0)
     };
-    let mut alerts = Vec::new();
-    tracker.repeat(&counted, &mut alerts);
+    let before = tracker.counted(&counted);
     tracker.one(&event(EventKind::Bind, 5, 812));
-    tracker.repeat(&counted, &mut alerts);
-    let pids: Vec<Option<u32>> = alerts.iter().map(pid).collect();
-    assert_eq!(pids, [None, Some(812)]);
-    // Nothing is held by that: which sockets they were is not known.
+    let after = tracker.counted(&counted);
+    assert_eq!([pid(&before), pid(&after)], [None, Some(812)]);
     let closed = Event {
         binder: Some(812),
         ..event(EventKind::Close, 6, 0)

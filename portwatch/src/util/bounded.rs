@@ -53,6 +53,11 @@ impl<K: Hash + Eq, V> Bounded<K, V> {
         self.entries.pop(key)
     }
 
+    /// All values, in no order.
+    pub fn into_values(self) -> impl Iterator<Item = V> {
+        self.entries.into_iter().map(|(_, value)| value)
+    }
+
     /// How many are there.
     #[must_use]
     pub fn len(&self) -> usize {

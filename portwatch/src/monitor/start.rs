@@ -1,4 +1,4 @@
-//! What the monitor says of itself when it is armed, on stderr.
+//! The messages on stderr once the monitor is armed.
 
 use std::os::unix::fs::MetadataExt as _;
 
@@ -8,7 +8,7 @@ use crate::{
     sensor::{Sensor, Tracepoint, is_pinned},
 };
 
-/// The line that says that the monitor is armed, and what it covers.
+/// The line that shows that the monitor is armed, and what it covers.
 pub(super) fn armed(options: &Options, registry: &Registry, sensor: &Sensor) -> String {
     let counts: Vec<String> = sensor
         .transports()
@@ -49,7 +49,7 @@ pub(super) fn armed(options: &Options, registry: &Registry, sensor: &Sensor) -> 
 const INITIAL_CGROUP_NAMESPACE: u64 = 0xEFFF_FFFB;
 const INITIAL_PID_NAMESPACE: u64 = 0xEFFF_FFFC;
 
-/// What the namespaces that the agent itself is in keep from it.
+/// What the monitor cannot see, or only in part.
 pub(super) fn limits(options: &Options, sensor: &Sensor) -> Vec<String> {
     let elsewhere = |kind: &str, initial: u64| {
         std::fs::metadata(format!("/proc/self/ns/{kind}"))
@@ -68,22 +68,24 @@ pub(super) fn limits(options: &Options, sensor: &Sensor) -> Vec<String> {
     limits.extend(missing_cgroups(sensor));
     if !options.sensor.fail_closed && is_pinned() {
         limits.push(
-            "an earlier run pinned what it refuses; it goes on being refused until `portwatch unpin`"
+            "an earlier run pinned its deny rules; they stay in force until `portwatch unpin`"
                 .to_owned(),
         );
     }
     limits.extend(sensor.exec_info_error().map(|why| {
-        format!("short-lived processes are named as far as /proc still shows them: {why}")
+        format!("short-lived processes are described as far as /proc still shows them: {why}")
     }));
     limits
 }
 
-/// Rules that refuse and apply to nobody yet.
+/// Deny rules that apply to nobody yet.
 pub(super) fn missing_cgroups(sensor: &Sensor) -> Vec<String> {
     let missing = sensor.missing_cgroups().iter();
     missing
         .map(|path| {
-            format!("no cgroup {path} is there yet: a rule that refuses by it waits for it")
+            format!(
+                "cgroup {path} does not exist yet: the deny rule for it takes effect when it does"
+            )
         })
         .collect()
 }

@@ -1,0 +1,99 @@
+//! What was counted instead of being reported.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    rc::Rc,
+    time::Instant,
+};
+
+use jiff::Timestamp;
+
+use super::Group;
+use crate::{
+    decide::Decided,
+    model::{PortKey, Severity},
+    process::Process,
+    registry::RegistryEntry,
+};
+
+/// Processes that a summary counts for; the events of others are in its totals only.
+const PROCESSES: usize = 64;
+
+/// Processes that a summary names.
+const NAMED: usize = 3;
+
+/// What was counted in one group, since its last summary.
+#[derive(Clone, Debug)]
+pub struct Summary {
+    /// The group.
+    pub group: Group,
+    /// When the first of it happened.
+    pub since: Timestamp,
+    /// The highest severity in it.
+    pub severity: Severity,
+    /// How many events, by kind.
+    pub counts: BTreeMap<&'static str, u64>,
+    /// On which ports.
+    pub ports: BTreeSet<PortKey>,
+    /// The registry's entry, for a single port.
+    pub registry: Option<Rc<RegistryEntry>>,
+    /// The processes that caused most of it, each with its number of events, the busiest first.
+    pub processes: Vec<(Rc<Process>, u64)>,
+}
+
+/// A summary in the making.
+#[derive(Debug)]
+pub(super) struct Sum {
+    pub(super) began: Instant,
+    summary: Summary,
+}
+
+impl Sum {
+    pub(super) fn new(group: Group, decided: &Decided, now: Instant) -> Self {
+        Self {
+            began: now,
+            summary: Summary {
+                group,
+                since: decided.event.time,
+                severity: decided.severity,
+                counts: BTreeMap::new(),
+                ports: BTreeSet::new(),
+                registry: decided.registry.clone(),
+                processes: Vec::new(),
+            },
+        }
+    }
+
+    /// Counts `times` events of the kind of `decided`.
+    pub(super) fn add(&mut self, decided: &Decided, times: u64) {
+        self.add_kind(decided, decided.event.kind.name(), times);
+    }
+
+    /// Counts `times` events of another kind on the socket of `decided`.
+    pub(super) fn add_kind(&mut self, decided: &Decided, kind: &'static str, times: u64) {
+        let summary = &mut self.summary;
+        summary.severity = summary.severity.max(decided.severity);
+        *summary.counts.entry(kind).or_default() += times;
+        summary.ports.insert(decided.event.port_key);
+        let Some(process) = &decided.event.process else {
+            return;
+        };
+        let has_room = summary.processes.len() < PROCESSES;
+        let is_it = |one: &&mut (Rc<Process>, u64)| one.0.pid == process.pid;
+        if let Some((_, count)) = summary.processes.iter_mut().find(is_it) {
+            *count += times;
+        } else if has_room {
+            summary.processes.push((Rc::clone(process), times));
+        }
+    }
+
+    pub(super) fn finish(mut self) -> Summary {
+        let processes = &mut self.summary.processes;
+        processes.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
+        processes.truncate(NAMED);
+        if self.summary.ports.len() != 1 {
+            self.summary.registry = None;
+        }
+        self.summary
+    }
+}

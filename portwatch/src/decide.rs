@@ -1,0 +1,147 @@
+//! What becomes of a tracked event: how much it matters, and which rule says so. Severity is set
+//! here and nowhere else.
+#![forbid(unsafe_code)]
+
+use std::{collections::HashMap, rc::Rc};
+
+use serde::Serialize;
+
+use crate::{
+    model::{EventKind, Origin, PortKey, Printable, Severity},
+    policy::{Decision, Facts, Policy, severity},
+    registry::{Registry, RegistryEntry},
+    tracker::TrackedEvent,
+};
+
+/// The rule that decided, as an alert quotes it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct RuleInfo {
+    /// Its name.
+    pub name: Printable,
+    /// Why it is there.
+    pub reason: Option<Printable>,
+    /// Its decision.
+    pub decision: Decision,
+    /// Whether a `deny` is only tried out.
+    pub dry_run: bool,
+}
+
+/// A tracked event that is worth an alert.
+#[derive(Clone, Debug)]
+pub struct Decided {
+    /// The event.
+    pub event: TrackedEvent,
+    /// The registry's entry for its port.
+    pub registry: Option<Rc<RegistryEntry>>,
+    /// How much it matters.
+    pub severity: Severity,
+    /// The rule that decided; None without one.
+    pub rule: Option<RuleInfo>,
+    /// Why a rule that denies did not.
+    pub detail: Option<&'static str>,
+}
+
+/// Decides by registry and rules.
+pub struct Decider {
+    registry: Registry,
+    /// The entries of the ports that had events.
+    entries: HashMap<PortKey, Rc<RegistryEntry>>,
+    policy: Policy,
+    dry_run: bool,
+}
+
+impl Decider {
+    /// Decides by these. `dry_run`: rules that deny only say so.
+    #[must_use]
+    pub fn new(registry: Registry, policy: Policy, dry_run: bool) -> Self {
+        Self {
+            registry,
+            entries: HashMap::new(),
+            policy,
+            dry_run,
+        }
+    }
+
+    /// Other rules from now on.
+    pub fn set_policy(&mut self, policy: Policy, dry_run: bool) {
+        self.policy = policy;
+        self.dry_run = dry_run;
+    }
+
+    /// The rules.
+    #[must_use]
+    pub const fn policy(&self) -> &Policy {
+        &self.policy
+    }
+
+    /// The registry.
+    #[must_use]
+    pub const fn registry(&self) -> &Registry {
+        &self.registry
+    }
+
+    /// The decision; None when a rule ignores the event.
+    pub fn decide(&mut self, event: TrackedEvent) -> Option<Decided> {
+        let registry = self.entry(event.port_key);
+        let by_default = severity(event.kind, event.port_key.transport, event.is_first_remote);
+        let verdict = self
+            .policy
+            .decide(&facts(&event, registry.as_deref()), by_default);
+        let severity = verdict.severity?;
+        let mut detail = None;
+        let rule = verdict.rule.map(|rule| {
+            let denies = rule.decision == Decision::Deny;
+            let takes_port = matches!(event.kind, EventKind::Bind | EventKind::Listen);
+            if denies && !self.dry_run && takes_port {
+                detail = Some(match (event.origin, event.is_kernel_socket) {
+                    (Origin::Snapshot, _) => "not denied: bound before the monitor started",
+                    (_, Some(true)) => "not denied: kernel socket",
+                    _ => "not denied: no BPF hook for this operation",
+                });
+            }
+            RuleInfo {
+                name: Printable::from(rule.name.as_str()),
+                reason: rule.reason.as_deref().map(Printable::from),
+                decision: rule.decision,
+                dry_run: denies && self.dry_run,
+            }
+        });
+        Some(Decided {
+            event,
+            registry,
+            severity,
+            rule,
+            detail,
+        })
+    }
+
+    /// The registry's entry, made once a port.
+    fn entry(&mut self, port: PortKey) -> Option<Rc<RegistryEntry>> {
+        if let Some(entry) = self.entries.get(&port) {
+            return Some(Rc::clone(entry));
+        }
+        let entry = Rc::new(self.registry.entry(port)?);
+        self.entries.insert(port, Rc::clone(&entry));
+        Some(entry)
+    }
+}
+
+/// What rules can match of a tracked event.
+fn facts<'a>(event: &'a TrackedEvent, registry: Option<&RegistryEntry>) -> Facts<'a> {
+    let process = event.process.as_deref();
+    Facts {
+        event: Some(event.kind),
+        port: Some(event.port_key.port),
+        transport: Some(event.port_key.transport),
+        status: registry.map(|entry| entry.status),
+        address: event.address,
+        peer: event.peer.map(|peer| peer.ip()),
+        exe: process.and_then(|process| process.exe.as_deref()),
+        uid: process.map(|process| process.uid),
+        unit: process.and_then(|process| process.unit.as_deref()),
+        container: process.map(|process| process.container.is_some()),
+        cgroup: process.and_then(|process| process.cgroup.as_deref()),
+        netns: event.netns,
+        host_netns: event.is_host_netns,
+    }
+}

@@ -1,0 +1,85 @@
+//! From the ring to the pipeline.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use tokio::time::Instant;
+
+use super::{Monitor, now, scheduler::Urgency};
+use crate::pipeline::Input;
+
+/// Reports that are taken from the ring before the agent looks at its signals again.
+pub(super) const BATCH: usize = 64;
+
+/// How long after the last report the counter of lost ones is read once more.
+const LOSSES_DELAY: Duration = Duration::from_secs(1);
+
+/// How often the kernel's counters are taken, while it counts.
+const COUNTS_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Batches in a row, after which the agent looks what else there is to do.
+const BATCHES: usize = 64;
+
+impl Monitor {
+    /// Prints what is in the ring. Returns whether there is more than goes into one turn.
+    pub(super) async fn take_batches(&mut self) -> Result<bool> {
+        for _ in 0..BATCHES {
+            if !self.take_batch().await? {
+                return Ok(false);
+            }
+            // Lets a signal in between batches of a burst.
+            tokio::task::yield_now().await;
+        }
+        Ok(true)
+    }
+
+    /// Prints what is in the ring, a batch at most, and what was lost. Returns whether there may be
+    /// more.
+    pub(super) async fn take_batch(&mut self) -> Result<bool> {
+        self.pipeline.sinks_mut().flush().await?;
+        let taken = self.sensor.take(BATCH, &mut self.events);
+        let mut events = std::mem::take(&mut self.events);
+        for event in events.drain(..) {
+            self.pipeline.push(Input::Event(event), now());
+            // A line that comes alone is out at once; of many, several go in one write.
+            self.pipeline.sinks_mut().flush_if_full()?;
+        }
+        self.events = events;
+        if taken > 0 {
+            self.losses_due = Some(Instant::now() + LOSSES_DELAY);
+            self.report_losses()?;
+            self.pipeline.sinks_mut().flush().await?;
+        }
+        Ok(taken == BATCH)
+    }
+
+    /// Reports how many reports found the ring full since the last call.
+    pub(super) fn report_losses(&mut self) -> Result<()> {
+        let lost = self.sensor.newly_lost()?;
+        if lost > 0 {
+            self.pipeline.push(Input::Loss(lost), now());
+            self.scheduler.request(Urgency::Loss);
+        }
+        if self.sensor.is_counting() && self.counts_due.is_none() {
+            self.counts_due = Some(Instant::now() + COUNTS_INTERVAL);
+        }
+        Ok(())
+    }
+
+    /// Takes what the BPF programs counted.
+    pub(super) fn take_counts(&mut self) -> Result<()> {
+        self.counts_due = None;
+        let mut counted = Vec::new();
+        self.sensor.take_repeats(&mut counted)?;
+        for (event, times) in counted {
+            self.pipeline.push(Input::Counted(event, times), now());
+        }
+        if self.sensor.is_counting() {
+            self.counts_due = Some(Instant::now() + COUNTS_INTERVAL);
+        } else {
+            // A scan finds what of it is still open.
+            self.scheduler.request(Urgency::Loss);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,205 @@
+//! From what happened to what the operator reads: track, decide, aggregate, write. Every alert takes
+//! this way.
+//!
+//! ```text
+//! Event, counted events, scan  --tracker-->    TrackedEvent
+//! TrackedEvent                 --decide-->     Decided
+//! Decided                      --aggregate-->  Output
+//! Output, loss, health         --alert-->      Alert --> sinks
+//! ```
+#![forbid(unsafe_code)]
+
+use std::time::Instant;
+
+use crate::{
+    aggregate::{Aggregator, Output, Pending, Settings},
+    alert::Alert,
+    decide::Decider,
+    inventory::{Coverage, FoundSocket},
+    model::{Event, Printable, Severity},
+    output::Sinks,
+    policy::Policy,
+    tracker::{Host, TrackedEvent, Tracker},
+};
+
+/// What happened.
+#[derive(Debug)]
+pub enum Input {
+    /// The BPF programs reported an event.
+    Event(Event),
+    /// The BPF programs counted so many events like this one.
+    Counted(Event, u64),
+    /// A scan that began with [`Pipeline::begin_scan`] is complete.
+    Scan(Vec<FoundSocket>, Coverage),
+    /// A scan failed: what waits for it is reported as it is.
+    ScanFailed,
+    /// So many reports found the ring buffer full.
+    Loss(u64),
+    /// A part of the monitor was lost or restored.
+    Health(Severity, String),
+}
+
+/// The stages, and what is on its way between them.
+pub struct Pipeline<H> {
+    tracker: Tracker<H>,
+    decider: Decider,
+    aggregator: Aggregator,
+    sinks: Sinks,
+    /// The host's name.
+    host: Printable,
+    tracked: Vec<TrackedEvent>,
+    outputs: Vec<Output>,
+    /// Whether the last scan asks for another.
+    needs_scan: bool,
+}
+
+impl<H: Host> Pipeline<H> {
+    /// Nothing has happened yet on `machine`, called `host`.
+    pub fn new(
+        machine: H,
+        host: Printable,
+        decider: Decider,
+        settings: Settings,
+        sinks: Sinks,
+    ) -> Self {
+        Self {
+            tracker: Tracker::new(machine),
+            decider,
+            aggregator: Aggregator::new(settings),
+            sinks,
+            host,
+            tracked: Vec::new(),
+            outputs: Vec::new(),
+            needs_scan: false,
+        }
+    }
+
+    /// Takes what happened, and queues the alerts for it in the sinks.
+    pub fn push(&mut self, input: Input, now: Instant) {
+        match input {
+            Input::Event(event) => self.tracker.observe(event, &mut self.tracked),
+            Input::Counted(event, times) => {
+                let event = self.tracker.counted(&event);
+                if let Some(decided) = self.decider.decide(event) {
+                    self.aggregator.add_counted(decided, times, now);
+                }
+            }
+            Input::Scan(found, coverage) => {
+                self.needs_scan = self.tracker.reconcile(found, &coverage, &mut self.tracked);
+            }
+            Input::ScanFailed => self.tracker.abandon_scan(&mut self.tracked),
+            Input::Loss(count) => self.sinks.write(Alert::loss(count, self.host.clone())),
+            Input::Health(severity, detail) => {
+                self.sinks
+                    .write(Alert::health(severity, &detail, self.host.clone()));
+            }
+        }
+        self.advance(now);
+    }
+
+    /// Queues the alerts that are due by now.
+    pub fn flush(&mut self, now: Instant) {
+        self.report_lasting(now, now);
+        self.aggregator.flush(now, &mut self.outputs);
+        self.write();
+    }
+
+    /// When [`flush`](Self::flush) has something to do; None when nothing waits.
+    #[must_use]
+    pub fn due(&self) -> Option<Instant> {
+        self.aggregator.due()
+    }
+
+    /// Queues everything that waits: the end.
+    pub fn finish(&mut self, now: Instant) {
+        self.tracker.abandon_scan(&mut self.tracked);
+        self.advance(now);
+        // What is open at the end lasts, as far as anyone will ever know.
+        self.report_lasting(now + std::time::Duration::from_secs(1), now);
+        self.aggregator.finish(now, &mut self.outputs);
+        self.write();
+    }
+
+    /// The existing sockets alone, as a monitor that starts now would report them.
+    pub fn list(&mut self, found: Vec<FoundSocket>) -> Vec<Alert> {
+        self.tracked = self.tracker.list(found);
+        self.advance(Instant::now());
+        self.sinks.take_kept()
+    }
+
+    fn advance(&mut self, now: Instant) {
+        for event in self.tracked.drain(..) {
+            if let Some(decided) = self.decider.decide(event) {
+                self.aggregator.push(decided, now, &mut self.outputs);
+            }
+        }
+        self.write();
+    }
+
+    /// Reports the sockets whose events were not, and that have lasted until then.
+    fn report_lasting(&mut self, until: Instant, now: Instant) {
+        while let Some(pending) = self.aggregator.lasting(until) {
+            let Pending {
+                key, kind, time, ..
+            } = pending;
+            if let Some(event) = self.tracker.current(key, kind, time)
+                && let Some(decided) = self.decider.decide(event)
+            {
+                let outputs = &mut self.outputs;
+                self.aggregator
+                    .report_lasting(&pending, decided, now, outputs);
+            }
+        }
+    }
+
+    fn write(&mut self) {
+        for output in self.outputs.drain(..) {
+            let host = self.host.clone();
+            self.sinks.write(match output {
+                Output::Event(decided, accepts) => Alert::of_event(*decided, accepts, host),
+                Output::Summary(summary) => Alert::of_summary(summary, self.tracker.open(), host),
+            });
+        }
+    }
+
+    /// Notes that a scan begins; everything that happened before must have been pushed.
+    pub fn begin_scan(&mut self) {
+        self.tracker.begin_scan();
+    }
+
+    /// Whether the last scan asks for another; false from then on.
+    pub const fn take_needs_scan(&mut self) -> bool {
+        std::mem::replace(&mut self.needs_scan, false)
+    }
+
+    /// The tracked sockets.
+    pub const fn tracker(&mut self) -> &mut Tracker<H> {
+        &mut self.tracker
+    }
+
+    /// The rules and the registry.
+    #[must_use]
+    pub const fn decider(&self) -> &Decider {
+        &self.decider
+    }
+
+    /// Other rules and limits from now on.
+    pub fn set_policy(&mut self, policy: Policy, dry_run: bool, settings: Settings) {
+        self.decider.set_policy(policy, dry_run);
+        self.aggregator.set_settings(settings);
+    }
+
+    /// Where the alerts go.
+    #[must_use]
+    pub const fn sinks(&self) -> &Sinks {
+        &self.sinks
+    }
+
+    /// Where the alerts go, to be flushed.
+    pub const fn sinks_mut(&mut self) -> &mut Sinks {
+        &mut self.sinks
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,56 @@
+//! The registry's entry for a port, as alerts quote it.
+
+use std::fmt;
+
+use jiff::civil::Date;
+use serde::Serialize;
+
+use super::{Basis, Registry, Status};
+use crate::model::{PortKey, Printable};
+
+/// The registry's entry for a port, as alerts quote it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct RegistryEntry {
+    /// The status.
+    pub status: Status,
+    /// The ports of the registry's row, `954-988`, when that names more than one.
+    pub range: Option<String>,
+    /// The first service name, if there is one.
+    pub service: Option<Printable>,
+    /// Whether a row or a rule says so.
+    pub basis: Basis,
+    /// The registry's date.
+    pub as_of: Option<Date>,
+}
+
+impl Registry {
+    /// The entry for a system port; None from 1024 up.
+    #[must_use]
+    pub fn entry(&self, port: PortKey) -> Option<RegistryEntry> {
+        let verdict = self.verdict(port.port, port.transport)?;
+        Some(RegistryEntry {
+            status: verdict.status,
+            range: verdict.range.map(|(first, last)| format!("{first}-{last}")),
+            service: verdict.services.first().cloned(),
+            basis: verdict.basis,
+            as_of: self.as_of(),
+        })
+    }
+}
+
+impl fmt::Display for RegistryEntry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.status.name())?;
+        let mut details: Vec<String> = Vec::new();
+        details.extend(self.service.as_ref().map(ToString::to_string));
+        details.extend(self.range.clone());
+        if self.basis == Basis::OtherTransport {
+            details.push("RFC 6335 7.2".into());
+        }
+        details.extend(self.as_of.map(|date| format!("IANA {date}")));
+        if details.is_empty() {
+            return Ok(());
+        }
+        write!(f, " ({})", details.join(", "))
+    }
+}

@@ -1,0 +1,127 @@
+//! Events that wait for a scan: it tells what a close or an accept of an unknown socket is about,
+//! and who holds a socket where the kernel hides who acted.
+
+use std::collections::HashSet;
+
+use super::{Host, TrackedEvent, Tracker};
+use crate::model::{Event, EventKind, SocketKey};
+
+/// Events and keys that are kept while a scan is running.
+const LIMIT: usize = 65_536;
+
+/// What waits for a scan.
+#[derive(Default)]
+pub(super) struct Deferred {
+    /// None while no scan is running.
+    pub(super) running: Option<Running>,
+    /// Events of sockets whose owner the kernel did not say, in order, with the number of scans that
+    /// had begun.
+    pub(super) unattributed: Vec<(u64, Event)>,
+}
+
+/// What happens while a scan is running.
+#[derive(Default)]
+pub(super) struct Running {
+    /// Closes and accepts of sockets that are not tracked.
+    pub(super) events: Vec<Event>,
+    /// Closed since the scan began: whatever it shows, they are gone.
+    pub(super) closed: HashSet<SocketKey>,
+    /// Whether more happened than is kept: unknown sockets are left to the next scan.
+    pub(super) overrun: bool,
+}
+
+impl<H: Host> Tracker<H> {
+    /// Notes that a scan begins. All events that happened before must have been observed.
+    pub fn begin_scan(&mut self) {
+        self.table.round += 1;
+        self.deferred.running = Some(Running::default());
+    }
+
+    /// Notes that not every event is observed: unknown sockets that the running scan shows are left
+    /// to the next one.
+    pub fn overrun(&mut self) {
+        if let Some(running) = &mut self.deferred.running {
+            running.overrun = true;
+        }
+    }
+
+    /// Whether a scan should begin at once: events wait for it.
+    pub fn waits_for_scan(&self) -> bool {
+        !self.deferred.unattributed.is_empty()
+    }
+
+    /// Keeps an event that a scan may explain; gives any other back.
+    pub(super) fn defer(&mut self, event: Event, out: &mut Vec<TrackedEvent>) -> Option<Event> {
+        let event = self.defer_unattributed(event, out)?;
+        let Some(running) = &mut self.deferred.running else {
+            return Some(event);
+        };
+        let is_unknown = event.key.is_none_or(|key| self.table.known(key).is_none());
+        if event.kind == EventKind::Close
+            && let Some(key) = event.key
+        {
+            running.overrun |= running.closed.len() >= LIMIT;
+            if !running.overrun {
+                running.closed.insert(key);
+            }
+        }
+        let may_wait = matches!(event.kind, EventKind::Close | EventKind::Accept);
+        if may_wait && is_unknown && running.events.len() < LIMIT {
+            running.events.push(event);
+            return None;
+        }
+        Some(event)
+    }
+
+    /// A listen or connect by nobody known waits, and what follows on the same socket with it; its
+    /// close ends the wait.
+    fn defer_unattributed(&mut self, event: Event, out: &mut Vec<TrackedEvent>) -> Option<Event> {
+        let waiting = &self.deferred.unattributed;
+        let is_behind = event.key.is_some() && waiting.iter().any(|(_, one)| one.key == event.key);
+        if is_behind && event.kind == EventKind::Close {
+            let key = event.key;
+            self.report_unattributed(out, |_, one| one.key == key);
+            return Some(event);
+        }
+        let is_unattributed = matches!(event.kind, EventKind::Listen | EventKind::Connect)
+            && event.task.is_none()
+            && event.binder.is_none()
+            && event.key.is_some_and(|key| {
+                let known = self.table.known(key);
+                known.is_none_or(|socket| {
+                    socket.process.is_none() && socket.is_kernel_socket != Some(true)
+                })
+            });
+        if (is_behind || is_unattributed) && waiting.len() < LIMIT {
+            let round = self.table.round;
+            self.deferred.unattributed.push((round, event));
+            return None;
+        }
+        Some(event)
+    }
+
+    /// Adds those of the waiting events that `is_due` picks, by what is known now.
+    pub(super) fn report_unattributed(
+        &mut self,
+        out: &mut Vec<TrackedEvent>,
+        is_due: impl Fn(u64, &Event) -> bool,
+    ) {
+        let waiting = std::mem::take(&mut self.deferred.unattributed);
+        let (due, rest) = waiting
+            .into_iter()
+            .partition(|(round, event)| is_due(*round, event));
+        self.deferred.unattributed = rest;
+        let due: Vec<(u64, Event)> = due;
+        for (_, event) in due {
+            self.apply(&event, &[], out);
+        }
+    }
+
+    /// Adds everything that waits: no scan will come.
+    pub fn abandon_scan(&mut self, out: &mut Vec<TrackedEvent>) {
+        self.report_unattributed(out, |_, _| true);
+        for event in self.deferred.running.take().unwrap_or_default().events {
+            self.apply(&event, &[], out);
+        }
+    }
+}

@@ -1,0 +1,244 @@
+//! A tracked socket, and what the tracker says of it.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    rc::Rc,
+};
+
+use jiff::{SignedDuration, Timestamp};
+use serde::Serialize;
+
+use crate::{
+    model::{Event, EventKind, Origin, PortKey, Printable, SocketKey},
+    process::{Container, Process},
+};
+
+/// What stays open for so long lasts, and is reported by itself.
+pub const LASTING: SignedDuration = SignedDuration::from_millis(100);
+
+/// How far a socket has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Stage {
+    /// Bound and nothing else.
+    Bound,
+    /// Listening.
+    Listening,
+    /// Connected, or connecting, outwards.
+    Connected,
+}
+
+impl Stage {
+    /// The stage that an event of that kind leads to; None for one that changes none.
+    pub(super) const fn after(kind: EventKind) -> Option<Self> {
+        match kind {
+            EventKind::Bind => Some(Self::Bound),
+            EventKind::Listen => Some(Self::Listening),
+            EventKind::Connect => Some(Self::Connected),
+            _ => None,
+        }
+    }
+}
+
+/// A process that has a socket open.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Holder {
+    /// In the initial pid namespace.
+    pub pid: u32,
+    /// Its name.
+    pub comm: Printable,
+    /// Path of the executable.
+    pub exe: Option<Printable>,
+    /// The user's name, or else the number.
+    pub user: Printable,
+    /// The systemd unit.
+    pub unit: Option<Printable>,
+    /// The container.
+    pub container: Option<Container>,
+}
+
+impl From<&Process> for Holder {
+    fn from(process: &Process) -> Self {
+        Self {
+            pid: process.pid,
+            comm: process.comm.clone(),
+            exe: process.exe.clone(),
+            user: process
+                .user
+                .clone()
+                .unwrap_or_else(|| Printable::from(process.uid.to_string().as_str())),
+            unit: process.unit.clone(),
+            container: process.container.clone(),
+        }
+    }
+}
+
+/// A socket on a watched port, from bind to close.
+#[derive(Clone, Debug)]
+pub struct TrackedSocket {
+    /// Its port.
+    pub port_key: PortKey,
+    /// Its local address.
+    pub address: Option<IpAddr>,
+    /// How far it has come.
+    pub stage: Stage,
+    /// How it first became known.
+    pub(super) origin: Origin,
+    /// When it took the port.
+    pub(super) since: Option<Timestamp>,
+    /// Its owner: who bound it, or listened last.
+    pub process: Option<Rc<Process>>,
+    /// Who had it open when a scan last saw it.
+    pub(super) holders: Rc<[Holder]>,
+    /// Inode of its network namespace.
+    pub netns: Option<u64>,
+    pub(super) is_kernel_socket: Option<bool>,
+    /// Whether the BPF programs report its close.
+    pub(super) marked: bool,
+    /// Whether marking it was tried.
+    pub(super) tried: bool,
+    /// Whether a remote host has connected to it.
+    pub(super) reached: bool,
+    /// Whether the last scan should have shown it and did not.
+    pub(super) absent_once: bool,
+    /// How many scans had begun at its last event.
+    pub(super) round: u64,
+    /// When a scan last looked for its holders.
+    pub(super) holders_at: Option<Timestamp>,
+}
+
+impl TrackedSocket {
+    pub(super) fn new(port_key: PortKey) -> Self {
+        Self {
+            port_key,
+            address: None,
+            stage: Stage::Bound,
+            origin: Origin::Live,
+            since: None,
+            process: None,
+            holders: Rc::default(),
+            netns: None,
+            is_kernel_socket: None,
+            marked: true,
+            tried: false,
+            reached: false,
+            absent_once: false,
+            round: 0,
+            holders_at: None,
+        }
+    }
+
+    /// Whether it can be the socket at that port, address and namespace; None matches any.
+    pub(super) fn is_at(
+        &self,
+        port_key: PortKey,
+        address: Option<IpAddr>,
+        netns: Option<u64>,
+    ) -> bool {
+        self.port_key == port_key
+            && (self.netns == netns || netns.is_none() || self.netns.is_none())
+            && (self.address == address
+                || address.is_none()
+                || self.address.is_none_or(|own| own.is_unspecified()))
+    }
+
+    /// Whether it had been open for [`LASTING`] at that time. A socket that is not tracked (its bind
+    /// was counted) did not: a scan tracks what lasts.
+    fn lasted(&self, time: Timestamp) -> bool {
+        self.origin == Origin::Snapshot
+            || self
+                .since
+                .is_some_and(|since| time.duration_since(since) >= LASTING)
+    }
+
+    /// The event of `kind` at `time`, as the BPF programs would report it, without task.
+    pub(super) fn event(&self, key: SocketKey, kind: EventKind, time: Timestamp) -> Event {
+        Event {
+            kind,
+            time,
+            key: Some(key),
+            netns_cookie: None,
+            netns: self.netns,
+            transport: self.port_key.transport,
+            address: self.address,
+            port: self.port_key.port,
+            peer: None,
+            task: None,
+            is_kernel_socket: self.is_kernel_socket,
+            binder: None,
+        }
+    }
+
+    /// Notes who has it open.
+    pub(super) fn set_holders(&mut self, holders: &[Rc<Process>]) {
+        self.holders = holders.iter().map(|one| Holder::from(&**one)).collect();
+    }
+}
+
+/// An event, joined with the socket that it is about.
+#[derive(Clone, Debug)]
+pub struct TrackedEvent {
+    /// The kind.
+    pub kind: EventKind,
+    /// By the host's clock.
+    pub time: Timestamp,
+    /// How it became known.
+    pub origin: Origin,
+    /// Identifies the socket; on an accept, the listener.
+    pub key: Option<SocketKey>,
+    /// The local port.
+    pub port_key: PortKey,
+    /// The local address.
+    pub address: Option<IpAddr>,
+    /// The remote end of an accept or connect.
+    pub peer: Option<SocketAddr>,
+    /// Inode of the socket's network namespace.
+    pub netns: Option<u64>,
+    /// Whether that is the namespace of the host's first process.
+    pub is_host_netns: Option<bool>,
+    /// Whether it is a kernel socket.
+    pub is_kernel_socket: Option<bool>,
+    /// When the socket took the port; None where it was there before.
+    pub since: Option<Timestamp>,
+    /// The binder or listener; on accept and close, the socket's owner; in a scan, the oldest holder.
+    pub process: Option<Rc<Process>>,
+    /// The processes that had the socket open at the last scan.
+    pub holders: Rc<[Holder]>,
+    /// On an accept: whether it is the first from a remote host.
+    pub is_first_remote: bool,
+    /// On a close: whether the socket had been open for [`LASTING`].
+    pub lasted: bool,
+}
+
+impl TrackedEvent {
+    pub(super) fn new(
+        event: &Event,
+        socket: &TrackedSocket,
+        key: Option<SocketKey>,
+        origin: Origin,
+        host_netns: Option<u64>,
+    ) -> Self {
+        Self {
+            kind: event.kind,
+            time: event.time,
+            origin,
+            key,
+            port_key: event.port_key(),
+            address: event.address,
+            peer: event.peer,
+            netns: socket.netns,
+            is_host_netns: socket.netns.zip(host_netns).map(|(its, host)| its == host),
+            is_kernel_socket: socket.is_kernel_socket,
+            since: socket.since,
+            process: socket.process.clone(),
+            holders: Rc::clone(&socket.holders),
+            is_first_remote: false,
+            lasted: event.kind == EventKind::Close && socket.lasted(event.time),
+        }
+    }
+
+    /// Whether the socket took the port with this event.
+    #[must_use]
+    pub fn is_first(&self) -> bool {
+        self.since == Some(self.time)
+    }
+}
