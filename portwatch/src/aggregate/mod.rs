@@ -161,8 +161,11 @@ impl Aggregator {
                 }
                 let sum = self.bursts.sum(over, &decided, &self.settings, now);
                 sum.add(&decided, 1);
-                for (kind, times) in counted.iter().flat_map(Pending::counts) {
-                    sum.add_kind(&decided, kind, times);
+                if let Some(pending) = counted {
+                    sum.raise(pending.severity);
+                    for (kind, times) in pending.counts() {
+                        sum.add_kind(&decided, kind, times);
+                    }
                 }
                 if let Some(connections) = connections.filter(|one| one.unreported > 0) {
                     sum.add_kind(&decided, EventKind::Accept.name(), connections.unreported);

@@ -10,7 +10,7 @@ use jiff::Timestamp;
 
 use crate::{
     decide::Decided,
-    model::{EventKind, SocketKey},
+    model::{EventKind, Severity, SocketKey},
 };
 
 /// [`crate::tracker::LASTING`].
@@ -31,6 +31,8 @@ pub struct Pending {
     pub kind: EventKind,
     /// When that happened.
     pub time: Timestamp,
+    /// The highest severity of its events.
+    pub(super) severity: Severity,
     /// How many of each of [`KINDS`].
     counts: [u16; KINDS.len()],
 }
@@ -73,10 +75,12 @@ impl PendingSockets {
             key,
             kind: event.kind,
             time: event.time,
+            severity: decided.severity,
             counts: [0; KINDS.len()],
         });
         pending.kind = event.kind;
         pending.time = event.time;
+        pending.severity = pending.severity.max(decided.severity);
         pending.counts[index] = pending.counts[index].saturating_add(1);
         true
     }

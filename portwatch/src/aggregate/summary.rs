@@ -69,10 +69,15 @@ impl Sum {
         self.add_kind(decided, decided.event.kind.name(), times);
     }
 
+    /// Notes that it holds events of that severity.
+    pub(super) fn raise(&mut self, severity: Severity) {
+        self.summary.severity = self.summary.severity.max(severity);
+    }
+
     /// Counts `times` events of another kind on the socket of `decided`.
     pub(super) fn add_kind(&mut self, decided: &Decided, kind: &'static str, times: u64) {
+        self.raise(decided.severity);
         let summary = &mut self.summary;
-        summary.severity = summary.severity.max(decided.severity);
         *summary.counts.entry(kind).or_default() += times;
         summary.ports.insert(decided.event.port_key);
         let Some(process) = &decided.event.process else {
