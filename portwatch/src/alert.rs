@@ -7,7 +7,7 @@ use serde::{Serialize, Serializer};
 
 use crate::{
     model::{EventKind, Printable, Severity, Transport},
-    policy::Decision,
+    policy::{Decision, Facts},
     process::{Container, Process},
     registry::{Basis, Status, Verdict},
 };
@@ -268,6 +268,27 @@ impl Alert {
         Self {
             summary: Some(summary),
             ..Self::of_the_monitor(EventKind::Summary, severity, host)
+        }
+    }
+
+    /// What rules can depend on.
+    #[must_use]
+    pub fn facts(&self) -> Facts<'_> {
+        let process = self.process.as_deref();
+        Facts {
+            event: Some(self.event),
+            port: self.port,
+            transport: self.transport,
+            status: self.registry.as_ref().map(|entry| entry.status),
+            address: self.address,
+            peer: self.peer.map(|peer| peer.address),
+            exe: process.and_then(|process| process.exe.as_deref()),
+            uid: process.map(|process| process.uid),
+            unit: process.and_then(|process| process.unit.as_deref()),
+            container: process.map(|process| process.container.is_some()),
+            cgroup: process.and_then(|process| process.cgroup.as_deref()),
+            netns: self.socket.netns,
+            host_netns: self.socket.host_netns,
         }
     }
 

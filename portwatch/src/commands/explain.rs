@@ -1,9 +1,10 @@
-//! `portwatch explain`: the registry's word on a port, and what holds it now.
+//! `portwatch explain`: a port's registry entry and its sockets on this host.
 
 use std::{fmt::Write as _, io, str::FromStr};
 
 use anyhow::{Context as _, Result};
 
+use super::{args::RegistryArgs, write};
 use crate::{
     inventory::{self, SocketEntry, State},
     linux::netns::inode_of,
@@ -41,12 +42,26 @@ impl FromStr for PortSpec {
     }
 }
 
-/// Writes what there is to say of `spec`.
+/// Its arguments.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Port, with or without transport: 976, 443/udp
+    #[arg(value_name = "PORT[/TRANSPORT]")]
+    port: PortSpec,
+    #[command(flatten)]
+    registry: RegistryArgs,
+}
+
+/// Writes the registry entry and the sockets.
 ///
 /// # Errors
 ///
-/// When /proc cannot be read or `out` not written to.
-pub fn explain(spec: PortSpec, registry: &Registry, out: &mut impl io::Write) -> Result<()> {
+/// When /proc cannot be read; those of the registry.
+pub fn run(args: Args, out: &mut impl io::Write) -> Result<()> {
+    explain(args.port, &args.registry.read()?, out)
+}
+
+fn explain(spec: PortSpec, registry: &Registry, out: &mut impl io::Write) -> Result<()> {
     let PortSpec { port, transport } = spec;
     let transports: Vec<Transport> = Transport::ALL
         .into_iter()
@@ -61,7 +76,7 @@ pub fn explain(spec: PortSpec, registry: &Registry, out: &mut impl io::Write) ->
     } else {
         writeln!(
             text,
-            "Registry: {port} is no system port (0-1023), so it is not watched"
+            "Registry: {port} is not a system port (0-1023), so it is not watched"
         )?;
     }
     for transport in &transports {
@@ -76,7 +91,7 @@ pub fn explain(spec: PortSpec, registry: &Registry, out: &mut impl io::Write) ->
     sockets.retain(|held| transports.contains(&held.transport));
     writeln!(text, "On this host now:")?;
     if sockets.is_empty() {
-        writeln!(text, "  nothing that the kernel shows")?;
+        writeln!(text, "  no socket on this port")?;
     }
     let here = inode_of(std::process::id());
     let mut names = Processes::default();
@@ -89,7 +104,7 @@ pub fn explain(spec: PortSpec, registry: &Registry, out: &mut impl io::Write) ->
         if held.holders.is_empty() {
             writeln!(
                 text,
-                "      by a process that this user may not see, or by the kernel"
+                "      by the kernel, or by a process that this user cannot see"
             )?;
         }
         for holder in held
@@ -101,11 +116,12 @@ pub fn explain(spec: PortSpec, registry: &Registry, out: &mut impl io::Write) ->
         }
     }
     if !nix::unistd::geteuid().is_root() {
-        writeln!(text, "  (only what this user may see; as root, all)")?;
+        writeln!(
+            text,
+            "  (only sockets that this user can see; run as root for all)"
+        )?;
     }
-    out.write_all(text.as_bytes())
-        .map_err(crate::output::StdoutGone::Io)?;
-    Ok(())
+    Ok(write(&text, out)?)
 }
 
 fn describe(verdict: &Verdict, transport: Transport) -> String {
@@ -166,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn both_the_registry_and_the_holder_are_named() {
+    fn the_registry_entry_and_the_holder_are_printed() {
         // From 1024 up, so that this needs no privilege and meets nobody.
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
@@ -182,7 +198,7 @@ mod tests {
         )
         .unwrap();
         let text = String::from_utf8(out).unwrap();
-        assert!(text.contains("no system port"), "{text}");
+        assert!(text.contains("not a system port"), "{text}");
         assert!(
             text.contains(&format!("tcp 127.0.0.1:{port} listening")),
             "{text}"

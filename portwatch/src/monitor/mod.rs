@@ -6,7 +6,7 @@ mod rules;
 mod scheduler;
 mod tell;
 
-use std::{os::fd::AsFd as _, path::PathBuf, rc::Rc, time::Duration};
+use std::{os::fd::AsFd as _, rc::Rc, time::Duration};
 
 use anyhow::{Context as _, Result};
 use tokio::{
@@ -16,17 +16,17 @@ use tokio::{
 
 use self::{
     armed::{armed, limits},
-    rules::{refusals, scope},
+    rules::scope,
     scheduler::{ScanScheduler, Why},
     tell::BATCH,
 };
 use crate::{
     aggregate::Aggregator,
     alert::Alert,
+    config::{Config, Source},
     inventory::{self, Scan},
     model::{Event, Printable, Severity, Transport},
     output::{Format, FormatName, Stdout},
-    policy::Policy,
     registry::Registry,
     sensor::{self, ExistingSocket, Health, Sensor},
     tracker::{self, ThisHost, Tracker},
@@ -38,14 +38,10 @@ use crate::{
 pub struct Options {
     /// The form of the alerts.
     pub format: FormatName,
-    /// What alerts.
-    pub policy: Policy,
-    /// Where the rules come from; None without any.
-    pub config: Option<PathBuf>,
+    /// Where the configuration comes from, at start and on SIGHUP.
+    pub source: Source,
     /// How to arm the sensor.
     pub sensor: sensor::Options,
-    /// Tell everything one by one, whatever the configuration says.
-    pub no_collapse: bool,
     /// How often to look whether the sensor is whole.
     pub health_interval: Duration,
 }
@@ -67,28 +63,38 @@ pub fn run(options: &Options, registry: Registry) -> Result<()> {
 }
 
 async fn watch(options: &Options, registry: Registry) -> Result<()> {
+    let config = options.source.load()?;
     // Before arming, so that a signal during start does not leave the work half done.
     let mut interrupt = signal(SignalKind::interrupt()).context("waiting for SIGINT")?;
     let mut terminate = signal(SignalKind::terminate()).context("waiting for SIGTERM")?;
     let stdout = Stdout::take()?;
     let mut hangup = signal(SignalKind::hangup()).context("waiting for SIGHUP")?;
-    let policy = Rc::new(options.policy.clone());
-    let watched = policy.watched(&registry, &Transport::ALL);
-    let mut sensor = Sensor::arm(&options.sensor, watched, &refusals(&policy, &registry))?;
-    sensor.count_repeats(policy.quiet.enabled);
-    console::log(&armed(options, &registry, &sensor));
-    for limit in limits(options, &sensor) {
-        console::log(&limit);
+    let watched = config.watched(&registry, &Transport::ALL);
+    let mut sensor = Sensor::arm(&options.sensor, watched, &config.deny_rules(&registry))?;
+    sensor.count_repeats(config.aggregate.enabled);
+    console::log(&armed(&config, &registry, &sensor));
+    for message in config.warnings.iter().chain(&limits(options, &sensor)) {
+        console::log(message);
     }
 
     // Loading took many times what running takes.
     give_back_memory();
     let colour = stdout.is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    let scheduler = ScanScheduler::new(scope(&config, &registry, options));
+    let policy = Rc::new(config.policy.clone());
+    let mut tracker = Tracker::new(
+        ThisHost::default(),
+        registry,
+        host_name(),
+        Rc::clone(&policy),
+    );
+    tracker.set_policy(policy, config.dry_run);
     let mut monitor = Monitor {
         sensor,
-        scheduler: ScanScheduler::new(scope(&policy, &registry, options)),
-        collapse: Aggregator::new(policy.quiet, host_name()),
-        tracker: Tracker::new(ThisHost::default(), registry, host_name(), policy),
+        scheduler,
+        collapse: Aggregator::new(config.aggregate, host_name()),
+        tracker,
+        config,
         format: options.format.format(colour),
         stdout,
         events: Vec::with_capacity(BATCH),
@@ -119,6 +125,7 @@ async fn watch(options: &Options, registry: Registry) -> Result<()> {
 
 struct Monitor {
     sensor: Sensor,
+    config: Config,
     tracker: Tracker<ThisHost>,
     scheduler: ScanScheduler,
     collapse: Aggregator,

@@ -1,4 +1,4 @@
-//! What the rules ask of the monitor, and how they are read again.
+//! The configuration, read again on SIGHUP.
 
 use std::rc::Rc;
 
@@ -6,21 +6,23 @@ use anyhow::Result;
 
 use super::{Monitor, Options, armed::missing_cgroups, scheduler::Why};
 use crate::{
-    aggregate::Settings,
+    config::{Config, DEFAULT_PATH},
     inventory::Scope,
-    model::{DenyRules, Transport},
-    policy::Policy,
+    model::Transport,
     registry::Registry,
     util::console,
 };
 
 impl Monitor {
-    /// Reads the rules again. What is wrong with them leaves those that hold.
+    /// Reads the configuration again. A malformed one leaves the previous one in force.
     pub(super) fn reload(&mut self, options: &Options) {
         match self.try_reload(options) {
-            Ok(said) => console::log(&said),
+            Ok(message) => console::log(&message),
             Err(error) => {
-                let detail = format!("the rules stay as they were: {error:#}");
+                // One line: the cited source line is for `check-config`.
+                let error = format!("{error:#}");
+                let problem = error.lines().next().unwrap_or_default();
+                let detail = format!("the rules stay as they were: {problem}");
                 console::log(&detail);
                 self.warn(&detail);
                 self.write();
@@ -29,57 +31,46 @@ impl Monitor {
     }
 
     fn try_reload(&mut self, options: &Options) -> Result<String> {
-        let Some(path) = &options.config else {
-            return Ok("SIGHUP: there is no configuration to reload".into());
-        };
-        let policy = Policy {
-            all: options.policy.all,
-            dry_run: options.policy.dry_run,
-            ..Policy::read(path)?
-        };
-        let quiet = Settings {
-            enabled: policy.quiet.enabled && !options.no_collapse,
-            ..policy.quiet
-        };
-        let policy = Rc::new(Policy { quiet, ..policy });
+        let config = options.source.load()?;
         let registry = self.tracker.registry();
         self.sensor
-            .watch(policy.watched(registry, &Transport::ALL))?;
-        self.sensor.refuse(&refusals(&policy, registry))?;
-        self.scheduler.set_scope(scope(&policy, registry, options));
-        self.collapse.set_quiet(quiet);
-        self.sensor.count_repeats(quiet.enabled);
-        for limit in missing_cgroups(&self.sensor) {
-            console::log(&limit);
+            .watch(config.watched(registry, &Transport::ALL))?;
+        self.sensor.refuse(&config.deny_rules(registry))?;
+        self.scheduler.set_scope(scope(&config, registry, options));
+        self.collapse.set_quiet(config.aggregate);
+        self.sensor.count_repeats(config.aggregate.enabled);
+        for message in config.warnings.iter().chain(&missing_cgroups(&self.sensor)) {
+            console::log(message);
         }
-        let said = format!("reloaded {}: {} rules", path.display(), policy.rules.len());
-        self.tracker.set_policy(policy);
-        // On a port that was not watched before, something can sit.
+        let message = match &config.path {
+            Some(path) => format!(
+                "reloaded {}: {} rules",
+                path.display(),
+                config.policy.rules().len()
+            ),
+            None => format!("reloaded: {DEFAULT_PATH} does not exist, so there are no rules"),
+        };
+        self.tracker
+            .set_policy(Rc::new(config.policy.clone()), config.dry_run);
+        self.config = config;
+        // A port that was not watched before can be in use.
         self.scheduler.ask(Why::Loss);
-        Ok(said)
+        Ok(message)
     }
 
-    /// Looks again for the cgroups of rules that refuse.
+    /// Resolves the deny rules' cgroups again.
     pub(super) fn find_cgroups(&mut self) {
-        let refusals = refusals(self.tracker.policy(), self.tracker.registry());
-        if let Err(error) = self.sensor.refuse(&refusals) {
+        let deny = self.config.deny_rules(self.tracker.registry());
+        if let Err(error) = self.sensor.refuse(&deny) {
             self.warn(&error.to_string());
         }
     }
 }
 
-/// What the kernel side is to refuse.
-pub(super) fn refusals(policy: &Policy, registry: &Registry) -> DenyRules {
-    if policy.dry_run {
-        return DenyRules::default();
-    }
-    policy.refusals(registry)
-}
-
-/// What snapshots are to show.
-pub(super) fn scope(policy: &Policy, registry: &Registry, options: &Options) -> Scope {
+/// The sockets that a scan is to show.
+pub(super) fn scope(config: &Config, registry: &Registry, options: &Options) -> Scope {
     Scope {
-        watched: policy.watched(registry, &Transport::ALL).collect(),
+        watched: config.watched(registry, &Transport::ALL).collect(),
         cgroup: options.sensor.cgroup.clone(),
     }
 }

@@ -15,7 +15,7 @@ use self::table::{Place, Stage, Table, TrackedSocket};
 use crate::{
     alert::{Alert, Family, Holder, Origin, Peer, RegistryEntry, RuleInfo, SCHEMA, Socket},
     model::{Event, EventKind, Printable, Severity, SocketKey, Transport},
-    policy::{Decision, Facts, Policy, severity},
+    policy::{Decision, Policy, default_severity},
     process::Process,
     registry::Registry,
 };
@@ -28,6 +28,8 @@ pub struct Tracker<H> {
     words: HashMap<(u16, Transport), Rc<RegistryEntry>>,
     name: Printable,
     policy: Rc<Policy>,
+    /// Whether `deny` is only reported.
+    dry_run: bool,
     table: Table,
     /// What waits for a snapshot that is being taken, None when none is.
     waiting: Option<reconcile::Waiting>,
@@ -44,6 +46,7 @@ impl<H: Host> Tracker<H> {
             words: HashMap::new(),
             name,
             policy,
+            dry_run: false,
             table: Table::default(),
             waiting: None,
             nobodys: HashSet::new(),
@@ -51,13 +54,9 @@ impl<H: Host> Tracker<H> {
     }
 
     /// Other rules from now on.
-    pub fn set_policy(&mut self, policy: Rc<Policy>) {
+    pub fn set_policy(&mut self, policy: Rc<Policy>, dry_run: bool) {
         self.policy = policy;
-    }
-
-    /// The rules.
-    pub fn policy(&self) -> &Policy {
-        &self.policy
+        self.dry_run = dry_run;
     }
 
     /// The registry that is quoted.
@@ -111,7 +110,7 @@ impl<H: Host> Tracker<H> {
             return;
         }
         let mut alert = self.alert(event, &occupancy, key, Origin::Live);
-        alert.severity = severity(event.kind, event.transport, first_reach);
+        alert.severity = default_severity(event.kind, event.transport, first_reach);
         self.tell(alert, alerts);
     }
 
@@ -125,14 +124,14 @@ impl<H: Host> Tracker<H> {
 
     /// Adds the alert as the rules want it.
     fn tell(&self, mut alert: Alert, alerts: &mut Vec<Alert>) {
-        let verdict = self.policy.decide(&Facts::of(&alert), alert.severity);
+        let verdict = self.policy.decide(&alert.facts(), alert.severity);
         let Some(severity) = verdict.severity else {
             return;
         };
         if let Some(rule) = verdict.rule {
             let denies = rule.decision == Decision::Deny;
             let is_open = matches!(alert.event, EventKind::Bind | EventKind::Listen);
-            if denies && !self.policy.dry_run && is_open {
+            if denies && !self.dry_run && is_open {
                 let why = match (alert.origin, alert.socket.kernel) {
                     (Origin::Snapshot, _) => "not refused: it was there before",
                     (_, Some(true)) => "not refused: the kernel's own",
@@ -144,7 +143,7 @@ impl<H: Host> Tracker<H> {
                 name: Printable::from(rule.name.as_str()),
                 reason: rule.reason.as_deref().map(Printable::from),
                 decision: rule.decision,
-                dry_run: denies && self.policy.dry_run,
+                dry_run: denies && self.dry_run,
             });
         }
         alert.severity = severity;
@@ -164,7 +163,7 @@ impl<H: Host> Tracker<H> {
             time: event.time,
             host: self.name.clone(),
             event: event.kind,
-            severity: severity(event.kind, event.transport, false),
+            severity: default_severity(event.kind, event.transport, false),
             origin,
             port: Some(event.port),
             transport: Some(event.transport),
