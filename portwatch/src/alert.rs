@@ -9,7 +9,7 @@ use crate::{
     model::{EventKind, Printable, Severity, Transport},
     policy::{Decision, Facts},
     process::{Container, Process},
-    registry::{Basis, Status, Verdict},
+    registry::{Basis, Entry, Status},
 };
 
 /// How portwatch came to know.
@@ -78,14 +78,14 @@ pub struct RegistryEntry {
 }
 
 impl RegistryEntry {
-    /// Quotes `verdict` of the registry of `as_of`.
+    /// The parts of `entry` that an alert shows.
     #[must_use]
-    pub fn new(verdict: &Verdict, as_of: Option<Date>) -> Self {
+    pub fn new(entry: &Entry, as_of: Option<Date>) -> Self {
         Self {
-            status: verdict.status,
-            range: verdict.range.map(|(first, last)| format!("{first}-{last}")),
-            service: verdict.services.first().cloned(),
-            basis: verdict.basis,
+            status: entry.status,
+            range: entry.range.map(|(first, last)| format!("{first}-{last}")),
+            service: entry.services.first().cloned(),
+            basis: entry.basis,
             as_of,
         }
     }

@@ -68,7 +68,7 @@ impl RegistryArgs {
             return Registry::embedded();
         };
         let registry = Registry::from_csv(path, self.registry_as_of)?;
-        let missing = registry.unnamed_ports();
+        let missing = registry.ports_without_row();
         if missing > 0 {
             console::log(&format!(
                 "{}: no row for {missing} system ports, which count as unassigned; is the file \

@@ -10,7 +10,7 @@ use crate::{
     linux::netns::inode_of,
     model::Transport,
     process::{Process, Processes},
-    registry::{Registry, Verdict},
+    registry::{Entry, Registry},
     util::parallel,
 };
 
@@ -71,7 +71,7 @@ fn explain(spec: PortSpec, registry: &Registry, out: &mut impl io::Write) -> Res
         .as_of()
         .map_or_else(|| "of unknown date".into(), |date| date.to_string());
     let mut text = String::new();
-    if registry.verdict(port, Transport::Tcp).is_some() {
+    if registry.entry(port, Transport::Tcp).is_some() {
         writeln!(text, "Registry (IANA, {as_of}):")?;
     } else {
         writeln!(
@@ -80,9 +80,9 @@ fn explain(spec: PortSpec, registry: &Registry, out: &mut impl io::Write) -> Res
         )?;
     }
     for transport in &transports {
-        if let Some(verdict) = registry.verdict(port, *transport) {
+        if let Some(entry) = registry.entry(port, *transport) {
             let name = format!("{port}/{}", transport.name());
-            writeln!(text, "  {name:<12} {}", describe(verdict, *transport))?;
+            writeln!(text, "  {name:<12} {}", describe(entry, *transport))?;
         }
     }
     let mut sockets = inventory::read(port..=port, parallel::threads())
@@ -124,15 +124,15 @@ fn explain(spec: PortSpec, registry: &Registry, out: &mut impl io::Write) -> Res
     Ok(write(&text, out)?)
 }
 
-fn describe(verdict: &Verdict, transport: Transport) -> String {
-    let mut text = String::from(verdict.status.name());
-    if !verdict.services.is_empty() {
-        text = format!("{text} to {}", verdict.services.join(", "));
+fn describe(entry: &Entry, transport: Transport) -> String {
+    let mut text = String::from(entry.status.name());
+    if !entry.services.is_empty() {
+        text = format!("{text} to {}", entry.services.join(", "));
     }
-    if let Some((first, last)) = verdict.range {
-        text = format!("{text}, as {first}-{last}");
-    }
-    text = format!("{text} ({})", verdict.basis);
+    text = match entry.range {
+        Some((first, last)) => format!("{text} ({} {first}-{last})", entry.basis),
+        None => format!("{text} ({})", entry.basis),
+    };
     if transport == Transport::UdpLite {
         text.push_str("; UDP-Lite follows UDP, RFC 3828");
     }
@@ -215,7 +215,7 @@ mod tests {
         };
         explain(spec, &registry, &mut out).unwrap();
         let text = String::from_utf8(out).unwrap();
-        let rule = "716/tcp      reserved (no row; another transport has the port, RFC 6335";
+        let rule = "716/tcp      reserved (no registry row; assigned or reserved on another transport, RFC 6335";
         assert!(text.contains(rule), "{text}");
     }
 }

@@ -15,7 +15,7 @@ use crate::{
 
 fn alert(comm: &[u8], cmdline: &[&[u8]]) -> Alert {
     let registry = Registry::embedded().unwrap();
-    let verdict = registry.verdict(976, Transport::Tcp).unwrap();
+    let verdict = registry.entry(976, Transport::Tcp).unwrap();
     Alert {
         schema: SCHEMA,
         time: Timestamp::from_nanosecond(1_795_383_480_123_456_789).unwrap(),

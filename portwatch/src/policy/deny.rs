@@ -41,8 +41,8 @@ impl Policy {
             compiled.rules.extend(by_user_and_cgroup(rule));
             let bits = (first..compiled.rules.len()).fold(0, |bits, index| bits | 1 << index);
             for (port, transport, applicable) in &mut compiled.ports {
-                let verdict = registry.verdict(*port, *transport);
-                if verdict.is_some_and(|verdict| rule.covers(*port, *transport, verdict.status)) {
+                let entry = registry.entry(*port, *transport);
+                if entry.is_some_and(|entry| rule.covers(*port, *transport, entry.status)) {
                     *applicable |= bits;
                 }
             }

@@ -95,8 +95,8 @@ impl Policy {
             .skip(1)
             .flat_map(|port| transports.iter().map(move |transport| (port, *transport)))
             .filter(move |(port, transport)| {
-                registry.verdict(*port, *transport).is_some_and(|verdict| {
-                    self.is_watched(*port, *transport, verdict.status, default_scope)
+                registry.entry(*port, *transport).is_some_and(|entry| {
+                    self.is_watched(*port, *transport, entry.status, default_scope)
                 })
             })
     }

@@ -200,7 +200,7 @@ impl<H: Host> Tracker<H> {
         if let Some(word) = self.words.get(&(port, transport)) {
             return Some(Rc::clone(word));
         }
-        let verdict = self.registry.verdict(port, transport)?;
+        let verdict = self.registry.entry(port, transport)?;
         let word = Rc::new(RegistryEntry::new(verdict, self.registry.as_of()));
         self.words.insert((port, transport), Rc::clone(&word));
         Some(word)
