@@ -11,7 +11,7 @@ use crate::{
     decide::{Decided, RuleInfo},
     model::{EventKind, Origin, PortKey, Printable, Severity, SocketKey, Transport},
     process::Process,
-    registry::RegistryEntry,
+    registry::RegistryInfo,
     tracker::{Holder, TrackedSocket},
 };
 
@@ -113,7 +113,7 @@ pub struct Alert {
     /// The remote end, on accept and connect.
     pub peer: Option<Peer>,
     /// The registry's entry for the port.
-    pub registry: Option<Rc<RegistryEntry>>,
+    pub registry: Option<Rc<RegistryInfo>>,
     /// The socket.
     pub socket: Socket,
     /// When the socket took the port; None where it was there before.

@@ -8,8 +8,8 @@ use serde::Serialize;
 
 use crate::{
     model::{EventKind, Origin, PortKey, Printable, Severity},
-    policy::{Decision, Facts, Policy, severity},
-    registry::{Registry, RegistryEntry},
+    policy::{Decision, Facts, Policy, default_severity},
+    registry::{Registry, RegistryInfo},
     tracker::TrackedEvent,
 };
 
@@ -32,7 +32,7 @@ pub struct Decided {
     /// The event.
     pub event: TrackedEvent,
     /// The registry's entry for its port.
-    pub registry: Option<Rc<RegistryEntry>>,
+    pub registry: Option<Rc<RegistryInfo>>,
     /// How much it matters.
     pub severity: Severity,
     /// The rule that decided; None without one.
@@ -45,7 +45,7 @@ pub struct Decided {
 pub struct Decider {
     registry: Registry,
     /// The entries of the ports that had events.
-    entries: HashMap<PortKey, Rc<RegistryEntry>>,
+    entries: HashMap<PortKey, Rc<RegistryInfo>>,
     policy: Policy,
     dry_run: bool,
 }
@@ -68,12 +68,6 @@ impl Decider {
         self.dry_run = dry_run;
     }
 
-    /// The rules.
-    #[must_use]
-    pub const fn policy(&self) -> &Policy {
-        &self.policy
-    }
-
     /// The registry.
     #[must_use]
     pub const fn registry(&self) -> &Registry {
@@ -83,7 +77,8 @@ impl Decider {
     /// The decision; None when a rule ignores the event.
     pub fn decide(&mut self, event: TrackedEvent) -> Option<Decided> {
         let registry = self.entry(event.port_key);
-        let by_default = severity(event.kind, event.port_key.transport, event.is_first_remote);
+        let by_default =
+            default_severity(event.kind, event.port_key.transport, event.is_first_remote);
         let verdict = self
             .policy
             .decide(&facts(&event, registry.as_deref()), by_default);
@@ -116,18 +111,18 @@ impl Decider {
     }
 
     /// The registry's entry, made once a port.
-    fn entry(&mut self, port: PortKey) -> Option<Rc<RegistryEntry>> {
+    fn entry(&mut self, port: PortKey) -> Option<Rc<RegistryInfo>> {
         if let Some(entry) = self.entries.get(&port) {
             return Some(Rc::clone(entry));
         }
-        let entry = Rc::new(self.registry.entry(port)?);
+        let entry = Rc::new(self.registry.info(port)?);
         self.entries.insert(port, Rc::clone(&entry));
         Some(entry)
     }
 }
 
 /// What rules can match of a tracked event.
-fn facts<'a>(event: &'a TrackedEvent, registry: Option<&RegistryEntry>) -> Facts<'a> {
+fn facts<'a>(event: &'a TrackedEvent, registry: Option<&RegistryInfo>) -> Facts<'a> {
     let process = event.process.as_deref();
     Facts {
         event: Some(event.kind),

@@ -1,40 +1,55 @@
-//! How the process ends: the codes that the help text and the README document.
+//! How the process ends: the error's message on stderr, and the exit code.
+#![forbid(unsafe_code)]
 
 use std::process::ExitCode;
 
 use crate::{
     commands::{
-        doctor::{NotCovered, Unfit},
+        doctor::{SelfTestFailed, Unfit},
         list::Taken,
     },
+    config::ConfigError,
     output::StdoutGone,
-    policy::ConfigError,
     registry::ReadError,
     sensor::SensorError,
+    util::console,
 };
+
+/// The exit codes, for the help text.
+pub const EXIT_CODES: &str = "\
+Exit codes:
+  0  success; stopped by SIGINT or SIGTERM
+  1  any other failure
+  2  invalid arguments
+  3  not root, or a capability is missing
+  4  the kernel lacks a feature or rejected a request
+  5  an input file is missing or malformed
+  6  stdout closed or full
+  7  `doctor --self-test`: a scenario failed
+  8  `list --check`: a watched port is in use";
 
 /// Why the process ends, as its exit code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Exit {
-    /// Done, or stopped by SIGINT or SIGTERM.
+    /// Success, or stopped by SIGINT or SIGTERM.
     Success = 0,
-    /// Something that has no code of its own.
+    /// Any failure without a code of its own.
     Failure = 1,
-    /// Arguments that make no sense.
+    /// Invalid arguments.
     Usage = 2,
     /// Not root, or a capability is missing.
     Privilege = 3,
-    /// The kernel cannot do it or refused: no cgroup v2, too old, a program refused.
+    /// The kernel lacks a feature (cgroup v2, BPF) or rejected a request.
     Kernel = 4,
     /// An input file is missing or malformed.
     Input = 5,
-    /// Stdout takes no more: its reader went away, or its disk is full.
+    /// Stdout closed or full.
     Stdout = 6,
     /// The self-test failed.
-    NotCovered = 7,
-    /// `list --check` found something.
-    Taken = 8,
+    SelfTest = 7,
+    /// `list --check`: a watched port is in use.
+    InUse = 8,
 }
 
 impl From<Exit> for ExitCode {
@@ -43,19 +58,32 @@ impl From<Exit> for ExitCode {
     }
 }
 
-/// An argument that clap could not judge.
+/// An argument that is invalid for a reason that clap cannot check.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct UsageError(pub String);
 
-/// Input that makes no sense, with its place.
+/// Malformed input, with its place.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct InputError(pub String);
 
-/// The exit code that an error stands for.
+/// Logs the error, unless it is a closed stdout, and returns the exit code.
 #[must_use]
-pub fn of(error: &anyhow::Error) -> Exit {
+pub fn report(result: anyhow::Result<()>) -> Exit {
+    let Err(error) = result else {
+        return Exit::Success;
+    };
+    let is_quiet = error
+        .downcast_ref::<StdoutGone>()
+        .is_some_and(StdoutGone::is_quiet);
+    if !is_quiet {
+        console::log(&format!("{error:#}"));
+    }
+    code(&error)
+}
+
+fn code(error: &anyhow::Error) -> Exit {
     if error.is::<UsageError>() {
         Exit::Usage
     } else if error.is::<ReadError>() || error.is::<ConfigError>() || error.is::<InputError>() {
@@ -67,9 +95,9 @@ pub fn of(error: &anyhow::Error) -> Exit {
             Exit::Kernel
         }
     } else if error.is::<Taken>() {
-        Exit::Taken
-    } else if error.is::<NotCovered>() {
-        Exit::NotCovered
+        Exit::InUse
+    } else if error.is::<SelfTestFailed>() {
+        Exit::SelfTest
     } else if error.is::<StdoutGone>() {
         Exit::Stdout
     } else if let Some(error) = error.downcast_ref::<SensorError>() {

@@ -6,6 +6,7 @@ mod aggregate;
 mod alert;
 pub mod cli;
 mod commands;
+mod config;
 pub mod conformance;
 mod decide;
 mod exit;

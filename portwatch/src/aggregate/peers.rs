@@ -99,12 +99,6 @@ impl Peers {
         all.filter_map(|seen| Some((*seen.last?, seen.unreported)))
             .collect()
     }
-
-    /// Listeners that are counted for.
-    #[cfg(test)]
-    pub(super) fn len(&self) -> usize {
-        self.0.len()
-    }
 }
 
 impl Seen {

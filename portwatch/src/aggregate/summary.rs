@@ -13,7 +13,7 @@ use crate::{
     decide::Decided,
     model::{PortKey, Severity},
     process::Process,
-    registry::RegistryEntry,
+    registry::RegistryInfo,
 };
 
 /// Processes that a summary counts for; the events of others are in its totals only.
@@ -36,7 +36,7 @@ pub struct Summary {
     /// On which ports.
     pub ports: BTreeSet<PortKey>,
     /// The registry's entry, for a single port.
-    pub registry: Option<Rc<RegistryEntry>>,
+    pub registry: Option<Rc<RegistryInfo>>,
     /// The processes that caused most of it, each with its number of events, the busiest first.
     pub processes: Vec<(Rc<Process>, u64)>,
 }

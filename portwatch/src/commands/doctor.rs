@@ -1,4 +1,4 @@
-//! `portwatch doctor`: whether the monitor can work on this host, and, with `--self-test`, proof.
+//! `portwatch doctor`: whether the monitor can run on this host, and, with `--self-test`, proof.
 
 use std::{fmt::Write as _, io, path::PathBuf};
 
@@ -7,13 +7,27 @@ use serde::Serialize;
 
 use crate::{
     conformance::runner::{Monitor, Outcome, Verdict},
-    output::{FormatName, StdoutGone},
+    output::FormatName,
     sensor::{self, Check},
 };
 
-/// Something that the monitor cannot work without is missing.
+/// Its arguments.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Output format
+    #[arg(long, value_enum, default_value_t)]
+    format: FormatName,
+    /// Run the conformance suite on this kernel and compare the alerts
+    ///
+    /// Binds an unassigned port in every way that this kernel has, in network namespaces of its
+    /// own; no socket of this host is touched.
+    #[arg(long)]
+    self_test: bool,
+}
+
+/// The monitor needs something that this host lacks.
 #[derive(Debug, thiserror::Error)]
-#[error("the monitor cannot work here: {}: {}", check.name, check.detail)]
+#[error("the monitor cannot run on this host: {}: {}", check.name, check.detail)]
 pub struct Unfit {
     check: Check,
 }
@@ -26,34 +40,35 @@ impl Unfit {
     }
 }
 
-/// A path to a port was not seen as it must be.
+/// Scenarios of the self-test failed.
 #[derive(Debug, thiserror::Error)]
-#[error("{0} of the paths to a port were not told as they must be")]
-pub struct NotCovered(usize);
+#[error("{0} scenarios of the self-test failed")]
+pub struct SelfTestFailed(usize);
 
 #[derive(Serialize)]
 struct Report {
     checks: Vec<Check>,
-    /// None when the self-test was not asked for or could not start.
+    /// None without self-test.
     paths: Option<Vec<Path>>,
 }
 
-/// A path of the self-test.
+/// The result of one scenario.
 #[derive(Serialize)]
 struct Path {
     #[serde(flatten)]
     verdict: Verdict,
-    /// From the kernel's report to the line on stdout, the slowest alert, in microseconds.
+    /// Microseconds from the kernel's report to the line on stdout, of the slowest alert.
     slowest_us: Option<u128>,
 }
 
-/// Writes what this host gives the monitor, and what the self-test shows.
+/// Writes which kernel features the monitor finds on this host, and the self-test's results.
 ///
 /// # Errors
 ///
-/// [`Unfit`] when the monitor cannot work here, [`NotCovered`] when the self-test fails.
-pub fn doctor(format: FormatName, self_test: bool, out: &mut impl io::Write) -> Result<()> {
-    let mut write = |text: &str| out.write_all(text.as_bytes()).map_err(StdoutGone::Io);
+/// [`Unfit`] when the monitor cannot run on this host, [`SelfTestFailed`].
+pub fn run(args: Args, out: &mut impl io::Write) -> Result<()> {
+    let Args { format, self_test } = args;
+    let mut write = |text: &str| super::write(text, out);
     let checks = sensor::probe();
     let unfit = checks
         .iter()
@@ -72,7 +87,7 @@ pub fn doctor(format: FormatName, self_test: bool, out: &mut impl io::Write) -> 
         let mut verdicts = Vec::new();
         let mut result = Ok(());
         if text {
-            write("\nself-test: each path to a port, in a network namespace of its own\n")?;
+            write("\nself-test: each scenario in a network namespace of its own\n")?;
         }
         monitor.run_all(|verdict| {
             if text && result.is_ok() {
@@ -103,7 +118,7 @@ pub fn doctor(format: FormatName, self_test: bool, out: &mut impl io::Write) -> 
         .filter(|path| path.verdict.outcome == Outcome::Failed)
         .count();
     if failed > 0 {
-        return Err(NotCovered(failed).into());
+        return Err(SelfTestFailed(failed).into());
     }
     Ok(())
 }

@@ -1,15 +1,16 @@
-//! `portwatch explain`: the registry's word on a port, and what holds it now.
+//! `portwatch explain`: a port's registry entry and its sockets on this host.
 
 use std::{fmt::Write as _, io, str::FromStr};
 
 use anyhow::{Context as _, Result};
 
+use super::{args::RegistryArgs, write};
 use crate::{
     inventory::{self, SocketEntry, State},
     linux::netns::inode_of,
     model::Transport,
     process::{Process, Processes},
-    registry::{Registry, Verdict},
+    registry::{Entry, Registry},
     util::parallel,
 };
 
@@ -41,12 +42,26 @@ impl FromStr for PortSpec {
     }
 }
 
-/// Writes what there is to say of `spec`.
+/// Its arguments.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Port, with or without transport: 976, 443/udp
+    #[arg(value_name = "PORT[/TRANSPORT]")]
+    port: PortSpec,
+    #[command(flatten)]
+    registry: RegistryArgs,
+}
+
+/// Writes the registry entry and the sockets.
 ///
 /// # Errors
 ///
-/// When /proc cannot be read or `out` not written to.
-pub fn explain(spec: PortSpec, registry: &Registry, out: &mut impl io::Write) -> Result<()> {
+/// When /proc cannot be read; those of the registry.
+pub fn run(args: Args, out: &mut impl io::Write) -> Result<()> {
+    explain(args.port, &args.registry.read()?, out)
+}
+
+fn explain(spec: PortSpec, registry: &Registry, out: &mut impl io::Write) -> Result<()> {
     let PortSpec { port, transport } = spec;
     let transports: Vec<Transport> = Transport::ALL
         .into_iter()
@@ -56,18 +71,18 @@ pub fn explain(spec: PortSpec, registry: &Registry, out: &mut impl io::Write) ->
         .as_of()
         .map_or_else(|| "of unknown date".into(), |date| date.to_string());
     let mut text = String::new();
-    if registry.verdict(port, Transport::Tcp).is_some() {
+    if registry.entry(port, Transport::Tcp).is_some() {
         writeln!(text, "Registry (IANA, {as_of}):")?;
     } else {
         writeln!(
             text,
-            "Registry: {port} is no system port (0-1023), so it is not watched"
+            "Registry: {port} is not a system port (0-1023), so it is not watched"
         )?;
     }
     for transport in &transports {
-        if let Some(verdict) = registry.verdict(port, *transport) {
+        if let Some(entry) = registry.entry(port, *transport) {
             let name = format!("{port}/{}", transport.name());
-            writeln!(text, "  {name:<12} {}", describe(verdict, *transport))?;
+            writeln!(text, "  {name:<12} {}", describe(entry, *transport))?;
         }
     }
     let mut sockets = inventory::read(port..=port, parallel::threads())
@@ -76,7 +91,7 @@ pub fn explain(spec: PortSpec, registry: &Registry, out: &mut impl io::Write) ->
     sockets.retain(|held| transports.contains(&held.transport));
     writeln!(text, "On this host now:")?;
     if sockets.is_empty() {
-        writeln!(text, "  nothing that the kernel shows")?;
+        writeln!(text, "  no socket on this port")?;
     }
     let here = inode_of(std::process::id());
     let mut names = Processes::default();
@@ -89,7 +104,7 @@ pub fn explain(spec: PortSpec, registry: &Registry, out: &mut impl io::Write) ->
         if held.holders.is_empty() {
             writeln!(
                 text,
-                "      by a process that this user may not see, or by the kernel"
+                "      by the kernel, or by a process that this user cannot see"
             )?;
         }
         for holder in held
@@ -101,22 +116,23 @@ pub fn explain(spec: PortSpec, registry: &Registry, out: &mut impl io::Write) ->
         }
     }
     if !nix::unistd::geteuid().is_root() {
-        writeln!(text, "  (only what this user may see; as root, all)")?;
+        writeln!(
+            text,
+            "  (only sockets that this user can see; run as root for all)"
+        )?;
     }
-    out.write_all(text.as_bytes())
-        .map_err(crate::output::StdoutGone::Io)?;
-    Ok(())
+    Ok(write(&text, out)?)
 }
 
-fn describe(verdict: &Verdict, transport: Transport) -> String {
-    let mut text = String::from(verdict.status.name());
-    if !verdict.services.is_empty() {
-        text = format!("{text} to {}", verdict.services.join(", "));
+fn describe(entry: &Entry, transport: Transport) -> String {
+    let mut text = String::from(entry.status.name());
+    if !entry.services.is_empty() {
+        text = format!("{text} to {}", entry.services.join(", "));
     }
-    if let Some((first, last)) = verdict.range {
-        text = format!("{text}, as {first}-{last}");
-    }
-    text = format!("{text} ({})", verdict.basis);
+    text = match entry.range {
+        Some((first, last)) => format!("{text} ({} {first}-{last})", entry.basis),
+        None => format!("{text} ({})", entry.basis),
+    };
     if transport == Transport::UdpLite {
         text.push_str("; UDP-Lite follows UDP, RFC 3828");
     }
@@ -166,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn both_the_registry_and_the_holder_are_named() {
+    fn the_registry_entry_and_the_holder_are_printed() {
         // From 1024 up, so that this needs no privilege and meets nobody.
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
@@ -182,7 +198,7 @@ mod tests {
         )
         .unwrap();
         let text = String::from_utf8(out).unwrap();
-        assert!(text.contains("no system port"), "{text}");
+        assert!(text.contains("not a system port"), "{text}");
         assert!(
             text.contains(&format!("tcp 127.0.0.1:{port} listening")),
             "{text}"
@@ -199,7 +215,7 @@ mod tests {
         };
         explain(spec, &registry, &mut out).unwrap();
         let text = String::from_utf8(out).unwrap();
-        let rule = "716/tcp      reserved (no row; another transport has the port, RFC 6335";
+        let rule = "716/tcp      reserved (no registry row; assigned or reserved on another transport, RFC 6335";
         assert!(text.contains(rule), "{text}");
     }
 }

@@ -1,48 +1,61 @@
-//! `portwatch list`: the watched ports that are taken now, from a snapshot alone.
+//! `portwatch list`: the watched ports in use, from a scan alone.
 
 use std::{io, net::SocketAddr};
 
 use anyhow::{Context as _, Result};
 
+use super::args::{self, ConfigArgs, RegistryArgs};
 use crate::{
     aggregate::Settings,
     alert::Alert,
+    config::Overrides,
     decide::Decider,
     inventory::{Scan, Scope},
     model::{EventKind, Transport},
     monitor::host_name,
     output::{FormatName, Sink, Sinks, StdoutGone},
     pipeline::Pipeline,
-    policy::Policy,
-    registry::Registry,
     tracker::ThisHost,
     util::parallel,
 };
 
-/// What `list` is asked for.
-#[derive(Clone, Debug)]
-pub struct Options {
-    /// The form.
-    pub format: FormatName,
-    /// What counts.
-    pub policy: Policy,
-    /// Whether finding something is an error.
-    pub check: bool,
+/// Its arguments.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Output format: a table, or the alerts that a monitor started now would print first
+    #[arg(long, value_enum, default_value_t)]
+    format: FormatName,
+    /// List assigned ports too
+    #[arg(long)]
+    all: bool,
+    /// Exit with 8 when a watched port is in use, for cron and health checks
+    #[arg(long)]
+    check: bool,
+    #[command(flatten)]
+    config: ConfigArgs,
+    #[command(flatten)]
+    registry: RegistryArgs,
 }
 
-/// With `--check`: something is there that would alert.
+/// With `--check`: a watched port is in use.
 #[derive(Debug, thiserror::Error)]
 #[error("{0} sockets are on watched ports")]
 pub struct Taken(pub usize);
 
-/// Writes what is on the watched ports: a table, or the alerts that a monitor which starts now
-/// would print first.
+/// Writes the watched ports in use: a table, or the alerts that a monitor started now would print
+/// first.
 ///
 /// # Errors
 ///
 /// When /proc cannot be read or `out` not written to; [`Taken`].
-pub fn list(options: &Options, registry: Registry, out: &mut impl io::Write) -> Result<()> {
-    let watched = options.policy.watched(&registry, &Transport::ALL);
+pub fn run(args: Args, out: &mut impl io::Write) -> Result<()> {
+    let registry = args.registry.read()?;
+    let overrides = Overrides {
+        all: args.all,
+        ..Overrides::default()
+    };
+    let config = args::load(&args.config.source(overrides))?;
+    let watched = config.watched(&registry, &Transport::ALL);
     let scope = Scope {
         watched: watched.collect(),
         cgroup: None,
@@ -53,17 +66,17 @@ pub fn list(options: &Options, registry: Registry, out: &mut impl io::Write) -> 
         enabled: false,
         ..Settings::default()
     };
-    let decider = Decider::new(registry, options.policy.clone(), options.policy.dry_run);
+    let decider = Decider::new(registry, config.policy, config.dry_run);
     let sinks = Sinks::new(vec![Sink::Memory(Vec::new())]);
     let mut pipeline = Pipeline::new(ThisHost::default(), host_name(), decider, settings, sinks);
     let mut alerts = pipeline.list(found);
     alerts.sort_by_key(|alert| (alert.port, alert.transport));
     let mut bytes = Vec::new();
-    match options.format {
+    match args.format {
         FormatName::Text if alerts.is_empty() => {}
         FormatName::Text => bytes.extend_from_slice(table(&alerts).as_bytes()),
         FormatName::Json => {
-            let format = options.format.format(false);
+            let format = args.format.format(false);
             for alert in &alerts {
                 format.write(alert, &mut bytes);
             }
@@ -78,7 +91,7 @@ pub fn list(options: &Options, registry: Registry, out: &mut impl io::Write) -> 
     if !nix::unistd::geteuid().is_root() {
         crate::util::console::log("not root: only what this user may see is listed");
     }
-    if options.check && !alerts.is_empty() {
+    if args.check && !alerts.is_empty() {
         return Err(Taken(alerts.len()).into());
     }
     Ok(())

@@ -1,6 +1,25 @@
-//! The subcommands, one file each.
+//! The commands, one file each: its arguments, and `run(args, out)`, which writes the command's
+//! output to `out` and returns the error that becomes the exit code.
+#![forbid(unsafe_code)]
 
+use std::io::Write;
+
+use crate::output::StdoutGone;
+
+pub mod args;
 pub mod check_config;
 pub mod doctor;
 pub mod explain;
+pub mod explain_alert;
 pub mod list;
+pub mod registry;
+pub mod run;
+pub mod run_scenario;
+pub mod unpin;
+
+/// Writes a command's output.
+fn write(text: &str, out: &mut impl Write) -> Result<(), StdoutGone> {
+    out.write_all(text.as_bytes())
+        .and_then(|()| out.flush())
+        .map_err(StdoutGone::Io)
+}

@@ -69,7 +69,7 @@ impl Monitor {
     pub fn start(program: PathBuf) -> io::Result<Self> {
         let mut child = Command::new(&program)
             // All that happens, and nobody's rules; snapshots soon.
-            .args(["run", "--format", "json", "--no-collapse"])
+            .args(["run", "--format", "json", "--no-aggregate"])
             .args(["--config", "/dev/null", "--health-interval", "1"])
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -143,7 +143,7 @@ impl Monitor {
     fn go(&self, path: &Path) -> Result<Option<Duration>, Mismatch> {
         let failed = |error: io::Error| Mismatch::Failed(error.to_string());
         let mut driver = Command::new(&self.program)
-            .args(["drive", path.name])
+            .args(["run-scenario", path.name])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())

@@ -8,7 +8,7 @@ mod scan;
 mod scheduler;
 mod start;
 
-use std::{path::PathBuf, time::Duration};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use tokio::{
@@ -18,17 +18,17 @@ use tokio::{
 
 use self::{
     ring::BATCH,
-    rules::{deny_rules, scope},
+    rules::scope,
     scheduler::{ScanScheduler, Urgency},
     start::{armed, limits},
 };
 use crate::{
+    config::{Config, Source},
     decide::Decider,
     inventory::Scan,
     model::{Event, Printable, Severity, Transport},
     output::{FormatName, Sink, Sinks, Stdout},
     pipeline::{Input, Pipeline},
-    policy::Policy,
     registry::Registry,
     sensor::{self, Health, Sensor},
     tracker::ThisHost,
@@ -40,14 +40,10 @@ use crate::{
 pub struct Options {
     /// The format of the alerts.
     pub format: FormatName,
-    /// What alerts.
-    pub policy: Policy,
-    /// Where the rules come from; None without any.
-    pub config: Option<PathBuf>,
+    /// Where the configuration comes from, at start and on SIGHUP.
+    pub source: Source,
     /// How to arm the sensor.
     pub sensor: sensor::Options,
-    /// Report every event, whatever the configuration says.
-    pub no_collapse: bool,
     /// How often to check whether the sensor is whole.
     pub health_interval: Duration,
 }
@@ -70,29 +66,30 @@ pub fn run(options: &Options, registry: Registry) -> Result<()> {
 }
 
 async fn watch(options: &Options, registry: Registry) -> Result<()> {
+    let config = options.source.load()?;
     // Before arming, so that a signal meanwhile does not leave it half done.
     let mut interrupt = signal(SignalKind::interrupt()).context("waiting for SIGINT")?;
     let mut terminate = signal(SignalKind::terminate()).context("waiting for SIGTERM")?;
     let stdout = Stdout::take()?;
     let mut hangup = signal(SignalKind::hangup()).context("waiting for SIGHUP")?;
-    let policy = options.policy.clone();
-    let watched = policy.watched(&registry, &Transport::ALL);
-    let mut sensor = Sensor::arm(&options.sensor, watched, &deny_rules(&policy, &registry))?;
-    sensor.count_repeats(policy.quiet.enabled);
-    console::log(&armed(options, &registry, &sensor));
-    for limit in limits(options, &sensor) {
-        console::log(&limit);
+    let watched = config.watched(&registry, &Transport::ALL);
+    let mut sensor = Sensor::arm(&options.sensor, watched, &config.deny_rules(&registry))?;
+    sensor.count_repeats(config.aggregate.enabled);
+    console::log(&armed(&config, &registry, &sensor));
+    for message in config.warnings.iter().chain(&limits(options, &sensor)) {
+        console::log(message);
     }
 
     // Loading took many times what running takes.
     release_memory();
     let colour = stdout.is_terminal() && std::env::var_os("NO_COLOR").is_none();
     let sinks = Sinks::new(vec![Sink::Stdout(options.format.format(colour), stdout)]);
-    let scope = scope(&policy, &registry, options);
-    let (dry_run, settings) = (policy.dry_run, policy.quiet);
-    let decider = Decider::new(registry, policy, dry_run);
+    let scope = scope(&config, &registry, options);
+    let decider = Decider::new(registry, config.policy.clone(), config.dry_run);
+    let settings = config.aggregate;
     let mut monitor = Monitor {
         sensor,
+        config,
         pipeline: Pipeline::new(ThisHost::default(), host_name(), decider, settings, sinks),
         scheduler: ScanScheduler::new(scope),
         events: Vec::with_capacity(BATCH),
@@ -121,6 +118,7 @@ async fn watch(options: &Options, registry: Registry) -> Result<()> {
 
 struct Monitor {
     sensor: Sensor,
+    config: Config,
     pipeline: Pipeline<ThisHost>,
     scheduler: ScanScheduler,
     events: Vec<Event>,

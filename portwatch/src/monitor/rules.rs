@@ -1,24 +1,26 @@
-//! What the rules mean for the monitor, and how they are reloaded.
+//! What the configuration means for the monitor, and how it is reloaded.
 
 use anyhow::Result;
 
 use super::{Monitor, Options, scheduler::Urgency, start::missing_cgroups};
 use crate::{
-    aggregate::Settings,
+    config::{Config, DEFAULT_PATH},
     inventory::Scope,
-    model::{DenyRules, Transport},
-    policy::Policy,
+    model::Transport,
     registry::Registry,
     util::console,
 };
 
 impl Monitor {
-    /// Reloads the rules. A file that cannot be used leaves the previous rules in force.
+    /// Reloads the configuration. One that cannot be used leaves the previous one in force.
     pub(super) fn reload(&mut self, options: &Options) {
         match self.try_reload(options) {
             Ok(text) => console::log(&text),
             Err(error) => {
-                let detail = format!("reload failed, keeping the previous rules: {error:#}");
+                // One line: the cited source line is for `check-config`.
+                let error = format!("{error:#}");
+                let problem = error.lines().next().unwrap_or_default();
+                let detail = format!("reload failed, keeping the previous rules: {problem}");
                 console::log(&detail);
                 self.warn(detail);
             }
@@ -26,30 +28,24 @@ impl Monitor {
     }
 
     fn try_reload(&mut self, options: &Options) -> Result<String> {
-        let Some(path) = &options.config else {
-            return Ok("SIGHUP: there is no configuration to reload".into());
-        };
-        let policy = Policy {
-            all: options.policy.all,
-            dry_run: options.policy.dry_run,
-            ..Policy::read(path)?
-        };
-        let settings = Settings {
-            enabled: policy.quiet.enabled && !options.no_collapse,
-            ..policy.quiet
-        };
+        let config = options.source.load()?;
         let registry = self.pipeline.decider().registry();
         self.sensor
-            .watch(policy.watched(registry, &Transport::ALL))?;
-        self.sensor.refuse(&deny_rules(&policy, registry))?;
-        self.scheduler.set_scope(scope(&policy, registry, options));
-        self.sensor.count_repeats(settings.enabled);
-        for limit in missing_cgroups(&self.sensor) {
-            console::log(&limit);
+            .watch(config.watched(registry, &Transport::ALL))?;
+        self.sensor.refuse(&config.deny_rules(registry))?;
+        self.scheduler.set_scope(scope(&config, registry, options));
+        self.sensor.count_repeats(config.aggregate.enabled);
+        for message in config.warnings.iter().chain(&missing_cgroups(&self.sensor)) {
+            console::log(message);
         }
-        let text = format!("reloaded {}: {} rules", path.display(), policy.rules.len());
-        let dry_run = policy.dry_run;
-        self.pipeline.set_policy(policy, dry_run, settings);
+        let rules = config.policy.rules().len();
+        let text = match &config.path {
+            Some(path) => format!("reloaded {}: {rules} rules", path.display()),
+            None => format!("reloaded: {DEFAULT_PATH} does not exist, so there are no rules"),
+        };
+        self.pipeline
+            .set_policy(config.policy.clone(), config.dry_run, config.aggregate);
+        self.config = config;
         // Something can be on a port that was not watched before.
         self.scheduler.request(Urgency::Loss);
         Ok(text)
@@ -57,26 +53,17 @@ impl Monitor {
 
     /// Looks again for the cgroups of deny rules.
     pub(super) fn find_cgroups(&mut self) {
-        let decider = self.pipeline.decider();
-        let rules = deny_rules(decider.policy(), decider.registry());
+        let rules = self.config.deny_rules(self.pipeline.decider().registry());
         if let Err(error) = self.sensor.refuse(&rules) {
             self.warn(error.to_string());
         }
     }
 }
 
-/// What the BPF programs are to deny.
-pub(super) fn deny_rules(policy: &Policy, registry: &Registry) -> DenyRules {
-    if policy.dry_run {
-        return DenyRules::default();
-    }
-    policy.refusals(registry)
-}
-
 /// What scans are to show.
-pub(super) fn scope(policy: &Policy, registry: &Registry, options: &Options) -> Scope {
+pub(super) fn scope(config: &Config, registry: &Registry, options: &Options) -> Scope {
     Scope {
-        watched: policy.watched(registry, &Transport::ALL).collect(),
+        watched: config.watched(registry, &Transport::ALL).collect(),
         cgroup: options.sensor.cgroup.clone(),
     }
 }

@@ -4,16 +4,18 @@ use std::os::unix::fs::MetadataExt as _;
 
 use super::Options;
 use crate::{
+    config::Config,
+    policy::DefaultScope,
     registry::Registry,
     sensor::{Sensor, Tracepoint, is_pinned},
 };
 
 /// The line that shows that the monitor is armed, and what it covers.
-pub(super) fn armed(options: &Options, registry: &Registry, sensor: &Sensor) -> String {
+pub(super) fn armed(config: &Config, registry: &Registry, sensor: &Sensor) -> String {
     let counts: Vec<String> = sensor
         .transports()
         .map(|transport| {
-            let count = options.policy.watched(registry, &[transport]).count();
+            let count = config.watched(registry, &[transport]).count();
             format!("{count} {}", transport.name())
         })
         .collect();
@@ -37,10 +39,10 @@ pub(super) fn armed(options: &Options, registry: &Registry, sensor: &Sensor) -> 
         sensor.programs(),
         sensor.cgroup(),
         counts.join(", "),
-        match (options.policy.all, options.policy.rules.len()) {
+        match (config.scope, config.policy.rules().len()) {
             (_, 1..) => "by the rules",
-            (true, _) => "all system ports",
-            (false, _) => "not assigned by IANA",
+            (DefaultScope::All, _) => "all system ports",
+            (DefaultScope::NotAssigned, _) => "not assigned by IANA",
         },
     )
 }

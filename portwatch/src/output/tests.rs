@@ -17,7 +17,7 @@ use crate::{
 
 fn alert(comm: &[u8], cmdline: &[&[u8]]) -> Alert {
     let registry = Registry::embedded().unwrap();
-    let entry = registry.entry(PortKey {
+    let entry = registry.info(PortKey {
         transport: Transport::Tcp,
         port: 976,
     });

@@ -1,22 +1,22 @@
-//! How much an event matters without any rule.
+//! Severity without a rule.
 
 use crate::model::{EventKind, Severity, Transport};
 
-/// How much an event matters. `first_from_elsewhere`: an accept, the first on its socket from an
-/// address that is not this host's.
+/// The severity of an event that no rule matches. `first_remote`: an accept, the first on its
+/// socket from an address that is not this host's.
 #[must_use]
-pub const fn severity(
+pub const fn default_severity(
     event: EventKind,
     transport: Transport,
-    first_from_elsewhere: bool,
+    first_remote: bool,
 ) -> Severity {
     match event {
         EventKind::Bind => match transport {
             Transport::Tcp | Transport::Sctp | Transport::Dccp => Severity::Notice,
-            // It receives from here on.
+            // It receives from its bind on.
             Transport::Udp | Transport::UdpLite => Severity::Warning,
         },
-        EventKind::Accept if first_from_elsewhere => Severity::Critical,
+        EventKind::Accept if first_remote => Severity::Critical,
         EventKind::Listen
         | EventKind::Accept
         | EventKind::Deny

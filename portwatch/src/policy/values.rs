@@ -1,25 +1,28 @@
-//! What stands behind the keys of a rule.
+//! The values of conditions.
 
 use std::{net::IpAddr, str::FromStr};
 
 use globset::{GlobBuilder, GlobMatcher};
 use ipnet::IpNet;
-use nix::unistd::User;
 
-/// A port or a range of them.
+/// A system port or a range of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Ports {
-    pub(super) first: u16,
-    pub(super) last: u16,
+pub struct PortRange {
+    first: u16,
+    last: u16,
 }
 
-impl Ports {
-    pub(super) const fn has(self, port: u16) -> bool {
+impl PortRange {
+    pub(super) const fn matches(self, port: u16) -> bool {
         self.first <= port && port <= self.last
+    }
+
+    pub(super) const fn overlaps(self, other: Self) -> bool {
+        self.first <= other.last && other.first <= self.last
     }
 }
 
-impl FromStr for Ports {
+impl FromStr for PortRange {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
@@ -33,7 +36,7 @@ impl FromStr for Ports {
                 Ok(0) => Err("no socket has port 0".to_owned()),
                 Ok(port) if port < 1024 => Ok(port),
                 _ => Err(format!(
-                    "{port} is no system port (1-1023): nothing is known of it, so this never matches"
+                    "{port} is not a system port (1-1023), so this never matches"
                 )),
             }
         };
@@ -47,21 +50,21 @@ impl FromStr for Ports {
     }
 }
 
-/// A kind of local address, or a network of them.
+/// A class of local addresses, or a network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Address {
     /// 127.0.0.0/8 and ::1.
     Loopback,
     /// RFC 1918, RFC 4193 and link-local.
     Private,
-    /// All of the host's: 0.0.0.0 and ::.
+    /// The wildcard: 0.0.0.0 and ::.
     Any,
-    /// One of these.
+    /// A network.
     In(IpNet),
 }
 
 impl Address {
-    pub(super) fn is(self, address: IpAddr) -> bool {
+    pub(super) fn matches(self, address: IpAddr) -> bool {
         match self {
             Self::Loopback => address.is_loopback(),
             Self::Private => match address {
@@ -92,12 +95,12 @@ impl FromStr for Address {
     }
 }
 
-/// A network, or one address.
+/// A network, or a single address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Network(IpNet);
 
 impl Network {
-    pub(super) fn has(self, address: IpAddr) -> bool {
+    pub(super) fn matches(self, address: IpAddr) -> bool {
         self.0.contains(&address)
     }
 }
@@ -112,7 +115,7 @@ impl FromStr for Network {
             .map_err(|_| format!("{text:?} is not an address or a network like 10.0.0.0/8"))?;
         if network.trunc() != network {
             return Err(format!(
-                "{text:?} has bits behind its prefix; did you mean \"{}\"?",
+                "{text:?} has bits set after its prefix; did you mean \"{}\"?",
                 network.trunc()
             ));
         }
@@ -120,39 +123,39 @@ impl FromStr for Network {
     }
 }
 
-/// A name, or a pattern of names: `*` does not match `/`, `**` does.
+/// A name or a glob pattern: `*` does not match `/`, `**` does.
 #[derive(Clone, Debug)]
-pub struct Names {
+pub struct NamePattern {
     pub(super) text: String,
     pattern: GlobMatcher,
 }
 
-impl Names {
-    pub(super) fn are(&self, name: &str) -> bool {
+impl NamePattern {
+    pub(super) fn matches(&self, name: &str) -> bool {
         self.text == name || self.pattern.is_match(name)
     }
 
-    /// As [`are`](Self::are), and what is below it in the tree.
-    pub(super) fn are_or_hold(&self, path: &str) -> bool {
+    /// Whether it matches `path` or a parent of it.
+    pub(super) fn matches_or_contains(&self, path: &str) -> bool {
         let mut path = path;
         loop {
-            if self.are(if path.is_empty() { "/" } else { path }) {
+            if self.matches(if path.is_empty() { "/" } else { path }) {
                 return true;
             }
             match path.rsplit_once('/') {
-                Some((above, _)) if path != "/" => path = above,
+                Some((parent, _)) if path != "/" => path = parent,
                 _ => return false,
             }
         }
     }
 
-    /// Whether it is a name and no pattern.
+    /// Whether it is a name, not a pattern.
     pub(super) fn is_plain(&self) -> bool {
         !self.text.contains(['*', '?', '[', '{', '\\'])
     }
 }
 
-impl FromStr for Names {
+impl FromStr for NamePattern {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
@@ -168,25 +171,25 @@ impl FromStr for Names {
     }
 }
 
-/// A user, by name or number.
+/// A user, given by name or number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct UserName {
+pub struct User {
     pub(super) uid: u32,
 }
 
-impl FromStr for UserName {
+impl FromStr for User {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
         if let Ok(uid) = text.parse() {
             return Ok(Self { uid });
         }
-        match User::from_name(text) {
+        match nix::unistd::User::from_name(text) {
             Ok(Some(user)) => Ok(Self {
                 uid: user.uid.as_raw(),
             }),
             Ok(None) => Err(format!(
-                "this host has no user {text:?}; a number is always good"
+                "this host has no user {text:?}; a numeric uid is accepted too"
             )),
             Err(error) => Err(format!("looking up the user {text:?}: {error}")),
         }
@@ -195,17 +198,17 @@ impl FromStr for UserName {
 
 /// A network namespace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum NetnsName {
+pub enum Netns {
     /// The host's.
     Host,
     /// Any but the host's.
     Other,
-    /// The one with that inode.
+    /// The namespace with that inode.
     Inode(u64),
 }
 
-impl NetnsName {
-    pub(super) const fn is(self, inode: u64, is_host: bool) -> bool {
+impl Netns {
+    pub(super) const fn matches(self, inode: u64, is_host: bool) -> bool {
         match self {
             Self::Host => is_host,
             Self::Other => !is_host,
@@ -214,7 +217,7 @@ impl NetnsName {
     }
 }
 
-impl FromStr for NetnsName {
+impl FromStr for Netns {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {

@@ -1,5 +1,5 @@
 //! Reads IANA's `service-names-port-numbers.csv`: RFC 4180, UTF-8, twelve columns of which the
-//! first four and the two dates matter. Columns go by position: titles changed over the years.
+//! first four and the two dates matter. Columns are read by position: their titles changed over the years.
 
 use std::{fs::File, io::Read as _, path::Path, rc::Rc};
 
@@ -64,7 +64,7 @@ fn parse(bytes: &[u8], path: &Path) -> Result<Registry, ReadError> {
         {
             for column in [SERVICE, PORT, TRANSPORT, DESCRIPTION] {
                 let title = here.text(column)?;
-                // Spreadsheet programs put a byte order mark in front.
+                // Spreadsheet programs prepend a byte order mark.
                 if title.trim_start_matches('\u{feff}') != column.1 {
                     return Err(here.error(column, "is not titled as in IANA's file"));
                 }
@@ -72,7 +72,7 @@ fn parse(bytes: &[u8], path: &Path) -> Result<Registry, ReadError> {
             continue;
         }
         for column in DATES {
-            // A few dates have no day, and those are never the newest.
+            // A few dates have no day; none of them is the newest.
             newest = newest.max(here.text(column)?.parse().ok());
         }
         if let Some(row) = row(&here)? {
@@ -85,7 +85,7 @@ fn parse(bytes: &[u8], path: &Path) -> Result<Registry, ReadError> {
     Ok(Registry::from_rows(rows, newest))
 }
 
-/// The row of one record, clipped to the system ports; None when it has none.
+/// The row of one record, clipped to the system ports; None when it covers none.
 fn row(here: &Here<'_>) -> Result<Option<Row>, ReadError> {
     let ports = here.text(PORT)?;
     if ports.is_empty() {
@@ -129,7 +129,7 @@ fn row(here: &Here<'_>) -> Result<Option<Row>, ReadError> {
     }))
 }
 
-/// The status, which has no column of its own.
+/// The status: it has no column.
 fn status(service: &str, description: &str) -> Status {
     let description = description.trim().to_ascii_lowercase();
     if !service.is_empty() {
@@ -156,7 +156,7 @@ fn add(rows: &mut Vec<Row>, row: Row) {
     }
 }
 
-/// One record and where it stands.
+/// One record and its file.
 struct Here<'a> {
     path: &'a Path,
     record: &'a ByteRecord,
@@ -202,7 +202,7 @@ mod tests {
              two,7,TCP,alias,,,,2019-05-06,,,,\n",
         )
         .unwrap();
-        let seven = registry.verdict(7, Transport::Tcp).unwrap();
+        let seven = registry.entry(7, Transport::Tcp).unwrap();
         assert_eq!(
             seven
                 .services
@@ -212,14 +212,14 @@ mod tests {
             ["one", "two"]
         );
         assert_eq!(
-            registry.verdict(1023, Transport::Udp).unwrap().range,
+            registry.entry(1023, Transport::Udp).unwrap().range,
             Some((1000, 1023))
         );
         assert_eq!(registry.as_of(), Some(jiff::civil::date(2020, 1, 2)));
     }
 
     #[test]
-    fn a_malformed_file_is_refused_with_record_and_column() {
+    fn a_malformed_file_is_rejected_with_record_and_column() {
         let cases = [
             (
                 "x,seven,tcp,d,,,,,,,,\n",

@@ -1,21 +1,21 @@
-//! What one registry says otherwise than another.
+//! The differences between two registries.
 
 use std::fmt;
 
-use super::{Registry, TRANSPORTS, Verdict, system_ports};
+use super::{Entry, Registry, TRANSPORTS, system_ports};
 use crate::model::Transport;
 
-/// Neighbouring ports of which the same transports changed in the same way.
+/// Adjacent ports with the same change on the same transports.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Change {
     first: u16,
     last: u16,
     transports: Vec<Transport>,
-    old: Verdict,
-    new: Verdict,
+    old: Entry,
+    new: Entry,
 }
 
-/// The changes from `old` to `new` in port order. A row that was only split or joined is none.
+/// The changes from `old` to `new` in port order. Rows that were only split or merged are no change.
 #[must_use]
 pub fn diff(old: &Registry, new: &Registry) -> Vec<Change> {
     let mut changes: Vec<Change> = Vec::new();
@@ -23,15 +23,16 @@ pub fn diff(old: &Registry, new: &Registry) -> Vec<Change> {
         let mut here: Vec<Change> = Vec::new();
         for transport in TRANSPORTS {
             let (Some(before), Some(after)) =
-                (old.verdict(port, transport), new.verdict(port, transport))
+                (old.entry(port, transport), new.entry(port, transport))
             else {
                 continue;
             };
-            if says(before) == says(after) {
+            if compared(before) == compared(after) {
                 continue;
             }
             let same = |change: &&mut Change| {
-                says(&change.old) == says(before) && says(&change.new) == says(after)
+                compared(&change.old) == compared(before)
+                    && compared(&change.new) == compared(after)
             };
             match here.iter_mut().find(same) {
                 Some(change) => change.transports.push(transport),
@@ -52,8 +53,8 @@ pub fn diff(old: &Registry, new: &Registry) -> Vec<Change> {
                 .find(|known| {
                     known.last + 1 == port
                         && known.transports == change.transports
-                        && says(&known.old) == says(&change.old)
-                        && says(&known.new) == says(&change.new)
+                        && compared(&known.old) == compared(&change.old)
+                        && compared(&known.new) == compared(&change.new)
                 });
             match continued {
                 Some(known) => known.last = port,
@@ -64,9 +65,9 @@ pub fn diff(old: &Registry, new: &Registry) -> Vec<Change> {
     changes
 }
 
-/// The part of a verdict whose change is worth a line.
-fn says(verdict: &Verdict) -> (super::Status, &[crate::model::Printable]) {
-    (verdict.status, &verdict.services)
+/// The part of an entry that is compared.
+fn compared(entry: &Entry) -> (super::Status, &[crate::model::Printable]) {
+    (entry.status, &entry.services)
 }
 
 impl fmt::Display for Change {
@@ -81,10 +82,10 @@ impl fmt::Display for Change {
             .map(|transport| transport.name())
             .collect();
         write!(f, "/{}: ", transports.join(","))?;
-        let side = |f: &mut fmt::Formatter<'_>, verdict: &Verdict| {
-            f.write_str(verdict.status.name())?;
-            if !verdict.services.is_empty() {
-                write!(f, " ({})", verdict.services.join(", "))?;
+        let side = |f: &mut fmt::Formatter<'_>, entry: &Entry| {
+            f.write_str(entry.status.name())?;
+            if !entry.services.is_empty() {
+                write!(f, " ({})", entry.services.join(", "))?;
             }
             Ok(())
         };

@@ -1,9 +1,10 @@
-//! IANA's word on a (port, transport): the Service Name and Transport Protocol Port Number
-//! Registry (RFC 6335), for the system ports.
+//! IANA's Service Name and Transport Protocol Port Number Registry (RFC 6335): the entry of each
+//! (port, transport), for the system ports.
+#![forbid(unsafe_code)]
 
 mod csv;
 mod diff;
-mod entry;
+mod info;
 mod table;
 
 use std::{fmt, io, ops::RangeInclusive, path::PathBuf, rc::Rc};
@@ -12,25 +13,25 @@ use jiff::civil::Date;
 use portwatch_common::SYSTEM_PORTS;
 use serde::Serialize;
 
-pub use self::{diff::diff, entry::RegistryEntry, table::to_table};
+pub use self::{diff::diff, info::RegistryInfo, table::to_table};
 use crate::model::{Printable, Transport};
 
-/// What the registry says of a (port, transport).
+/// The status of a (port, transport).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Status {
-    /// Nobody has it: available for assignment.
+    /// Available for assignment.
     Unassigned,
-    /// It was a service's, and is not any more.
+    /// Formerly assigned.
     Deregistered,
-    /// IANA holds it back.
+    /// Not available for regular assignment (RFC 6335 section 6).
     Reserved,
-    /// A service has it, with or without a name.
+    /// Assigned to a service, with or without a name.
     Assigned,
 }
 
 impl Status {
-    /// Every status, in the order in which they are listed to people.
+    /// Every status, in display order.
     pub const ALL: [Self; 4] = [
         Self::Assigned,
         Self::Unassigned,
@@ -50,16 +51,17 @@ impl Status {
     }
 }
 
-/// Where a [`Verdict`] comes from.
+/// What an [`Entry`] is derived from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 pub enum Basis {
-    /// A row of the registry names this port and transport.
+    /// A row of the registry for this port and transport.
     #[serde(rename = "row")]
     Row,
-    /// No row does, and the port is another transport's: reserved by RFC 6335 section 7.2.
+    /// There is none, and the port is assigned or reserved on another transport: reserved by RFC 6335
+    /// section 7.2.
     #[serde(rename = "rfc6335-7.2")]
     OtherTransport,
-    /// No row does, and no other transport has the port: nobody was given it.
+    /// There is none, and the port is neither assigned nor reserved on another transport.
     #[serde(rename = "no-row")]
     NoRow,
 }
@@ -67,49 +69,51 @@ pub enum Basis {
 impl fmt::Display for Basis {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Row => "by the registry's row",
-            Self::OtherTransport => "no row; another transport has the port, RFC 6335 section 7.2",
-            Self::NoRow => "no row, and no other transport has the port",
+            Self::Row => "registry row",
+            Self::OtherTransport => {
+                "no registry row; assigned or reserved on another transport, RFC 6335 section 7.2"
+            }
+            Self::NoRow => "no registry row, and not assigned on another transport",
         })
     }
 }
 
-/// What the registry says of one (port, transport).
+/// The registry entry of one (port, transport).
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Verdict {
+pub struct Entry {
     /// The status.
     pub status: Status,
-    /// The first and last port of the registry's row, when that names more than one.
+    /// The first and last port of its row, when that covers more than one.
     pub range: Option<(u16, u16)>,
-    /// Service names in the registry's order; several can share a port, an assigned port can
-    /// have none.
+    /// Service names in the registry's order: several services can share a port, and an assigned port
+    /// can have no name.
     pub services: Rc<[Printable]>,
-    /// Whether a row or a rule says so.
+    /// What the status is derived from.
     pub basis: Basis,
 }
 
-/// One statement of the registry.
+/// One row of the registry.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Row {
     ports: RangeInclusive<u16>,
-    /// None speaks for all transports.
+    /// None for all transports.
     transport: Option<Transport>,
     status: Status,
     services: Rc<[Printable]>,
 }
 
-/// Why a registry file could not be used.
+/// Why a registry cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
-    /// The file could not be read.
-    #[error("{}: {source}", path.display())]
+    /// The file cannot be read.
+    #[error("cannot read {}", path.display())]
     Io {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// What the system returned.
         source: io::Error,
     },
-    /// A record is not what IANA's file has there.
+    /// A record is malformed.
     #[error(
         "{}: record {record} (line {line}), column {column}: {problem}; \
          get IANA's service-names-port-numbers.csv again",
@@ -118,16 +122,16 @@ pub enum ReadError {
     Record {
         /// The file.
         path: PathBuf,
-        /// Counted from 1, the title record included.
+        /// Counted from 1, including the title record.
         record: u64,
-        /// The line on which the record begins, counted from 1.
+        /// The record's first line, counted from 1.
         line: u64,
         /// Counted from 1, with the column's title.
         column: String,
         /// What is wrong there.
         problem: String,
     },
-    /// The file as a whole is not a registry.
+    /// The file is not a registry.
     #[error("{}: {problem}; get IANA's service-names-port-numbers.csv again", path.display())]
     File {
         /// The file.
@@ -150,11 +154,11 @@ pub enum ReadError {
 pub struct Registry {
     as_of: Option<Date>,
     rows: Vec<Row>,
-    /// Verdicts by transport as in `TRANSPORTS`, then by port.
-    verdicts: [Vec<Verdict>; TRANSPORTS.len()],
+    /// By transport as in `TRANSPORTS`, then by port.
+    entries: [Vec<Entry>; TRANSPORTS.len()],
 }
 
-/// The transports that the registry knows.
+/// The transports in the registry.
 const TRANSPORTS: [Transport; 4] = [
     Transport::Tcp,
     Transport::Udp,
@@ -163,11 +167,11 @@ const TRANSPORTS: [Transport; 4] = [
 ];
 
 impl Registry {
-    /// The registry that was built in.
+    /// The built-in registry.
     ///
     /// # Errors
     ///
-    /// [`ReadError::Table`] when the table in the source tree was damaged.
+    /// [`ReadError::Table`] when the table in the source tree is malformed.
     pub fn embedded() -> Result<Self, ReadError> {
         table::read(include_str!("table.txt"))
     }
@@ -176,30 +180,30 @@ impl Registry {
     ///
     /// # Errors
     ///
-    /// [`ReadError`], which names the file and, where one is to blame, the record and column.
+    /// [`ReadError`] with the file and, for a malformed record, its number and column.
     pub fn from_csv(path: &std::path::Path, as_of: Option<Date>) -> Result<Self, ReadError> {
         let mut registry = csv::read(path)?;
         registry.as_of = as_of.or(registry.as_of);
         Ok(registry)
     }
 
-    /// The day of which the registry speaks.
+    /// The registry's date.
     #[must_use]
     pub const fn as_of(&self) -> Option<Date> {
         self.as_of
     }
 
-    /// What the registry says of a system port; None from 1024 up. UDP-Lite follows UDP's rows
+    /// The entry of a system port; None from 1024 up. UDP-Lite has UDP's
     /// (RFC 3828 section 3.1).
     #[must_use]
-    pub fn verdict(&self, port: u16, transport: Transport) -> Option<&Verdict> {
+    pub fn entry(&self, port: u16, transport: Transport) -> Option<&Entry> {
         let row = match transport {
             Transport::Tcp => 0,
             Transport::Udp | Transport::UdpLite => 1,
             Transport::Sctp => 2,
             Transport::Dccp => 3,
         };
-        self.verdicts[row].get(usize::from(port))
+        self.entries[row].get(usize::from(port))
     }
 
     /// How many system ports have each of [`Status::ALL`] on `transport`.
@@ -207,27 +211,27 @@ impl Registry {
     pub fn counts(&self, transport: Transport) -> [usize; Status::ALL.len()] {
         Status::ALL.map(|status| {
             system_ports()
-                .filter_map(|port| self.verdict(port, transport))
-                .filter(|verdict| verdict.status == status)
+                .filter_map(|port| self.entry(port, transport))
+                .filter(|entry| entry.status == status)
                 .count()
         })
     }
 
-    /// System ports that no row names on any transport; IANA's own files have none.
+    /// How many system ports have no row on any transport. In IANA's own files: none.
     #[must_use]
-    pub fn unnamed_ports(&self) -> usize {
+    pub fn ports_without_row(&self) -> usize {
         system_ports()
             .filter(|port| {
                 TRANSPORTS.iter().all(|transport| {
-                    self.verdict(*port, *transport)
-                        .is_some_and(|verdict| verdict.basis != Basis::Row)
+                    self.entry(*port, *transport)
+                        .is_some_and(|entry| entry.basis != Basis::Row)
                 })
             })
             .count()
     }
 
     fn from_rows(rows: Vec<Row>, as_of: Option<Date>) -> Self {
-        // Each row is looked at where it applies only: there are more rows than ports.
+        // Grouped first: comparing each port with each row would be quadratic.
         let mut by_port: Vec<Vec<&Row>> = system_ports().map(|_| Vec::new()).collect();
         for row in &rows {
             for port in row.ports.clone() {
@@ -236,24 +240,24 @@ impl Registry {
                 }
             }
         }
-        let mut verdicts = TRANSPORTS.map(|_| Vec::with_capacity(by_port.len()));
+        let mut entries = TRANSPORTS.map(|_| Vec::with_capacity(by_port.len()));
         let nobody: Rc<[Printable]> = Rc::default();
         for here in &by_port {
             let stated = TRANSPORTS.map(|transport| stated(here, transport));
             let statuses: Vec<Status> = stated.iter().flatten().map(|one| one.status).collect();
-            for (verdicts, stated) in verdicts.iter_mut().zip(stated) {
-                verdicts.push(stated.unwrap_or_else(|| by_rule(&statuses, &nobody)));
+            for (entries, stated) in entries.iter_mut().zip(stated) {
+                entries.push(stated.unwrap_or_else(|| by_rule(&statuses, &nobody)));
             }
         }
         Self {
             as_of,
             rows,
-            verdicts,
+            entries,
         }
     }
 }
 
-/// The last of the ports of which the registry's verdicts are.
+/// The last system port.
 pub const LAST_SYSTEM_PORT: u16 = (SYSTEM_PORTS - 1) as u16;
 
 /// Ports 0-1023.
@@ -261,9 +265,9 @@ pub const fn system_ports() -> RangeInclusive<u16> {
     0..=LAST_SYSTEM_PORT
 }
 
-/// What a port's rows say of a transport: a row for the transport beats one for all, then an
-/// assigned one beats the others; the names of all rows that agree are kept.
-fn stated(rows: &[&Row], transport: Transport) -> Option<Verdict> {
+/// The entry that a port's rows give a transport: a row for the transport precedes one for all, then
+/// an assigned one precedes the others. It has the service names of all rows of equal rank.
+fn stated(rows: &[&Row], transport: Transport) -> Option<Entry> {
     let applies = |row: &&Row| row.transport.is_none_or(|named| named == transport);
     let rank = |row: &Row| (row.transport.is_some(), row.status);
     let rows = || rows.iter().copied().filter(applies);
@@ -273,7 +277,7 @@ fn stated(rows: &[&Row], transport: Transport) -> Option<Verdict> {
         .map(|row| Rc::clone(&row.services))
         .reduce(|services, more| joined(&services, &more))?;
     let (first, last) = (*best.ports.start(), *best.ports.end());
-    Some(Verdict {
+    Some(Entry {
         status: best.status,
         range: (first != last).then_some((first, last)),
         services,
@@ -281,14 +285,14 @@ fn stated(rows: &[&Row], transport: Transport) -> Option<Verdict> {
     })
 }
 
-/// Both, without what is in both twice.
+/// Both, without duplicates.
 fn joined(services: &[Printable], more: &[Printable]) -> Rc<[Printable]> {
     let more = more.iter().filter(|service| !services.contains(service));
     services.iter().chain(more).cloned().collect()
 }
 
-/// The status of a transport without a row, from what the others' rows say.
-fn by_rule(others: &[Status], nobody: &Rc<[Printable]>) -> Verdict {
+/// The entry of a transport without a row, from the status on the others.
+fn by_rule(others: &[Status], nobody: &Rc<[Printable]>) -> Entry {
     let taken = others
         .iter()
         .any(|status| matches!(status, Status::Assigned | Status::Reserved));
@@ -297,7 +301,7 @@ fn by_rule(others: &[Status], nobody: &Rc<[Printable]>) -> Verdict {
     } else {
         (Status::Unassigned, Basis::NoRow)
     };
-    Verdict {
+    Entry {
         status,
         range: None,
         services: Rc::clone(nobody),

@@ -1,5 +1,5 @@
-//! The registry in its compact form, as text that a person can review in a diff: one row a line,
-//! in port order: ports, transport (`any` speaks for all), status, services.
+//! The compact table that the source tree embeds, as text that can be reviewed in a diff: one row
+//! per line in port order, with ports, transport (`any` for all), status and services.
 
 use std::fmt::Write as _;
 
@@ -11,7 +11,7 @@ use crate::model::{Printable, Transport};
 const ANY: &str = "any";
 const AS_OF: &str = "as_of";
 
-/// Writes `registry` in the form that [`Registry::embedded`] reads.
+/// Writes `registry` in the format that [`Registry::embedded`] reads.
 #[must_use]
 pub fn to_table(registry: &Registry) -> String {
     let mut rows: Vec<&Row> = registry.rows.iter().collect();

@@ -1,5 +1,5 @@
 //! Derivation against IANA's own files of three years. They are not part of this repository:
-//! `PORTWATCH_IANA_DIR` says where they are.
+//! `PORTWATCH_IANA_DIR` is their directory.
 
 use std::path::PathBuf;
 
@@ -15,7 +15,7 @@ fn iana(date: &str) -> Option<Registry> {
     if !path.exists() {
         assert!(
             std::env::var_os("CI").is_none(),
-            "{} is missing: set PORTWATCH_IANA_DIR to a folder with IANA's files",
+            "{} is missing: set PORTWATCH_IANA_DIR to a directory with IANA's files",
             path.display()
         );
         eprintln!(
@@ -42,11 +42,11 @@ fn the_counts_of_three_years_are_right() {
         assert_eq!(registry.as_of().unwrap().to_string(), date);
         assert_eq!(registry.counts(Transport::Tcp), tcp, "tcp of {date}");
         assert_eq!(registry.counts(Transport::Udp), udp, "udp of {date}");
-        assert_eq!(registry.unnamed_ports(), 0);
+        assert_eq!(registry.ports_without_row(), 0);
         let unassigned_on_both = system_ports()
             .filter(|port| {
                 [Transport::Tcp, Transport::Udp].iter().all(|transport| {
-                    registry.verdict(*port, *transport).unwrap().status == Status::Unassigned
+                    registry.entry(*port, *transport).unwrap().status == Status::Unassigned
                 })
             })
             .count();
@@ -61,11 +61,11 @@ fn the_embedded_table_is_the_newest_file() {
     assert_eq!(to_table(&embedded), include_str!("table.txt"));
     let Some(newest) = iana(NEWEST) else { return };
     assert_eq!(to_table(&newest), include_str!("table.txt"));
-    assert_eq!(embedded.verdicts, newest.verdicts);
+    assert_eq!(embedded.entries, newest.entries);
 }
 
 #[test]
-fn special_ports_get_their_word() {
+fn special_ports_have_the_right_entry() {
     use Basis::{NoRow, OtherTransport};
     const ROW: Basis = Basis::Row;
     use Status::{Assigned, Deregistered, Reserved, Unassigned};
@@ -120,21 +120,16 @@ fn special_ports_get_their_word() {
     ];
     let registry = Registry::embedded().unwrap();
     for (port, transport, status, basis, range, services) in cases {
-        let verdict = registry.verdict(*port, *transport).unwrap();
-        let names: Vec<&str> = verdict.services.iter().map(|name| &**name).collect();
+        let entry = registry.entry(*port, *transport).unwrap();
+        let names: Vec<&str> = entry.services.iter().map(|name| &**name).collect();
         assert_eq!(
-            (
-                verdict.status,
-                verdict.basis,
-                verdict.range,
-                names.as_slice()
-            ),
+            (entry.status, entry.basis, entry.range, names.as_slice()),
             (*status, *basis, *range, *services),
             "{port}/{}",
             transport.name()
         );
     }
-    assert!(registry.verdict(1024, Tcp).is_none());
+    assert!(registry.entry(1024, Tcp).is_none());
 }
 
 #[test]

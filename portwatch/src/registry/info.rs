@@ -1,4 +1,4 @@
-//! The registry's entry for a port, as alerts quote it.
+//! What alerts quote of the registry.
 
 use std::fmt;
 
@@ -8,9 +8,9 @@ use serde::Serialize;
 use super::{Basis, Registry, Status};
 use crate::model::{PortKey, Printable};
 
-/// The registry's entry for a port, as alerts quote it.
+/// What alerts quote of the registry's entry for a port.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct RegistryEntry {
+pub struct RegistryInfo {
     /// The status.
     pub status: Status,
     /// The ports of the registry's row, `954-988`, when that names more than one.
@@ -24,21 +24,21 @@ pub struct RegistryEntry {
 }
 
 impl Registry {
-    /// The entry for a system port; None from 1024 up.
+    /// What alerts quote for a system port; None from 1024 up.
     #[must_use]
-    pub fn entry(&self, port: PortKey) -> Option<RegistryEntry> {
-        let verdict = self.verdict(port.port, port.transport)?;
-        Some(RegistryEntry {
-            status: verdict.status,
-            range: verdict.range.map(|(first, last)| format!("{first}-{last}")),
-            service: verdict.services.first().cloned(),
-            basis: verdict.basis,
+    pub fn info(&self, port: PortKey) -> Option<RegistryInfo> {
+        let entry = self.entry(port.port, port.transport)?;
+        Some(RegistryInfo {
+            status: entry.status,
+            range: entry.range.map(|(first, last)| format!("{first}-{last}")),
+            service: entry.services.first().cloned(),
+            basis: entry.basis,
             as_of: self.as_of(),
         })
     }
 }
 
-impl fmt::Display for RegistryEntry {
+impl fmt::Display for RegistryInfo {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.status.name())?;
         let mut details: Vec<String> = Vec::new();

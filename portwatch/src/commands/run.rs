@@ -1,0 +1,82 @@
+//! `portwatch run`: the monitor.
+
+use std::{io, path::PathBuf, time::Duration};
+
+use anyhow::Result;
+
+use super::args::{ConfigArgs, RegistryArgs};
+use crate::{config::Overrides, monitor, output::FormatName, sensor, util::console};
+
+/// Its arguments.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Output format
+    #[arg(long, value_enum, default_value_t)]
+    pub format: FormatName,
+    /// Watch assigned ports too
+    #[arg(long)]
+    pub all: bool,
+    /// Size of the ring buffer in bytes: a power of two, at least one page
+    ///
+    /// An event takes 128 bytes, and 1,584 more when its process has executed a new program. Events
+    /// that do not fit are lost; a `loss` alert gives their number.
+    #[arg(long, value_name = "BYTES", default_value_t = 1 << 20)]
+    ring_size: u32,
+    /// Seconds between two health checks of the BPF programs
+    ///
+    /// Detached programs are attached again and reported as a `health` alert.
+    #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    health_interval: u64,
+    /// Watch only this cgroup and those below it
+    ///
+    /// A directory in the cgroup v2 hierarchy. Default: the whole host, wherever the hierarchy is
+    /// mounted.
+    #[arg(long, value_name = "PATH")]
+    cgroup: Option<PathBuf>,
+    /// Report every event; do not aggregate
+    #[arg(long)]
+    no_aggregate: bool,
+    /// The old name of --no-aggregate
+    #[arg(long, hide = true)]
+    no_collapse: bool,
+    /// Deny nothing; report what the rules would deny
+    #[arg(long)]
+    dry_run: bool,
+    /// Keep denying when the monitor ends, even if it is killed
+    ///
+    /// Needs a BPF file system at /sys/fs/bpf. `portwatch unpin` stops it; the next run replaces it.
+    #[arg(long, conflicts_with = "dry_run")]
+    fail_closed: bool,
+    #[command(flatten)]
+    config: ConfigArgs,
+    #[command(flatten)]
+    registry: RegistryArgs,
+}
+
+/// Runs the monitor until SIGINT or SIGTERM. It takes stdout itself.
+///
+/// # Errors
+///
+/// Those of the configuration, the registry and [`monitor::run`].
+pub fn run(args: Args, _out: &mut impl io::Write) -> Result<()> {
+    if args.no_collapse {
+        console::log("--no-collapse is now --no-aggregate");
+    }
+    let registry = args.registry.read()?;
+    let overrides = Overrides {
+        all: args.all,
+        dry_run: args.dry_run,
+        no_aggregate: args.no_aggregate || args.no_collapse,
+    };
+    let options = monitor::Options {
+        format: args.format,
+        source: args.config.source(overrides),
+        sensor: sensor::Options {
+            ring_size: args.ring_size,
+            cgroup: args.cgroup,
+            fail_closed: args.fail_closed,
+        },
+        health_interval: Duration::from_secs(args.health_interval),
+    };
+    monitor::run(&options, registry)
+}

@@ -1,0 +1,141 @@
+//! The configuration: the operator's file and what the command line overrides.
+#![forbid(unsafe_code)]
+
+mod error;
+mod file;
+mod values;
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
+
+pub use self::error::{Cited, ConfigError, Place};
+use crate::{
+    aggregate::Settings,
+    model::{DenyRules, Transport},
+    policy::{DefaultScope, Policy},
+    registry::Registry,
+};
+
+/// The file that is read, if it exists, when the command line names none.
+pub const DEFAULT_PATH: &str = "/etc/portwatch/portwatch.toml";
+
+/// Where the configuration comes from.
+#[derive(Clone, Debug, Default)]
+pub struct Source {
+    /// The file; None for [`DEFAULT_PATH`] if that exists.
+    pub path: Option<PathBuf>,
+    /// What the command line overrides.
+    pub overrides: Overrides,
+}
+
+/// What the command line overrides.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Overrides {
+    /// Watch assigned ports too.
+    pub all: bool,
+    /// Deny nothing.
+    pub dry_run: bool,
+    /// Aggregate nothing.
+    pub no_aggregate: bool,
+}
+
+/// The effective configuration.
+#[derive(Clone, Debug, Default)]
+pub struct Config {
+    /// The rules.
+    pub policy: Policy,
+    /// The ports that are watched where no rule decides.
+    pub scope: DefaultScope,
+    /// Report what the rules would deny, and deny nothing.
+    pub dry_run: bool,
+    /// The limits of the aggregation.
+    pub aggregate: Settings,
+    /// For the operator: old names in the file, each as `FILE:LINE: old is now new`.
+    pub warnings: Vec<String>,
+    /// The file that was read; None without one.
+    pub path: Option<PathBuf>,
+}
+
+impl Source {
+    /// Reads the configuration: the same at start and on SIGHUP.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError`].
+    pub fn load(&self) -> Result<Config, ConfigError> {
+        self.load_or_default(Path::new(DEFAULT_PATH))
+    }
+
+    fn load_or_default(&self, default: &Path) -> Result<Config, ConfigError> {
+        let path = self.path.as_deref().unwrap_or(default);
+        let config = match std::fs::read_to_string(path) {
+            Ok(text) => Config::parse(&text, path)?,
+            Err(error) if self.path.is_none() && error.kind() == io::ErrorKind::NotFound => {
+                Config::default()
+            }
+            Err(source) => {
+                return Err(ConfigError::Io {
+                    path: path.into(),
+                    source,
+                });
+            }
+        };
+        Ok(self.overrides.apply(config))
+    }
+}
+
+impl Overrides {
+    fn apply(self, mut config: Config) -> Config {
+        if self.all {
+            config.scope = DefaultScope::All;
+        }
+        config.dry_run = self.dry_run;
+        config.aggregate.enabled &= !self.no_aggregate;
+        config
+    }
+}
+
+impl Config {
+    fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
+        let contents = file::parse(text).map_err(|(span, problem)| ConfigError::Malformed {
+            path: path.into(),
+            place: Place::of(text, span.start),
+            problem,
+            cited: Cited::of(text, &span),
+        })?;
+        let warnings = contents.deprecated.iter().map(|name| {
+            let (file, line) = (path.display(), name.place.line);
+            format!("{file}:{line}: {} is now {}", name.old, name.new)
+        });
+        Ok(Self {
+            warnings: warnings.collect(),
+            policy: contents.policy,
+            aggregate: contents.aggregate,
+            path: Some(path.into()),
+            ..Self::default()
+        })
+    }
+
+    /// The (port, transport) pairs on which an event can end in an alert.
+    pub fn watched<'a>(
+        &'a self,
+        registry: &'a Registry,
+        transports: &'a [Transport],
+    ) -> impl Iterator<Item = (u16, Transport)> + 'a {
+        self.policy.watched(registry, self.scope, transports)
+    }
+
+    /// The deny rules to enforce: none with `dry_run`.
+    #[must_use]
+    pub fn deny_rules(&self, registry: &Registry) -> DenyRules {
+        if self.dry_run {
+            return DenyRules::default();
+        }
+        self.policy.deny_rules(registry)
+    }
+}
+
+#[cfg(test)]
+mod tests;

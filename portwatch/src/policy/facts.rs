@@ -1,0 +1,39 @@
+//! What rules can depend on.
+
+use std::net::IpAddr;
+
+use crate::{
+    model::{EventKind, Transport},
+    registry::Status,
+};
+
+/// What rules can depend on. None is unknown, and satisfies no condition.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Facts<'a> {
+    /// The event.
+    pub event: Option<EventKind>,
+    /// The local port.
+    pub port: Option<u16>,
+    /// The transport.
+    pub transport: Option<Transport>,
+    /// The status in the registry.
+    pub status: Option<Status>,
+    /// The local address.
+    pub address: Option<IpAddr>,
+    /// The address of the other end.
+    pub peer: Option<IpAddr>,
+    /// Path of the executable.
+    pub exe: Option<&'a str>,
+    /// Real user id in the initial user namespace.
+    pub uid: Option<u32>,
+    /// The systemd unit.
+    pub unit: Option<&'a str>,
+    /// Whether the process runs in a container.
+    pub container: Option<bool>,
+    /// Path of the cgroup in the v2 hierarchy.
+    pub cgroup: Option<&'a str>,
+    /// Inode of the network namespace.
+    pub netns: Option<u64>,
+    /// Whether that is the host's.
+    pub host_netns: Option<bool>,
+}
