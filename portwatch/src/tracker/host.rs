@@ -62,7 +62,7 @@ impl Host for ThisHost {
     }
 
     fn recall(&mut self, pid: u32) -> Option<Rc<Process>> {
-        self.processes.recall(pid)
+        self.processes.last_identified(pid)
     }
 
     fn holder(&mut self, event: &Event) -> Option<Rc<Process>> {
@@ -102,7 +102,7 @@ impl Host for ThisHost {
     }
 
     fn learn(&mut self, cookie: u64, inode: u64) {
-        self.namespaces.learn(cookie, inode);
+        self.namespaces.cache_netns(cookie, inode);
     }
 
     fn thread_netns(&mut self, tid: u32) -> Option<u64> {
