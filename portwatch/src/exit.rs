@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use crate::{
     commands::{
+        InputError, UsageError,
         doctor::{SelfTestFailed, Unfit},
         list::Taken,
     },
@@ -57,16 +58,6 @@ impl From<Exit> for ExitCode {
         Self::from(exit as u8)
     }
 }
-
-/// An argument that is invalid for a reason that clap cannot check.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub struct UsageError(pub String);
-
-/// Malformed input, with its place.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub struct InputError(pub String);
 
 /// Logs the error, unless it is a closed stdout, and returns the exit code.
 #[must_use]

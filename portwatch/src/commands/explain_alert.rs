@@ -8,13 +8,13 @@ use std::{
 use anyhow::Result;
 use serde_json::Value;
 
+use super::InputError;
 use super::{
     args::{self, ConfigArgs},
     write,
 };
 use crate::{
     config::Overrides,
-    exit::InputError,
     model::{EventKind, Severity, Transport},
     policy::{Decision, Facts, Policy, default_severity},
     registry::Status,

@@ -17,6 +17,16 @@ pub mod run;
 pub mod run_scenario;
 pub mod unpin;
 
+/// An argument that is invalid for a reason that clap cannot check.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct UsageError(pub String);
+
+/// Malformed input, with its place.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct InputError(pub String);
+
 /// Writes a command's output.
 fn write(text: &str, out: &mut impl Write) -> Result<(), StdoutGone> {
     out.write_all(text.as_bytes())

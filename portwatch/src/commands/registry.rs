@@ -4,9 +4,9 @@ use std::{fmt::Write as _, io, path::PathBuf};
 
 use anyhow::Result;
 
+use super::UsageError;
 use super::{args::RegistryArgs, write};
 use crate::{
-    exit::UsageError,
     model::Transport,
     registry::{self, Registry, Status},
 };

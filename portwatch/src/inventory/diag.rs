@@ -1,10 +1,10 @@
-//! sock_diag(7) in the network namespace of the calling thread. The crates for it cannot ask for
-//! ports: without that the kernel hands over every connection of the host.
+//! sock_diag(7) in the network namespace of the calling thread. The crates for it cannot filter by
+//! port: without a filter the kernel sends every connection of the host.
 
 use std::{
     collections::HashSet,
     io,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::SocketAddr,
     ops::RangeInclusive,
     os::fd::{AsRawFd as _, OwnedFd},
     sync::OnceLock,
@@ -17,11 +17,14 @@ use nix::sys::socket::{
 
 use super::{
     SocketEntry, State,
-    wire::{Answer, HEADER, Header, of_both_families, of_one},
+    wire::{HEADER, Header, Message, both_families, one_family},
 };
-use crate::{linux::netns::NetnsCookie, model::Transport};
+use crate::{
+    linux::{address, netns::NetnsCookie},
+    model::Transport,
+};
 
-/// One socket, as the kernel shows it.
+/// One socket in a dump.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Row {
     transport: Transport,
@@ -33,7 +36,7 @@ pub(super) struct Row {
 }
 
 impl Row {
-    pub(super) fn held(self, netns: u64) -> SocketEntry {
+    pub(super) fn entry(self, netns: u64) -> SocketEntry {
         SocketEntry {
             transport: self.transport,
             local: self.local,
@@ -50,13 +53,13 @@ impl Row {
 /// `TCP_LISTEN` in include/net/tcp_states.h.
 const LISTEN: u8 = 10;
 
-/// What is in a network namespace.
+/// The sockets of one network namespace.
 #[derive(Default)]
 pub(super) struct Dump {
-    /// The namespace's cookie.
+    /// The namespace's cookie, from Linux 5.14 on.
     pub(super) cookie: Option<u64>,
     pub(super) rows: Vec<Row>,
-    /// Transports that this kernel has and does not show.
+    /// Registered transports without a sock_diag handler.
     pub(super) unshown: Vec<Transport>,
 }
 
@@ -69,16 +72,21 @@ pub(super) fn dump(ports: &RangeInclusive<u16>, transports: &[Transport]) -> io:
     };
     let rows = &mut dump.rows;
     for transport in transports.iter().copied() {
-        // TCP's tables are the whole host's, and long: both families in one walk.
+        // TCP's hash tables span all namespaces and are long: read both families in one pass.
         if transport == Transport::Tcp {
             let before = rows.len();
-            if read(&netlink, transport, &of_both_families(ports), rows).is_ok() {
+            if read(&netlink, transport, &both_families(ports), rows).is_ok() {
                 continue;
             }
             rows.truncate(before);
         }
         for family in [libc::AF_INET, libc::AF_INET6] {
-            match read(&netlink, transport, &of_one(transport, family, ports), rows) {
+            match read(
+                &netlink,
+                transport,
+                &one_family(transport, family, ports),
+                rows,
+            ) {
                 Ok(()) => {}
                 Err(error) if transport == Transport::Tcp => return Err(error),
                 Err(_) => dump.unshown.push(transport),
@@ -88,7 +96,7 @@ pub(super) fn dump(ports: &RangeInclusive<u16>, transports: &[Transport]) -> io:
     Ok(dump)
 }
 
-/// Adds the rows.
+/// Adds the sockets that `request` selects to `rows`, each once.
 fn read(
     netlink: &OwnedFd,
     transport: Transport,
@@ -96,9 +104,10 @@ fn read(
     rows: &mut Vec<Row>,
 ) -> io::Result<()> {
     let before = rows.len();
-    // In more than one piece, sockets can slip through between two of them.
-    if ask(netlink, transport, request, rows)? > 2 {
-        ask(netlink, transport, request, rows)?;
+    // Between two packets of one dump a socket can move within the table and be skipped, so that a
+    // long dump is repeated.
+    if query(netlink, transport, request, rows)? > 2 {
+        query(netlink, transport, request, rows)?;
         let mut seen = HashSet::new();
         let mut index = 0;
         rows.retain(|row| {
@@ -107,21 +116,6 @@ fn read(
         });
     }
     Ok(())
-}
-
-/// The transports of this kernel: asking for another would make it load a module.
-pub(super) fn present() -> Vec<Transport> {
-    let protocols = std::fs::read_to_string("/proc/thread-self/net/protocols").unwrap_or_default();
-    let has = |name: &str| {
-        protocols
-            .lines()
-            .any(|line| line.split_ascii_whitespace().next() == Some(name))
-    };
-    let mut transports = vec![Transport::Tcp, Transport::Udp];
-    transports.extend(has("UDP-Lite").then_some(Transport::UdpLite));
-    transports.extend(has("SCTP").then_some(Transport::Sctp));
-    transports.extend(has("DCCP").then_some(Transport::Dccp));
-    transports
 }
 
 fn open() -> io::Result<OwnedFd> {
@@ -133,8 +127,8 @@ fn open() -> io::Result<OwnedFd> {
     )?)
 }
 
-/// Adds the rows; in how many pieces they came, the last of which is the end.
-fn ask(
+/// Adds the sockets of one dump to `rows` and returns the number of packets, `NLMSG_DONE` included.
+fn query(
     netlink: &OwnedFd,
     transport: Transport,
     request: &[u8],
@@ -147,38 +141,38 @@ fn ask(
         MsgFlags::empty(),
     )?;
     let mut buffer = vec![0; 1 << 16];
-    let mut pieces = 0;
+    let mut packets = 0;
     loop {
         let received = recv(netlink.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
         let mut rest = buffer.get(..received).unwrap_or(&[]);
-        pieces += 1;
-        while let Some((header, behind)) = rest.split_at_checked(HEADER) {
+        packets += 1;
+        while let Some((header, payload)) = rest.split_at_checked(HEADER) {
             let Header { length, kind, .. } = bytemuck::pod_read_unaligned(header);
             let kind = i32::from(kind);
             if matches!(kind, libc::NLMSG_DONE | libc::NLMSG_ERROR) {
-                let number = behind
+                let number = payload
                     .get(..4)
                     .map_or(0, bytemuck::pod_read_unaligned::<i32>);
-                // The end says so too when it came early.
+                // `NLMSG_DONE` carries an error when the dump was cut short.
                 if kind == libc::NLMSG_DONE && number >= 0 {
-                    return Ok(pieces);
+                    return Ok(packets);
                 }
                 return Err(io::Error::from_raw_os_error(-number));
             }
             let length = (length as usize).max(HEADER);
-            let message = behind.get(..length - HEADER).unwrap_or(behind);
-            if let Some((answer, attributes)) = message.split_at_checked(size_of::<Answer>()) {
-                let answer = bytemuck::pod_read_unaligned(answer);
-                rows.extend(row(transport, &answer, cgroup(attributes)));
+            let message = payload.get(..length - HEADER).unwrap_or(payload);
+            if let Some((message, attributes)) = message.split_at_checked(size_of::<Message>()) {
+                let message = bytemuck::pod_read_unaligned(message);
+                rows.extend(row(transport, &message, cgroup_id(attributes)));
             }
-            // Messages begin at multiples of four bytes.
+            // `NLMSG_ALIGN` in include/uapi/linux/netlink.h.
             rest = rest.get(length.next_multiple_of(4)..).unwrap_or(&[]);
         }
     }
 }
 
-/// The number of the socket's cgroup among a message's attributes (`struct nlattr`), from Linux 5.8.
-fn cgroup(mut attributes: &[u8]) -> Option<u64> {
+/// The id of the socket's cgroup among the attributes (`struct nlattr`) of a message, from Linux 5.8.
+fn cgroup_id(mut attributes: &[u8]) -> Option<u64> {
     /// `INET_DIAG_CGROUP_ID` in include/uapi/linux/inet_diag.h.
     const CGROUP_ID: u16 = 21;
     loop {
@@ -191,44 +185,40 @@ fn cgroup(mut attributes: &[u8]) -> Option<u64> {
     }
 }
 
-/// None for what no process holds: a connection that waits to be accepted, or that was closed.
-fn row(transport: Transport, answer: &Answer, cgroup: Option<u64>) -> Option<Row> {
-    if answer.inode == 0 {
+/// None for a socket without inode, which no process has open: a connection that waits for
+/// accept(2), or that was closed.
+fn row(transport: Transport, message: &Message, cgroup: Option<u64>) -> Option<Row> {
+    if message.inode == 0 {
         return None;
     }
     let address = |bytes: [u8; 16], port: [u8; 2]| {
-        let ip = if i32::from(answer.family) == libc::AF_INET {
-            let [a, b, c, d, ..] = bytes;
-            IpAddr::V4(Ipv4Addr::new(a, b, c, d))
-        } else {
-            IpAddr::V6(Ipv6Addr::from(bytes)).to_canonical()
-        };
-        SocketAddr::new(ip, u16::from_be_bytes(port))
+        let ip = address::ip(message.family, bytes)?;
+        Some(SocketAddr::new(ip, u16::from_be_bytes(port)))
     };
-    let remote = address(answer.id.remote, answer.id.remote_port);
-    let [low, high] = answer.id.cookie;
+    let remote = address(message.id.remote, message.id.remote_port)?;
+    let [low, high] = message.id.cookie;
     Some(Row {
         transport,
-        local: address(answer.id.local, answer.id.local_port),
-        state: match (answer.state, remote.port()) {
+        local: address(message.id.local, message.id.local_port)?,
+        state: match (message.state, remote.port()) {
             (LISTEN, _) => State::Listening,
             (_, 0) => State::Bound,
-            // Also one that is on its way out: `TCP_CLOSE`, and not unhashed yet.
+            // Also a connection in `TCP_CLOSE` that is not unhashed yet.
             _ => State::Connected(remote),
         },
         cookie: u64::from(high) << 32 | u64::from(low),
-        inode: answer.inode,
+        inode: message.inode,
         cgroup,
     })
 }
 
-/// Whether the kernel shows TCP sockets that are bound and no more: asked once, with one of our own
-/// on a port that nobody watches.
+/// Whether sock_diag reports TCP sockets that are bound, neither listening nor connected (Linux 6.8).
+/// Tested once per process, with a socket on a dynamic port.
 pub(super) fn shows_bound() -> bool {
-    static ANSWER: OnceLock<bool> = OnceLock::new();
-    /// The last of the dynamic ports (RFC 6335 section 6); one of them is free.
+    static RESULT: OnceLock<bool> = OnceLock::new();
+    /// The end of the dynamic ports (RFC 6335 section 6); any free one will do.
     const PORTS: RangeInclusive<u16> = 65_400..=65_535;
-    let ask = || -> io::Result<bool> {
+    let probe = || -> io::Result<bool> {
         let bound = socket(
             AddressFamily::Inet,
             SockType::Stream,
@@ -241,11 +231,11 @@ pub(super) fn shows_bound() -> bool {
             return Ok(false);
         };
         let mut rows = Vec::new();
-        let request = of_one(Transport::Tcp, libc::AF_INET, &(port..=port));
-        ask(&open()?, Transport::Tcp, &request, &mut rows)?;
+        let request = one_family(Transport::Tcp, libc::AF_INET, &(port..=port));
+        query(&open()?, Transport::Tcp, &request, &mut rows)?;
         Ok(rows.iter().any(|row| row.state == State::Bound))
     };
-    *ANSWER.get_or_init(|| ask().unwrap_or(false))
+    *RESULT.get_or_init(|| probe().unwrap_or(false))
 }
 
 #[cfg(test)]
@@ -255,7 +245,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_state_says_what_a_socket_does_with_its_port() {
+    fn states_of_the_kernel_are_decoded() {
         const ESTABLISHED: u8 = 1;
         const CLOSE: u8 = 7;
         const BOUND_INACTIVE: u8 = 13;
@@ -267,23 +257,23 @@ mod tests {
             (ESTABLISHED, true, peer),
             (CLOSE, true, peer),
         ] {
-            let mut answer = Answer {
+            let mut message = Message {
                 family: libc::AF_INET as u8,
                 state,
                 inode: 1,
-                ..Answer::zeroed()
+                ..Message::zeroed()
             };
             if is_connected {
-                answer.id.remote_port = 40_000_u16.to_be_bytes();
-                answer.id.remote[..4].copy_from_slice(&[10, 0, 0, 9]);
+                message.id.remote_port = 40_000_u16.to_be_bytes();
+                message.id.remote[..4].copy_from_slice(&[10, 0, 0, 9]);
             }
-            let row = row(Transport::Tcp, &answer, None).unwrap();
+            let row = row(Transport::Tcp, &message, None).unwrap();
             assert_eq!(row.state, expected, "{state}");
         }
     }
 
     #[test]
-    fn both_families_at_once_are_the_two_after_each_other() {
+    fn one_request_for_both_families_equals_one_for_each() {
         let listeners = ["127.0.0.1:0", "[::1]:0", "[::]:0"]
             .map(|address| std::net::TcpListener::bind(address).unwrap());
         let locals = listeners.each_ref().map(|one| one.local_addr().unwrap());
@@ -298,8 +288,8 @@ mod tests {
             rows
         };
         let ports = 1024..=u16::MAX;
-        let one = |family| of_one(Transport::Tcp, family, &ports);
-        let both = found(&[of_both_families(&ports)]);
+        let one = |family| one_family(Transport::Tcp, family, &ports);
+        let both = found(&[both_families(&ports)]);
         assert_eq!(both.len(), locals.len());
         assert_eq!(both, found(&[one(libc::AF_INET), one(libc::AF_INET6)]));
     }

@@ -1,4 +1,4 @@
-//! Which processes have a socket open: /proc/PID/fd of every process.
+//! Which processes have a socket open: `/proc/PID/fd` of every process.
 
 use std::{
     collections::HashMap,
@@ -26,19 +26,19 @@ use crate::util::parallel;
 /// A process that has the socket open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Holder {
-    /// In the initial pid namespace, if this process is in it.
+    /// Process id in the pid namespace of the mounted /proc.
     pub pid: u32,
-    /// The descriptor.
+    /// One of its descriptors of the socket.
     pub fd: i32,
 }
 
-/// Adds to each socket its holders, the lowest process id first. Returns network namespaces that
-/// descriptors stand for.
+/// Sets the holders of each socket, ordered by process id. Returns the network namespaces that
+/// descriptors refer to.
 pub(super) fn find(sockets: &mut [SocketEntry], threads: usize) -> io::Result<Namespaces> {
     let mut by_inode: HashMap<u64, Vec<usize>> = HashMap::new();
-    for (index, held) in sockets.iter_mut().enumerate() {
-        held.holders.clear();
-        by_inode.entry(held.inode).or_default().push(index);
+    for (index, entry) in sockets.iter_mut().enumerate() {
+        entry.holders.clear();
+        by_inode.entry(entry.inode).or_default().push(index);
     }
     let proc = openat(
         rustix::fs::CWD,
@@ -52,11 +52,11 @@ pub(super) fn find(sockets: &mut [SocketEntry], threads: usize) -> io::Result<Na
     let all = parallel::map(threads, pids.clone(), |pid| {
         descriptors(&proc, pid, |inode| by_inode.contains_key(&inode))
     });
-    for (pid, (held, found)) in pids.into_iter().zip(all) {
-        for (inode, door) in found {
-            namespaces.add(inode, door);
+    for (pid, (of_sockets, of_namespaces)) in pids.into_iter().zip(all) {
+        for (inode, path) in of_namespaces {
+            namespaces.add(inode, path);
         }
-        for (inode, fd) in held {
+        for (inode, fd) in of_sockets {
             for index in by_inode.get(&inode).into_iter().flatten() {
                 let holders = &mut sockets[*index].holders;
                 if holders.last().is_none_or(|last| last.pid != pid) {
@@ -68,33 +68,33 @@ pub(super) fn find(sockets: &mut [SocketEntry], threads: usize) -> io::Result<Na
     Ok(namespaces)
 }
 
-/// The inodes of sockets with their descriptors, and of network namespaces with a way in.
+/// Inodes of sockets with a descriptor each, and of network namespaces with a path each.
 type Descriptors = (Vec<(u64, i32)>, Vec<(u64, NetnsPath)>);
 
-/// The sockets that count among a process's descriptors, and the network namespaces.
-fn descriptors(proc: &OwnedFd, pid: u32, counts: impl Fn(u64) -> bool) -> Descriptors {
+/// The descriptors of a process that refer to network namespaces or to sockets that `is_wanted`.
+fn descriptors(proc: &OwnedFd, pid: u32, is_wanted: impl Fn(u64) -> bool) -> Descriptors {
     let mut sockets = Vec::new();
     let mut namespaces = Vec::new();
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    // Another user's process, or one that is gone.
-    let Ok(folder) = openat(proc, format!("{pid}/fd"), flags, Mode::empty()) else {
+    // Another user's process, or one that has ended.
+    let Ok(directory) = openat(proc, format!("{pid}/fd"), flags, Mode::empty()) else {
         return (sockets, namespaces);
     };
     let mut entries = vec![MaybeUninit::uninit(); 1 << 15];
-    let mut reader = RawDir::new(&folder, &mut entries);
+    let mut reader = RawDir::new(&directory, &mut entries);
     while let Some(Ok(entry)) = reader.next() {
         let Some(fd) = number(entry.file_name()) else {
             continue;
         };
         let mut target = [MaybeUninit::uninit(); 64];
-        let Ok((target, _)) = readlinkat_raw(&folder, entry.file_name(), &mut target) else {
+        let Ok((target, _)) = readlinkat_raw(&directory, entry.file_name(), &mut target) else {
             continue;
         };
         if let Some(inode) = inode(target, b"socket:[") {
-            sockets.extend(counts(inode).then_some((inode, fd)));
+            sockets.extend(is_wanted(inode).then_some((inode, fd)));
         } else if let Some(inode) = inode(target, b"net:[") {
-            let door = NetnsPath::new(PathBuf::from(format!("/proc/{pid}/fd/{fd}")), None);
-            namespaces.push((inode, door));
+            let path = NetnsPath::new(PathBuf::from(format!("/proc/{pid}/fd/{fd}")), None);
+            namespaces.push((inode, path));
         }
     }
     (sockets, namespaces)
@@ -111,31 +111,32 @@ fn inode(target: &[u8], prefix: &[u8]) -> Option<u64> {
     std::str::from_utf8(digits).ok()?.parse().ok()
 }
 
-/// A descriptor of the same socket in this process; None when its holders have closed it. Needs
-/// the right to trace them, and Linux 5.6.
+/// A new descriptor of the same socket in this process; None when its holders have closed it.
+/// Needs permission to ptrace a holder (pidfd_getfd(2), Linux 5.6).
 #[must_use]
-pub fn duplicate(held: &SocketEntry) -> Option<OwnedFd> {
-    held.holders.iter().find_map(|holder| {
+pub fn duplicate(entry: &SocketEntry) -> Option<OwnedFd> {
+    entry.holders.iter().find_map(|holder| {
         let pid = Pid::from_raw(i32::try_from(holder.pid).ok()?)?;
         let process = pidfd_open(pid, PidfdFlags::empty()).ok()?;
-        // Looked at just before, so that no other socket is held that has got the number by now.
-        if !is_held_by(held, *holder) {
+        // After pidfd_open, so that the pidfd is not of a process that reuses the pid.
+        if !is_held_by(entry, *holder) {
             return None;
         }
         let socket = pidfd_getfd(&process, holder.fd, PidfdGetfdFlags::empty()).ok()?;
-        // The number can be another file's by now.
-        // MPTCP's own sockets have other cookies than those that the kernel shows and reports.
-        let is_it = rustix::fs::fstat(socket.as_fd()).is_ok_and(|file| file.st_ino == held.inode)
-            && rustix::net::sockopt::socket_cookie(&socket).ok() == held.cookie;
-        is_it.then_some(socket)
+        // The descriptor can have been reused. The MPTCP socket of a descriptor has another cookie
+        // than the TCP subflow that sock_diag and the BPF programs report.
+        let is_same = rustix::fs::fstat(socket.as_fd())
+            .is_ok_and(|file| file.st_ino == entry.inode)
+            && rustix::net::sockopt::socket_cookie(&socket).ok() == entry.cookie;
+        is_same.then_some(socket)
     })
 }
 
-/// Whether that holder still has it open.
+/// Whether the holder still has the socket open.
 #[must_use]
-pub fn is_held_by(held: &SocketEntry, holder: Holder) -> bool {
+pub fn is_held_by(entry: &SocketEntry, holder: Holder) -> bool {
     let link = std::fs::read_link(format!("/proc/{}/fd/{}", holder.pid, holder.fd));
-    link.is_ok_and(|target| inode(target.as_os_str().as_bytes(), b"socket:[") == Some(held.inode))
+    link.is_ok_and(|target| inode(target.as_os_str().as_bytes(), b"socket:[") == Some(entry.inode))
 }
 
 #[cfg(test)]
@@ -143,7 +144,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn links_are_told_apart() {
+    fn the_inode_is_read_from_links_of_one_kind() {
         assert_eq!(inode(b"socket:[4711]", b"socket:["), Some(4711));
         assert_eq!(inode(b"net:[4026531840]", b"net:["), Some(4_026_531_840));
         for other in [&b"pipe:[4711]"[..], b"/home/socket:[1]", b"socket:[]"] {

@@ -1,5 +1,6 @@
-//! The sockets that are there already, read from the kernel: by sock_diag(7) in every network
-//! namespace, or from /proc/PID/net where that is refused; and the processes that have them open.
+//! The existing sockets, read from the kernel: by sock_diag(7) in every network namespace, or from
+//! `/proc/PID/net` where sock_diag is not available; and the processes that have them open.
+#![forbid(unsafe_code)]
 
 mod diag;
 mod holders;
@@ -19,124 +20,125 @@ use std::{
 pub use self::holders::{Holder, duplicate, is_held_by};
 use self::namespaces::Namespace;
 pub use self::scan::{Coverage, FoundSocket, Scan, Scope};
-use crate::{model::Transport, util::parallel};
+use crate::{linux::protocols, model::Transport, util::parallel};
 
-/// What a socket does with its port.
+/// The state of a socket on its port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum State {
     /// A TCP listener.
     Listening,
-    /// Bound, and no more; for a datagram socket that is all there is.
+    /// Bound, neither listening nor connected; a datagram socket receives in this state.
     Bound,
-    /// A connection from or to that port.
+    /// Connected with this remote address, or connecting to it.
     Connected(SocketAddr),
 }
 
-/// A socket on a port.
+/// An existing socket on a port.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SocketEntry {
-    /// Its transport.
+    /// The transport.
     pub transport: Transport,
-    /// Its own address. An IPv4-mapped one is given as IPv4.
+    /// The local address; an IPv4-mapped one is given as IPv4.
     pub local: SocketAddr,
-    /// What it does there.
+    /// The state.
     pub state: State,
-    /// Its cookie; None where only /proc/PID/net could be read.
+    /// The socket cookie; None where only `/proc/PID/net` could be read.
     pub cookie: Option<u64>,
-    /// Its number in the socket file system.
+    /// The inode in the socket file system.
     pub inode: u64,
-    /// Inode of its network namespace.
+    /// Inode of the network namespace.
     pub netns: u64,
-    /// Number of the v2 cgroup that it was made in, where the kernel tells it.
+    /// Id of the v2 cgroup in which it was created, where sock_diag reports it (Linux 5.8).
     pub cgroup: Option<u64>,
-    /// The processes that have it open, as far as this user may see; none for the kernel's own.
+    /// The processes that have it open and that this user may see; empty for a kernel socket.
     pub holders: Vec<Holder>,
 }
 
-/// What was there.
+/// The existing sockets of this host and what limits the list.
 #[derive(Clone, Debug, Default)]
-pub struct Snapshot {
-    /// The sockets, by namespace, transport and address.
+pub struct Inventory {
+    /// Sorted by namespace, transport and address.
     pub sockets: Vec<SocketEntry>,
     /// Inode and cookie of each network namespace that was entered; no cookie before Linux 5.14.
     pub namespaces: Vec<(u64, Option<u64>)>,
     /// Namespaces that could not be read, by inode.
     pub unread: Vec<u64>,
-    /// Transports that this kernel has and does not show.
+    /// Registered transports for which this kernel has no sock_diag handler.
     pub unshown: Vec<Transport>,
-    /// Whether this kernel shows TCP sockets that are bound and do nothing else (from Linux 6.8 on).
+    /// Whether TCP sockets that are bound, neither listening nor connected, are included (sock_diag
+    /// from Linux 6.8 on).
     pub shows_bound: bool,
 }
 
 /// Reads the sockets on `ports` in every network namespace that a process, a mount or a descriptor
-/// keeps, and their holders, on that many threads. Works without privilege for what this user may
-/// see.
+/// references, and their holders, with `threads` threads. Without privileges the result is limited
+/// to what this user may see. Blocks for a walk through /proc.
 ///
 /// # Errors
 ///
-/// When /proc as a whole cannot be read, or no thread be started; what goes away meanwhile is no
-/// error.
-pub fn read(ports: RangeInclusive<u16>, threads: usize) -> io::Result<Snapshot> {
-    // A thread of its own: what it enters it cannot be trusted to leave.
+/// When /proc cannot be read or no thread can be started. Processes and namespaces that end
+/// meanwhile are skipped.
+pub fn read(ports: RangeInclusive<u16>, threads: usize) -> io::Result<Inventory> {
+    // On a new thread: setns(2) changes the thread, and returning can fail.
     thread::Builder::new()
-        .name("snapshot".into())
+        .name("inventory".into())
         .spawn(move || read_all(&ports, threads))?
         .join()
-        .unwrap_or_else(|_| Err(io::Error::other("the snapshot's thread ended early")))
+        .unwrap_or_else(|_| Err(io::Error::other("the inventory thread panicked")))
 }
 
-fn read_all(ports: &RangeInclusive<u16>, threads: usize) -> io::Result<Snapshot> {
-    let mut snapshot = Snapshot {
+fn read_all(ports: &RangeInclusive<u16>, threads: usize) -> io::Result<Inventory> {
+    let mut inventory = Inventory {
         shows_bound: diag::shows_bound(),
-        ..Snapshot::default()
+        ..Inventory::default()
     };
-    let transports = diag::present();
+    let transports = protocols::registered();
     let mut seen: HashSet<u64> = HashSet::new();
     let mut unseen = namespaces::find()?.without(&seen);
-    // The second time only for namespaces that nothing but a descriptor keeps.
+    // The second pass is for namespaces that only descriptors reference.
     while !unseen.is_empty() {
         let read = parallel::map(threads, unseen.iter().collect(), |namespace| {
             read_namespace(ports, &transports, namespace)
         });
-        for (inode, what) in unseen.iter().map(|one| one.inode).zip(read) {
+        for (inode, outcome) in unseen.iter().map(|one| one.inode).zip(read) {
             seen.insert(inode);
-            match what {
-                Read::Shown(dump) => {
-                    snapshot.namespaces.push((inode, dump.cookie));
-                    snapshot.unshown.extend(dump.unshown);
-                    let held = dump.rows.into_iter().map(|row| row.held(inode));
-                    snapshot.sockets.extend(held);
+            match outcome {
+                Read::Diag(dump) => {
+                    inventory.namespaces.push((inode, dump.cookie));
+                    inventory.unshown.extend(dump.unshown);
+                    let entries = dump.rows.into_iter().map(|row| row.entry(inode));
+                    inventory.sockets.extend(entries);
                 }
                 Read::Tables(sockets) => {
-                    snapshot.shows_bound = false;
-                    snapshot.sockets.extend(sockets);
+                    inventory.shows_bound = false;
+                    inventory.sockets.extend(sockets);
                 }
-                Read::Refused => snapshot.unread.push(inode),
+                Read::Denied => inventory.unread.push(inode),
                 Read::Gone => {}
             }
         }
-        drop_accepted(&mut snapshot.sockets);
-        unseen = holders::find(&mut snapshot.sockets, threads)?.without(&seen);
+        drop_accepted(&mut inventory.sockets);
+        unseen = holders::find(&mut inventory.sockets, threads)?.without(&seen);
     }
-    snapshot.sockets.sort_by_key(|held| {
+    inventory.sockets.sort_by_key(|entry| {
         (
-            held.netns,
-            held.transport,
-            held.local,
-            held.state,
-            held.inode,
+            entry.netns,
+            entry.transport,
+            entry.local,
+            entry.state,
+            entry.inode,
         )
     });
-    Ok(snapshot)
+    Ok(inventory)
 }
 
-/// What was seen of one namespace.
+/// The outcome of reading one namespace.
 enum Read {
-    Shown(diag::Dump),
+    Diag(diag::Dump),
     /// Without the privilege to enter, or on a kernel without sock_diag.
     Tables(Vec<SocketEntry>),
-    Refused,
-    /// Nothing led there any more.
+    Denied,
+    /// No path refers to the namespace any more.
     Gone,
 }
 
@@ -145,38 +147,37 @@ fn read_namespace(
     transports: &[Transport],
     namespace: &Namespace,
 ) -> Read {
-    let shown = match namespace.enter() {
+    let dump = match namespace.enter() {
         Ok(false) => return Read::Gone,
         Ok(true) => diag::dump(ports, transports),
         Err(error) => Err(error),
     };
-    match shown {
-        Ok(dump) => Read::Shown(dump),
+    match dump {
+        Ok(dump) => Read::Diag(dump),
         Err(_) => namespace
             .by_process(|pid| tables::read(pid, namespace.inode, ports))
-            .map_or(Read::Refused, Read::Tables),
+            .map_or(Read::Denied, Read::Tables),
     }
 }
 
-/// Drops connections to a listener that is there: they are part of its stay.
+/// Drops the connections that a listener in the list has accepted: they are reported as its
+/// accepts, not as sockets on the port.
 fn drop_accepted(sockets: &mut Vec<SocketEntry>) {
     let mut listeners: HashMap<(u64, Transport, u16), Vec<SocketAddr>> = HashMap::new();
-    for held in sockets.iter().filter(|held| held.state == State::Listening) {
-        let place = (held.netns, held.transport, held.local.port());
-        listeners.entry(place).or_default().push(held.local);
+    let key = |entry: &SocketEntry| (entry.netns, entry.transport, entry.local.port());
+    for entry in sockets.iter() {
+        if entry.state == State::Listening {
+            listeners.entry(key(entry)).or_default().push(entry.local);
+        }
     }
-    sockets.retain(|held| {
-        let is_connection = matches!(held.state, State::Connected(_))
-            && matches!(
-                held.transport,
-                Transport::Tcp | Transport::Sctp | Transport::Dccp
-            );
-        let place = (held.netns, held.transport, held.local.port());
+    sockets.retain(|entry| {
+        let is_connection =
+            matches!(entry.state, State::Connected(_)) && !entry.transport.is_datagram();
         !is_connection
-            || !listeners.get(&place).is_some_and(|locals| {
+            || !listeners.get(&key(entry)).is_some_and(|locals| {
                 locals
                     .iter()
-                    .any(|local| local.ip().is_unspecified() || local.ip() == held.local.ip())
+                    .any(|local| local.ip().is_unspecified() || local.ip() == entry.local.ip())
             })
     });
 }
@@ -192,41 +193,41 @@ mod tests {
 
     #[test]
     fn own_sockets_are_found_with_cookie_and_holder() {
-        // From 1024 up, so that this needs no privilege and meets nobody.
+        // From 1024 up: needs no privilege and conflicts with no service.
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let udp = UdpSocket::bind("[::1]:0").unwrap();
         let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (_accepted, _) = listener.accept().unwrap();
         let me = std::process::id();
         let find = |local: SocketAddr| {
-            let snapshot = read(local.port()..=local.port(), 2).unwrap();
-            let mut sockets = snapshot.sockets;
-            sockets.retain(|held| held.local == local);
+            let mut sockets = read(local.port()..=local.port(), 2).unwrap().sockets;
+            sockets.retain(|entry| entry.local == local);
             assert_eq!(sockets.len(), 1, "{sockets:?}");
             sockets.remove(0)
         };
-        let held = find(listener.local_addr().unwrap());
+        let entry = find(listener.local_addr().unwrap());
         assert_eq!(
-            (held.transport, held.state),
+            (entry.transport, entry.state),
             (Transport::Tcp, State::Listening)
         );
-        assert!(held.cookie.is_some());
+        assert!(entry.cookie.is_some());
+        let holders: Vec<u32> = entry.holders.iter().map(|holder| holder.pid).collect();
+        assert_eq!(holders, [me]);
+        let entry = find(udp.local_addr().unwrap());
         assert_eq!(
-            held.holders
-                .iter()
-                .map(|holder| holder.pid)
-                .collect::<Vec<_>>(),
-            [me]
+            (entry.transport, entry.state),
+            (Transport::Udp, State::Bound)
         );
-        let held = find(udp.local_addr().unwrap());
-        assert_eq!((held.transport, held.state), (Transport::Udp, State::Bound));
-        let held = find(client.local_addr().unwrap());
-        assert_eq!(held.state, State::Connected(listener.local_addr().unwrap()));
+        let entry = find(client.local_addr().unwrap());
+        assert_eq!(
+            entry.state,
+            State::Connected(listener.local_addr().unwrap())
+        );
         drop(listener);
     }
 
     #[test]
-    fn the_tables_say_what_sock_diag_says() {
+    fn proc_net_and_sock_diag_agree() {
         let listener = TcpListener::bind("[::]:0").unwrap();
         let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
@@ -241,24 +242,24 @@ mod tests {
         .map(|socket| rustix::fs::fstat(socket).unwrap().st_ino);
         let ports = 1024..=u16::MAX;
         let sorted = |mut sockets: Vec<SocketEntry>| {
-            sockets.retain(|held| mine.contains(&held.inode));
-            sockets.sort_by_key(|held| held.inode);
+            sockets.retain(|entry| mine.contains(&entry.inode));
+            sockets.sort_by_key(|entry| entry.inode);
             sockets
         };
         let dump = diag::dump(&ports, &[Transport::Tcp, Transport::Udp]).unwrap();
-        let shown = dump.rows.into_iter().map(|row| SocketEntry {
+        let by_diag = dump.rows.into_iter().map(|row| SocketEntry {
             cookie: None,
             cgroup: None,
-            ..row.held(7)
+            ..row.entry(7)
         });
         let read = sorted(tables::read(std::process::id(), 7, &ports));
         assert_eq!(read.len(), mine.len());
-        assert_eq!(read, sorted(shown.collect()));
+        assert_eq!(read, sorted(by_diag.collect()));
     }
 
     #[test]
-    fn connections_to_a_listener_are_part_of_its_stay() {
-        let held = |local: &str, state, netns| SocketEntry {
+    fn accepted_connections_are_not_listed_beside_their_listener() {
+        let entry = |local: &str, state, netns| SocketEntry {
             transport: Transport::Tcp,
             local: local.parse().unwrap(),
             state,
@@ -270,15 +271,15 @@ mod tests {
         };
         let peer = State::Connected("10.0.0.9:40000".parse().unwrap());
         let mut sockets = vec![
-            held("0.0.0.0:976", State::Listening, 1),
-            held("10.0.0.1:976", peer, 1),
-            held("10.0.0.1:976", peer, 2),
-            held("10.0.0.1:977", peer, 1),
-            held("10.0.0.2:978", State::Listening, 1),
-            held("10.0.0.1:978", peer, 1),
+            entry("0.0.0.0:976", State::Listening, 1),
+            entry("10.0.0.1:976", peer, 1),
+            entry("10.0.0.1:976", peer, 2),
+            entry("10.0.0.1:977", peer, 1),
+            entry("10.0.0.2:978", State::Listening, 1),
+            entry("10.0.0.1:978", peer, 1),
         ];
-        let stays = [0, 2, 3, 4, 5].map(|index: usize| sockets[index].clone());
+        let expected = [0, 2, 3, 4, 5].map(|index: usize| sockets[index].clone());
         drop_accepted(&mut sockets);
-        assert_eq!(sockets, stays);
+        assert_eq!(sockets, expected);
     }
 }

@@ -1,57 +1,62 @@
-//! The network namespaces of this host, and how to get into them.
+//! The network namespaces of this host, and how to enter them.
 
 use std::{
     collections::{BTreeMap, HashSet},
     fs::File,
     io,
-    os::unix::fs::MetadataExt as _,
+    os::unix::{ffi::OsStrExt as _, fs::MetadataExt as _},
     path::{Path, PathBuf},
 };
 
 use nix::sched::{CloneFlags, setns};
-use procfs::process::Process;
 
-/// Ways into one namespace that are kept: a process can end, or go elsewhere, before it is entered.
-const DOORS: usize = 8;
+use crate::linux::mountinfo::{self, Mount};
 
-/// Namespaces and the ways into them.
+/// Paths kept for one namespace: a process can end or change its namespace before it is entered.
+const PATHS_PER_NAMESPACE: usize = 8;
+
+/// Namespaces by inode, with paths that refer to them.
 #[derive(Default)]
 pub(super) struct Namespaces(BTreeMap<u64, Vec<NetnsPath>>);
 
 impl Namespaces {
-    /// Adds a way into the namespace of that inode.
-    pub(super) fn add(&mut self, inode: u64, door: NetnsPath) {
-        let doors = self.0.entry(inode).or_default();
-        if doors.len() < DOORS {
-            doors.push(door);
+    /// Adds a path of the namespace with that inode.
+    pub(super) fn add(&mut self, inode: u64, path: NetnsPath) {
+        let paths = self.0.entry(inode).or_default();
+        if paths.len() < PATHS_PER_NAMESPACE {
+            paths.push(path);
         }
     }
 
-    /// All but those.
+    /// The namespaces that are not in `seen`.
     pub(super) fn without(self, seen: &HashSet<u64>) -> Vec<Namespace> {
         let all = self.0.into_iter();
         all.filter(|(inode, _)| !seen.contains(inode))
-            .map(|(inode, doors)| Namespace { inode, doors })
+            .map(|(inode, paths)| Namespace { inode, paths })
             .collect()
     }
 }
 
-/// A namespace and ways into it.
+/// A namespace and paths that refer to it.
 pub(super) struct Namespace {
     pub(super) inode: u64,
-    doors: Vec<NetnsPath>,
+    paths: Vec<NetnsPath>,
 }
 
 impl Namespace {
-    /// Takes the calling thread into it; whether one of its doors still led there.
+    /// Moves the calling thread into the namespace. False when no path refers to it any more.
+    ///
+    /// # Errors
+    ///
+    /// When this user may not open or enter it.
     pub(super) fn enter(&self) -> io::Result<bool> {
-        // Without the right to enter others, a thread can still read where it is.
+        // An unprivileged thread can still read its own namespace.
         if own() == Some(self.inode) {
             return Ok(true);
         }
-        let mut refused = None;
-        for door in &self.doors {
-            let opened = File::open(&door.path).and_then(|file| {
+        let mut denied = None;
+        for path in &self.paths {
+            let opened = File::open(&path.path).and_then(|file| {
                 let is_it = file.metadata()?.ino() == self.inode;
                 Ok(is_it.then_some(file))
             });
@@ -61,27 +66,27 @@ impl Namespace {
                     return Ok(true);
                 }
                 Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-                    refused = Some(error);
+                    denied = Some(error);
                 }
                 Ok(None) | Err(_) => {}
             }
         }
-        refused.map_or(Ok(false), Err)
+        denied.map_or(Ok(false), Err)
     }
 
-    /// What `read` reads of a process that is in the namespace before and after.
+    /// The result of `read` for a process that was in the namespace before and after.
     pub(super) fn by_process<T>(&self, read: impl Fn(u32) -> T) -> Option<T> {
-        self.doors.iter().find_map(|door| {
-            let what = read(door.process?);
-            (inode(&door.path) == Some(self.inode)).then_some(what)
+        self.paths.iter().find_map(|path| {
+            let result = read(path.process?);
+            (inode(&path.path) == Some(self.inode)).then_some(result)
         })
     }
 }
 
-/// A file that stands for a namespace.
+/// A file that refers to a namespace.
 pub(super) struct NetnsPath {
     path: PathBuf,
-    /// The process that it was found by.
+    /// The process or thread whose `ns/net` it is.
     process: Option<u32>,
 }
 
@@ -96,38 +101,39 @@ fn own() -> Option<u64> {
     inode(Path::new("/proc/thread-self/ns/net"))
 }
 
-/// The namespaces that processes are in, their threads, and those that are mounted somewhere (`ip
-/// netns`, docker).
+/// The namespaces of processes and threads, and those that are mounted (`ip netns`, docker).
 pub(super) fn find() -> io::Result<Namespaces> {
     let mut found = Namespaces::default();
-    let mut add = |path: PathBuf, process: Option<u32>, but: Option<u64>| {
-        let inode = inode(&path).filter(|inode| Some(*inode) != but)?;
+    let mut add = |path: PathBuf, process: Option<u32>, except: Option<u64>| {
+        let inode = inode(&path).filter(|inode| Some(*inode) != except)?;
         found.add(inode, NetnsPath::new(path, process));
         Some(inode)
     };
-    // These first: they stay.
-    let mounts = Process::myself().and_then(|process| process.mountinfo());
-    for mount in mounts.into_iter().flatten() {
-        if mount.fs_type == "nsfs" && mount.root.starts_with("net:[") {
-            add(mount.mount_point, None, None);
-        }
+    // Mounts first: they outlive processes.
+    for mount in mountinfo::own().into_iter().filter(is_netns) {
+        add(mount.mount_point, None, None);
     }
     for pid in pids()? {
-        let folder = PathBuf::from(format!("/proc/{pid}"));
-        let its = add(folder.join("ns/net"), Some(pid), None);
-        let tasks = folder.join("task");
-        // `proc_task_getattr` counts the threads among the links, of which a folder has two.
+        let directory = PathBuf::from(format!("/proc/{pid}"));
+        let of_process = add(directory.join("ns/net"), Some(pid), None);
+        let tasks = directory.join("task");
+        // The link count is the number of threads plus two (`proc_task_getattr` in fs/proc/base.c).
         if std::fs::metadata(&tasks).is_ok_and(|tasks| tasks.nlink() > 3) {
             for task in std::fs::read_dir(&tasks).into_iter().flatten().flatten() {
                 let tid = task.file_name().to_str().and_then(|tid| tid.parse().ok());
-                add(task.path().join("ns/net"), tid, its);
+                add(task.path().join("ns/net"), tid, of_process);
             }
         }
     }
     Ok(found)
 }
 
-/// The processes that /proc shows.
+/// Whether it is a network namespace, whose root is called `net:[INODE]` (fs/nsfs.c).
+fn is_netns(mount: &Mount) -> bool {
+    mount.fs_type == b"nsfs" && mount.root.as_os_str().as_bytes().starts_with(b"net:[")
+}
+
+/// The process ids in /proc.
 pub(super) fn pids() -> io::Result<Vec<u32>> {
     let entries = std::fs::read_dir("/proc")?;
     Ok(entries

@@ -1,5 +1,4 @@
-//! What a snapshot shows, in the form in which events come: which of it is watched, what holds it,
-//! and who that is.
+//! One scan: the existing sockets on watched ports in the form of events, with their holders.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -11,10 +10,10 @@ use std::{
 
 use jiff::Timestamp;
 
-use super::{self as inventory, Snapshot, SocketEntry, State, is_held_by};
+use super::{self as inventory, Inventory, SocketEntry, State, is_held_by};
 use crate::{
     model::{Event, EventKind, SocketKey, Transport},
-    process::{Process, Processes},
+    process::{Process, Processes, is_running},
     registry::LAST_SYSTEM_PORT,
 };
 
@@ -31,55 +30,59 @@ pub struct FoundSocket {
     pub marked: bool,
 }
 
-/// What a scan covers: about anything else, its silence says nothing.
+/// What a scan covers: of other sockets it does not show whether they exist.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Coverage {
     /// Inodes of the network namespaces that could not be read.
     pub unread: Vec<u64>,
-    /// Transports that are not shown at all.
+    /// Registered transports without a sock_diag handler.
     pub unshown: Vec<Transport>,
-    /// Whether TCP sockets are shown that are bound and nothing else.
+    /// Whether TCP sockets that are bound, neither listening nor connected, are included.
     pub bound: bool,
 }
 
-/// A snapshot of the watched ports, with the processes in it.
+/// The existing sockets on watched ports, with their holders.
 #[derive(Debug)]
 pub struct Scan {
     began: Timestamp,
-    snapshot: Snapshot,
+    inventory: Inventory,
     processes: HashMap<u32, Process>,
 }
 
-/// What of a snapshot counts.
+/// The sockets that a scan keeps.
 #[derive(Clone, Debug, Default)]
 pub struct Scope {
-    /// The ports that are watched.
+    /// The watched ports.
     pub watched: HashSet<(u16, Transport)>,
-    /// The cgroup that is watched with those below it; None for all of the host.
+    /// Only sockets created in this cgroup or a descendant; None for the whole host.
     pub cgroup: Option<PathBuf>,
 }
 
-/// The numbers of a cgroup and of those below it.
-fn below(cgroup: &Path) -> HashSet<u64> {
-    let mut numbers = HashSet::new();
-    let mut folders = vec![cgroup.to_owned()];
-    while let Some(folder) = folders.pop() {
-        numbers.extend(std::fs::metadata(&folder).map(|folder| folder.ino()));
-        let entries = std::fs::read_dir(&folder).into_iter().flatten().flatten();
-        folders.extend(
+/// The ids of a cgroup and of its descendants.
+fn subtree(cgroup: &Path) -> HashSet<u64> {
+    let mut ids = HashSet::new();
+    let mut directories = vec![cgroup.to_owned()];
+    while let Some(directory) = directories.pop() {
+        ids.extend(std::fs::metadata(&directory).map(|directory| directory.ino()));
+        let entries = std::fs::read_dir(&directory)
+            .into_iter()
+            .flatten()
+            .flatten();
+        directories.extend(
             entries
                 .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
                 .map(|entry| entry.path()),
         );
     }
-    numbers
+    ids
 }
 
-/// Holders of one socket that are named.
-const HOLDERS: usize = 32;
+/// Holders of one socket that are reported.
+const MAX_HOLDERS: usize = 32;
 
 impl Scan {
-    /// Takes one on that many threads; it takes its time, so not on the thread that reads the ring.
+    /// Scans with `threads` threads. Blocks for a walk through /proc, so do not call it on the
+    /// thread that reads the ring buffer.
     ///
     /// # Errors
     ///
@@ -87,49 +90,33 @@ impl Scan {
     pub fn take(scope: &Scope, threads: usize) -> io::Result<Self> {
         let began = Timestamp::now();
         // No socket has port 0.
-        let mut snapshot = inventory::read(1..=LAST_SYSTEM_PORT, threads)?;
-        let cgroups = scope.cgroup.as_deref().map(below);
-        snapshot.sockets.retain(|held| {
-            let place = (held.local.port(), held.transport);
-            let is_within =
-                |cgroups: &HashSet<u64>| held.cgroup.is_none_or(|id| cgroups.contains(&id));
-            scope.watched.contains(&place) && cgroups.as_ref().is_none_or(is_within)
+        let mut inventory = inventory::read(1..=LAST_SYSTEM_PORT, threads)?;
+        let cgroups = scope.cgroup.as_deref().map(subtree);
+        inventory.sockets.retain(|entry| {
+            let port = (entry.local.port(), entry.transport);
+            let is_within = |ids: &HashSet<u64>| entry.cgroup.is_none_or(|id| ids.contains(&id));
+            scope.watched.contains(&port) && cgroups.as_ref().is_none_or(is_within)
         });
-        let mut names = Processes::default();
         let mut processes = HashMap::new();
-        for held in &mut snapshot.sockets {
-            held.holders.truncate(HOLDERS);
-            let mut holders = std::mem::take(&mut held.holders);
-            for holder in &holders {
-                if !processes.contains_key(&holder.pid)
-                    && let Some(process) = names.look_up(holder.pid)
-                {
-                    processes.insert(holder.pid, process);
-                }
-            }
-            // Looked at once more, so that no process is named that got the number of another.
-            holders.retain(|holder| is_held_by(held, *holder));
-            holders.sort_by_key(|holder| {
-                let process = processes.get(&holder.pid);
-                (process.map(|process| process.start_ns), holder.pid)
-            });
-            held.holders = holders;
-        }
+        let mut lookup = Processes::patient();
+        identify_holders(&mut inventory.sockets, &mut processes, |pid| {
+            lookup.look_up(pid)
+        });
         Ok(Self {
             began,
-            snapshot,
+            inventory,
             processes,
         })
     }
 
     /// Inode and cookie of each network namespace that was entered.
     pub fn netns_cookies(&self) -> impl Iterator<Item = (u64, u64)> {
-        let seen = self.snapshot.namespaces.iter();
-        seen.filter_map(|(inode, cookie)| Some((*inode, (*cookie)?)))
+        let namespaces = self.inventory.namespaces.iter();
+        namespaces.filter_map(|(inode, cookie)| Some((*inode, (*cookie)?)))
     }
 
-    /// The findings. `mark` gets each socket and its event, and says whether the kernel side
-    /// reports its close from now on; None when the socket is gone.
+    /// The found sockets and the scan's coverage. `mark` gets each socket and its event, and returns
+    /// whether the BPF programs report its close from now on; None when the socket is gone.
     pub fn findings(
         self,
         mut mark: impl FnMut(&SocketEntry, &Event) -> Option<bool>,
@@ -140,51 +127,131 @@ impl Scan {
             .map(|(pid, process)| (pid, Rc::new(process)))
             .collect();
         let coverage = Coverage {
-            unread: self.snapshot.unread,
-            unshown: self.snapshot.unshown,
-            bound: self.snapshot.shows_bound,
+            unread: self.inventory.unread,
+            unshown: self.inventory.unshown,
+            bound: self.inventory.shows_bound,
         };
-        let findings = self.snapshot.sockets.iter().filter_map(|held| {
-            let event = event(held, self.began);
-            let marked = mark(held, &event)?;
-            let holders = held.holders.iter();
+        let found = self.inventory.sockets.iter().filter_map(|entry| {
+            let event = event(entry, self.began);
+            let marked = mark(entry, &event)?;
+            let holders = entry.holders.iter();
             Some(FoundSocket {
                 event,
-                netns: held.netns,
+                netns: entry.netns,
                 holders: holders
-                    .filter_map(|one| processes.get(&one.pid).cloned())
+                    .filter_map(|holder| processes.get(&holder.pid).cloned())
                     .collect(),
                 marked,
             })
         });
-        (findings.collect(), coverage)
+        (found.collect(), coverage)
     }
 }
 
-/// What would have been told when the socket came to be as it is.
-fn event(held: &SocketEntry, time: Timestamp) -> Event {
-    let is_datagram = matches!(held.transport, Transport::Udp | Transport::UdpLite);
-    let (kind, peer) = match held.state {
+/// Adds the processes of the holders to `processes` and drops the holders that have ended or closed
+/// the socket. The others are ordered by age, the oldest first.
+fn identify_holders(
+    sockets: &mut [SocketEntry],
+    processes: &mut HashMap<u32, Process>,
+    mut look_up: impl FnMut(u32) -> Option<Process>,
+) {
+    for entry in &mut *sockets {
+        let mut holders = std::mem::take(&mut entry.holders);
+        holders.truncate(MAX_HOLDERS);
+        holders.retain(|holder| {
+            if !processes.contains_key(&holder.pid)
+                && let Some(process) = look_up(holder.pid)
+            {
+                processes.insert(holder.pid, process);
+            }
+            // After the look-up: the pid can have been reused between the walk and the look-up.
+            is_held_by(entry, *holder)
+        });
+        entry.holders = holders;
+    }
+    // Once more at the end: a pid can have been reused between the sockets of one process.
+    processes.retain(|pid, process| is_running(*pid, process.start_ns));
+    for entry in sockets {
+        entry
+            .holders
+            .retain(|holder| processes.contains_key(&holder.pid));
+        entry.holders.sort_by_key(|holder| {
+            let process = processes.get(&holder.pid);
+            (process.map(|process| process.start_ns), holder.pid)
+        });
+    }
+}
+
+/// The event that would have been reported when the socket reached its state.
+fn event(entry: &SocketEntry, time: Timestamp) -> Event {
+    let (kind, peer) = match entry.state {
         State::Listening => (EventKind::Listen, None),
-        State::Connected(peer) if !is_datagram => (EventKind::Connect, Some(peer)),
+        State::Connected(peer) if !entry.transport.is_datagram() => {
+            (EventKind::Connect, Some(peer))
+        }
         State::Bound | State::Connected(_) => (EventKind::Bind, None),
     };
     Event {
         kind,
         time,
         key: Some(
-            held.cookie
-                .map_or(SocketKey::Inode(held.inode), SocketKey::Cookie),
+            entry
+                .cookie
+                .map_or(SocketKey::Inode(entry.inode), SocketKey::Cookie),
         ),
         netns_cookie: None,
-        netns: Some(held.netns),
-        transport: held.transport,
-        address: Some(held.local.ip()),
-        port: held.local.port(),
+        netns: Some(entry.netns),
+        transport: entry.transport,
+        address: Some(entry.local.ip()),
+        port: entry.local.port(),
         peer,
         task: None,
-        // Without a holder it can be the kernel's, or on its way from one process to another.
-        is_kernel_socket: (!held.holders.is_empty()).then_some(false),
+        // Without a holder it is a kernel socket, or in transit between two processes (SCM_RIGHTS).
+        is_kernel_socket: (!entry.holders.is_empty()).then_some(false),
         binder: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{net::TcpListener, os::fd::AsRawFd as _, process::Command};
+
+    use super::*;
+    use crate::inventory::Holder;
+
+    #[test]
+    fn holders_that_have_ended_or_whose_pid_is_reused_are_dropped() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let local = listener.local_addr().unwrap();
+        let me = std::process::id();
+        let mut child = Command::new("true").spawn().unwrap();
+        child.wait().unwrap();
+        let holders = [child.id(), me].map(|pid| Holder {
+            pid,
+            fd: listener.as_raw_fd(),
+        });
+        let entry = |holders: &[Holder]| {
+            let mut sockets = inventory::read(local.port()..=local.port(), 1)
+                .unwrap()
+                .sockets;
+            sockets.retain(|entry| entry.local == local);
+            sockets[0].holders = holders.to_vec();
+            sockets
+        };
+        let pids = |look_up: &dyn Fn(u32) -> Option<Process>| {
+            let mut sockets = entry(&holders);
+            identify_holders(&mut sockets, &mut HashMap::new(), look_up);
+            let holders = sockets[0].holders.iter();
+            holders.map(|holder| holder.pid).collect::<Vec<_>>()
+        };
+        let read = |pid| Processes::default().look_up(pid);
+        assert_eq!(pids(&read), [me]);
+        // The process that was read had the pid before this one.
+        let reused = |pid| {
+            let mut process = read(pid)?;
+            process.start_ns -= 1_000_000_000;
+            Some(process)
+        };
+        assert!(pids(&reused).is_empty());
     }
 }

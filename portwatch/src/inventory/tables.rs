@@ -1,15 +1,17 @@
-//! The socket tables of one network namespace: `/proc/PID/net/{tcp,udp,udplite}` and their IPv6
-//! twins (proc_pid_net(5)). A TCP socket that is bound and does nothing else is in none of them.
+//! The socket tables of one network namespace: `/proc/PID/net/{tcp,udp,udplite}` and the same for
+//! IPv6 (proc_pid_net(5)). They do not contain TCP sockets that are only bound.
 
 use std::{
     fs::File,
     io::{BufRead as _, BufReader},
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::SocketAddr,
     ops::RangeInclusive,
 };
 
+use portwatch_common::{FAMILY_IPV4, FAMILY_IPV6};
+
 use super::{SocketEntry, State};
-use crate::model::Transport;
+use crate::{linux::address::ip, model::Transport};
 
 const TABLES: [(&str, Transport); 6] = [
     ("tcp", Transport::Tcp),
@@ -27,7 +29,7 @@ const LISTEN: u8 = 10;
 pub(super) fn read(pid: u32, netns: u64, ports: &RangeInclusive<u16>) -> Vec<SocketEntry> {
     let mut sockets = Vec::new();
     for (table, transport) in TABLES {
-        // A kernel without IPv6 or UDP-Lite has no such table; a process can have gone.
+        // Missing without IPv6 or UDP-Lite, or when the process has ended.
         let Ok(file) = File::open(format!("/proc/{pid}/net/{table}")) else {
             continue;
         };
@@ -65,13 +67,13 @@ struct Row {
     inode: u64,
 }
 
-/// One line: slot, local, remote, state, and the inode as the tenth word; None for the title.
+/// One line: slot, local, remote, state, and the inode in the tenth column; None for the heading.
 fn parse(line: &str) -> Option<Row> {
-    let mut words = line.split_ascii_whitespace();
-    let local = address(words.nth(1)?)?;
-    let remote = address(words.next()?)?;
-    let state = u8::from_str_radix(words.next()?, 16).ok()?;
-    let inode = words.nth(5)?.parse().ok()?;
+    let mut columns = line.split_ascii_whitespace();
+    let local = address(columns.nth(1)?)?;
+    let remote = address(columns.next()?)?;
+    let state = u8::from_str_radix(columns.next()?, 16).ok()?;
+    let inode = columns.nth(5)?.parse().ok()?;
     Some(Row {
         local,
         remote,
@@ -80,26 +82,24 @@ fn parse(line: &str) -> Option<Row> {
     })
 }
 
-/// `0100007F:03D0`: 32-bit words of the address, each printed in the host's byte order.
+/// `0100007F:03D0`: the address in 32-bit words, each printed in host byte order, and the port.
 fn address(text: &str) -> Option<SocketAddr> {
     let (hex, port) = text.split_once(':')?;
     let port = u16::from_str_radix(port, 16).ok()?;
-    let word = |index: usize| -> Option<[u8; 4]> {
-        let digits = hex.get(index * 8..index * 8 + 8)?;
-        Some(u32::from_str_radix(digits, 16).ok()?.to_ne_bytes())
-    };
-    let ip = match hex.len() {
-        8 => IpAddr::V4(Ipv4Addr::from(word(0)?)),
-        32 => {
-            let mut octets = [0; 16];
-            for (index, chunk) in octets.chunks_exact_mut(4).enumerate() {
-                chunk.copy_from_slice(&word(index)?);
-            }
-            IpAddr::V6(Ipv6Addr::from(octets)).to_canonical()
-        }
+    let family = match hex.len() {
+        8 => FAMILY_IPV4,
+        32 => FAMILY_IPV6,
         _ => return None,
     };
-    Some(SocketAddr::new(ip, port))
+    let mut bytes = [0; 16];
+    for (word, digits) in bytes
+        .chunks_exact_mut(4)
+        .zip(hex.as_bytes().chunks_exact(8))
+    {
+        let digits = std::str::from_utf8(digits).ok()?;
+        word.copy_from_slice(&u32::from_str_radix(digits, 16).ok()?.to_ne_bytes());
+    }
+    Some(SocketAddr::new(ip(family, bytes)?, port))
 }
 
 #[cfg(test)]
@@ -108,7 +108,7 @@ mod tests {
 
     #[test]
     #[cfg(target_endian = "little")]
-    fn lines_of_the_tables_are_read() {
+    fn lines_are_parsed() {
         let v4 = "   0: 0100007F:03D0 00000000:0000 0A 00000000:00000000 00:00000000 00000000  \
                   1000        0 30519 1 0000000000000000 100 0 0 10 0";
         let row = parse(v4).unwrap();

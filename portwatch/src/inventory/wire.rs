@@ -1,4 +1,5 @@
-//! What sock_diag(7) is asked and answers, in the kernel's form (include/uapi/linux/inet_diag.h).
+//! Requests and messages of sock_diag(7) in the kernel's layout (include/uapi/linux/inet_diag.h,
+//! Linux 6.18).
 
 use std::ops::RangeInclusive;
 
@@ -6,11 +7,10 @@ use bytemuck::{Pod, Zeroable, bytes_of};
 
 use crate::model::Transport;
 
-/// `struct inet_diag_sockid` in include/uapi/linux/inet_diag.h.
+/// `struct inet_diag_sockid`. Ports and addresses in network byte order.
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
 pub(super) struct SocketId {
-    /// Network byte order.
     pub(super) local_port: [u8; 2],
     pub(super) remote_port: [u8; 2],
     pub(super) local: [u8; 16],
@@ -64,21 +64,22 @@ struct Filter {
     steps: [Step; 4],
 }
 
-/// `struct inet_diag_bc_op`: a comparison takes two, the second for what to compare with.
+/// `struct inet_diag_bc_op`: a comparison takes two, the second with the operand.
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
 struct Step {
     code: u8,
-    /// Bytes to go on by when it holds.
+    /// Offset in bytes of the next operation when the comparison is true.
     yes: u8,
-    /// When it does not: past the end refuses. In the second of two: the port.
+    /// Offset when it is false; past the end rejects the socket. In an operand: the port, in host
+    /// byte order.
     no: u16,
 }
 
 /// `struct inet_diag_msg`.
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
-pub(super) struct Answer {
+pub(super) struct Message {
     pub(super) family: u8,
     pub(super) state: u8,
     pub(super) timer: u8,
@@ -92,44 +93,43 @@ pub(super) struct Answer {
 }
 
 pub(super) const HEADER: usize = size_of::<Header>();
-/// From before there were families to ask for (include/uapi/linux/inet_diag.h).
+/// The request type from before `SOCK_DIAG_BY_FAMILY`.
 const TCPDIAG_GETSOCK: u16 = 18;
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
 const REQUEST_BYTECODE: u16 = 1;
 const PORT_AT_LEAST: u8 = 2;
 const PORT_AT_MOST: u8 = 3;
-/// All states but TIME_WAIT (6) and the two of half-open connections (3, 12), which no process
-/// holds; `TCP_BOUND_INACTIVE` (13) shows sockets that are bound and no more.
+/// All states except `TCP_TIME_WAIT` (6), `TCP_SYN_RECV` (3) and `TCP_NEW_SYN_RECV` (12), whose
+/// sockets no process has open. `TCP_BOUND_INACTIVE` (13) selects sockets that are only bound
+/// (Linux 6.8).
 const STATES: u32 = 0x3fff & !(1 << 6) & !(1 << 3) & !(1 << 12);
 
-/// Asks for the sockets of one family.
-pub(super) fn of_one(transport: Transport, family: i32, ports: &RangeInclusive<u16>) -> Vec<u8> {
-    let question = OneFamily {
+/// A dump request for the sockets of one address family.
+pub(super) fn one_family(
+    transport: Transport,
+    family: i32,
+    ports: &RangeInclusive<u16>,
+) -> Vec<u8> {
+    let payload = OneFamily {
         family: family as u8,
-        protocol: match transport {
-            Transport::Tcp => libc::IPPROTO_TCP as u8,
-            Transport::Udp => libc::IPPROTO_UDP as u8,
-            Transport::UdpLite => libc::IPPROTO_UDPLITE as u8,
-            Transport::Sctp => libc::IPPROTO_SCTP as u8,
-            Transport::Dccp => libc::IPPROTO_DCCP as u8,
-        },
+        protocol: transport.protocol(),
         states: STATES,
         ..Zeroable::zeroed()
     };
-    request(SOCK_DIAG_BY_FAMILY, bytes_of(&question), ports)
+    request(SOCK_DIAG_BY_FAMILY, bytes_of(&payload), ports)
 }
 
-/// Asks for TCP's sockets of both families, which the kernel takes the older question for
-/// (`inet_diag_dump_compat` in net/ipv4/inet_diag.c); the newer one must name a family.
-pub(super) fn of_both_families(ports: &RangeInclusive<u16>) -> Vec<u8> {
-    let question = BothFamilies {
+/// A dump request for the TCP sockets of both families: the older request
+/// (`inet_diag_dump_compat` in net/ipv4/inet_diag.c), since the newer one must name a family.
+pub(super) fn both_families(ports: &RangeInclusive<u16>) -> Vec<u8> {
+    let payload = BothFamilies {
         states: STATES,
         ..Zeroable::zeroed()
     };
-    request(TCPDIAG_GETSOCK, bytes_of(&question), ports)
+    request(TCPDIAG_GETSOCK, bytes_of(&payload), ports)
 }
 
-fn request(kind: u16, question: &[u8], ports: &RangeInclusive<u16>) -> Vec<u8> {
+fn request(kind: u16, payload: &[u8], ports: &RangeInclusive<u16>) -> Vec<u8> {
     let compare = |code, port, left: u16| {
         let test = Step {
             code,
@@ -151,12 +151,12 @@ fn request(kind: u16, question: &[u8], ports: &RangeInclusive<u16>) -> Vec<u8> {
         steps: [first, first_port, last, last_port],
     };
     let header = Header {
-        length: (HEADER + question.len() + size_of::<Filter>()) as u32,
+        length: (HEADER + payload.len() + size_of::<Filter>()) as u32,
         kind,
         flags: (libc::NLM_F_REQUEST | libc::NLM_F_DUMP) as u16,
         ..Zeroable::zeroed()
     };
-    [bytes_of(&header), question, bytes_of(&filter)].concat()
+    [bytes_of(&header), payload, bytes_of(&filter)].concat()
 }
 
 #[cfg(test)]
@@ -164,12 +164,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_structures_are_the_kernels() {
+    fn structures_have_the_size_of_the_kernels() {
         assert_eq!(size_of::<Header>(), 16);
         assert_eq!(size_of::<SocketId>(), 48);
         assert_eq!(size_of::<OneFamily>(), 56);
         assert_eq!(size_of::<BothFamilies>(), 60);
         assert_eq!(size_of::<Filter>(), 4 + 16);
-        assert_eq!(size_of::<Answer>(), 72);
+        assert_eq!(size_of::<Message>(), 72);
     }
 }

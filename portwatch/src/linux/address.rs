@@ -1,4 +1,5 @@
 //! Addresses in the kernel's encoding.
+#![forbid(unsafe_code)]
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 

@@ -1,17 +1,49 @@
 //! The cgroup v2 hierarchy.
 
-use std::path::PathBuf;
+use std::{
+    fs::File,
+    os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
+    path::{Path, PathBuf},
+};
 
-use procfs::process::Process;
+use super::mountinfo;
 
 /// Where the whole cgroup v2 hierarchy is mounted; None without such a mount.
 #[must_use]
 pub fn root() -> Option<PathBuf> {
-    let mounts = Process::myself()
-        .and_then(|process| process.mountinfo())
-        .ok()?;
-    mounts
+    mountinfo::own()
         .into_iter()
-        .find(|mount| mount.fs_type == "cgroup2" && mount.root == "/")
+        .find(|mount| mount.fs_type == b"cgroup2" && mount.root == Path::new("/"))
         .map(|mount| mount.mount_point)
+}
+
+/// Opens the cgroup with that id below `root`, an open directory of the hierarchy. A file handle in
+/// kernfs is the id alone (`kernfs_fh_to_dentry` in fs/kernfs/mount.c, Linux 6.18). None when the
+/// cgroup has been removed, or without `CAP_DAC_READ_SEARCH`.
+#[must_use]
+pub fn open_by_id(root: &File, id: u64) -> Option<OwnedFd> {
+    /// `FILEID_KERNFS` in include/linux/exportfs.h.
+    const FILEID_KERNFS: i32 = 0xfe;
+    #[repr(C)]
+    struct Handle {
+        bytes: u32,
+        kind: i32,
+        id: u64,
+    }
+    let mut handle = Handle {
+        bytes: 8,
+        kind: FILEID_KERNFS,
+        id,
+    };
+    // SAFETY: `handle` is a `struct file_handle` followed by the eight bytes that it announces, and
+    // outlives the call; `root` is open.
+    let fd = unsafe {
+        libc::open_by_handle_at(
+            root.as_raw_fd(),
+            (&raw mut handle).cast(),
+            libc::O_PATH | libc::O_CLOEXEC,
+        )
+    };
+    // SAFETY: a new descriptor that nothing else owns.
+    (fd >= 0).then(|| unsafe { OwnedFd::from_raw_fd(fd) })
 }

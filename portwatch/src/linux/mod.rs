@@ -1,8 +1,9 @@
-//! Facts about this kernel that several modules need: the cgroup hierarchy, network namespaces,
-//! registered protocols, address encodings.
-#![forbid(unsafe_code)]
+//! Facts about this kernel that several modules need: the cgroup hierarchy, mounts, processes,
+//! network namespaces, registered protocols, address encodings.
 
 pub mod address;
 pub mod cgroup;
+pub mod mountinfo;
 pub mod netns;
 pub mod protocols;
+pub mod stat;

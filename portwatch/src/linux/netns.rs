@@ -1,4 +1,5 @@
-//! Network namespaces: the kernel side knows their cookies, people know their inodes.
+//! Network namespaces: BPF programs read their cookies, tools show their inodes.
+#![forbid(unsafe_code)]
 
 use std::{collections::HashMap, fs::File, os::unix::fs::MetadataExt as _, thread};
 
@@ -23,28 +24,28 @@ sockopt_impl!(
 #[derive(Debug, Default)]
 pub struct Namespaces(HashMap<u64, u64>);
 
-/// Namespaces that are remembered; past that, all are forgotten.
+/// Cached namespaces; when full, the cache is emptied.
 const BOUND: usize = 4096;
 
 impl Namespaces {
-    /// The inode of the namespace with that cookie. `tid` is a thread to
-    /// look at for one not seen yet: where it is, the kernel is asked for the cookie, since a thread
-    /// can leave the namespace that its socket is in.
+    /// The inode of the namespace with that cookie. For a cookie that is not cached, `tid` is a
+    /// thread that is probably in the namespace; the cookie of the thread's namespace is compared,
+    /// since a thread can have left the namespace of its socket.
     pub fn inode(&mut self, cookie: u64, tid: Option<u32>) -> Option<u64> {
         if let Some(inode) = self.0.get(&cookie) {
             return Some(*inode);
         }
-        let (inode, found) = ask(tid?)?;
-        // Without the socket option (before Linux 5.14) the thread's word must do.
+        let (inode, found) = read_netns(tid?)?;
+        // Before Linux 5.14 there is no cookie to compare.
         let Some(found) = found else {
             return Some(inode);
         };
-        self.learn(found, inode);
+        self.cache_netns(found, inode);
         (found == cookie).then_some(inode)
     }
 
-    /// Notes the inode of the namespace with that cookie.
-    pub fn learn(&mut self, cookie: u64, inode: u64) {
+    /// Caches the inode of the namespace with that cookie.
+    pub fn cache_netns(&mut self, cookie: u64, inode: u64) {
         if self.0.len() >= BOUND {
             self.0.clear();
         }
@@ -60,13 +61,12 @@ pub fn inode_of(pid: u32) -> Option<u64> {
         .map(|namespace| namespace.ino())
 }
 
-/// Inode and cookie of the network namespace that thread `tid` is in; no cookie where the kernel has no
-/// way to tell.
-fn ask(tid: u32) -> Option<(u64, Option<u64>)> {
+/// Inode and cookie of the network namespace that thread `tid` is in; no cookie before Linux 5.14.
+fn read_netns(tid: u32) -> Option<(u64, Option<u64>)> {
     let namespace = File::open(format!("/proc/{tid}/ns/net")).ok()?;
     let inode = namespace.metadata().ok()?.ino();
-    // A thread of its own, since what it enters it cannot be trusted to leave.
-    let asking = thread::Builder::new().spawn(move || {
+    // On a new thread: setns(2) changes the thread, and returning can fail.
+    let reader = thread::Builder::new().spawn(move || {
         setns(namespace, CloneFlags::CLONE_NEWNET)?;
         let probe = socket(
             AddressFamily::Unix,
@@ -76,8 +76,7 @@ fn ask(tid: u32) -> Option<(u64, Option<u64>)> {
         )?;
         getsockopt(&probe, NetnsCookie)
     });
-    // A host that is out of threads has no answer.
-    let cookie = asking.ok()?.join().ok()?;
+    let cookie = reader.ok()?.join().ok()?;
     match cookie {
         Ok(cookie) => Some((inode, Some(cookie))),
         Err(Errno::ENOPROTOOPT) => Some((inode, None)),

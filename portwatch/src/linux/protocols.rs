@@ -1,4 +1,5 @@
 //! The transports that this kernel has registered.
+#![forbid(unsafe_code)]
 
 use std::fs;
 

@@ -63,7 +63,7 @@ fn alert(comm: &[u8], cmdline: &[&[u8]]) -> Alert {
                 comm: Printable::from("systemd"),
                 exe: None,
             }],
-            ..Process::bare(812, Printable::from_bytes(comm), 0, 0)
+            ..Process::minimal(812, Printable::from_bytes(comm), 0, 0)
         })),
         holders: Rc::new([Holder {
             pid: 813,

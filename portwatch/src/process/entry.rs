@@ -1,107 +1,114 @@
-//! One process in /proc, opened once: what is read through it is of that process, whoever gets its
-//! number later.
+//! One process in /proc. Its directory is opened once, so that everything read through it is of the
+//! same process even when the pid is reused.
 
 use std::{
     fs::File,
     io::Read as _,
-    os::unix::{ffi::OsStringExt as _, fs::FileExt as _},
+    mem::MaybeUninit,
+    os::{fd::OwnedFd, unix::fs::FileExt as _},
     sync::LazyLock,
 };
 
-use procfs::process::{Process as ProcEntry, Stat};
+use nix::unistd::{SysconfVar, sysconf};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, openat, readlinkat_raw, statat};
 
-use crate::model::{ExecInfo, Printable};
+use super::{MAX_CMDLINE, MAX_PATH, limited};
+use crate::{
+    linux::stat::{Stat, Status},
+    model::{ExecInfo, Printable},
+};
 
-/// Bytes of a command line that are read.
-const CMDLINE_BYTES: u64 = 4096;
+/// Nanoseconds of a clock tick, the unit of the start time in proc_pid_stat(5).
+pub(super) static TICK_NS: LazyLock<u64> = LazyLock::new(|| {
+    let ticks = sysconf(SysconfVar::CLK_TCK).ok().flatten().unwrap_or(100);
+    1_000_000_000 / u64::try_from(ticks).unwrap_or(100).max(1)
+});
 
-/// Nanoseconds of the ticks in which proc_pid_stat(5) counts: what is below is cut off.
-pub(super) static TICK_NS: LazyLock<u64> =
-    LazyLock::new(|| 1_000_000_000 / procfs::ticks_per_second());
+/// Whether the process that started at `start_ns` (as in [`ProcEntry::start_ns`]) still has `pid`.
+/// True for a zombie, too.
+pub fn is_running(pid: u32, start_ns: u64) -> bool {
+    ProcEntry::open(pid).is_some_and(|entry| entry.started_at(start_ns))
+}
 
-pub(super) struct Entry {
-    folder: ProcEntry,
+pub(super) struct ProcEntry {
+    directory: OwnedFd,
     stat: Stat,
 }
 
-impl Entry {
+impl ProcEntry {
     /// None when there is no such process.
     pub(super) fn open(pid: u32) -> Option<Self> {
-        let folder = ProcEntry::new(i32::try_from(pid).ok()?).ok()?;
-        let stat = folder.stat().ok()?;
-        Some(Self { folder, stat })
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let directory = openat(CWD, format!("/proc/{pid}"), flags, Mode::empty()).ok()?;
+        let stat = Stat::parse(&read(&directory, "stat", 4096)?)?;
+        Some(Self { directory, stat })
     }
 
-    pub(super) fn ppid(&self) -> u32 {
-        u32::try_from(self.stat.ppid).unwrap_or(0)
+    pub(super) const fn ppid(&self) -> u32 {
+        self.stat.ppid
     }
 
+    /// The main thread's name: any bytes but NUL.
     pub(super) fn comm(&self) -> &[u8] {
-        self.stat.comm.as_bytes()
+        &self.stat.comm
     }
 
     /// When the process started: `CLOCK_BOOTTIME` nanoseconds, in whole ticks.
     pub(super) fn start_ns(&self) -> u64 {
-        self.stat.starttime * *TICK_NS
+        self.stat.start_ticks.saturating_mul(*TICK_NS)
     }
 
-    /// Whether it is the process that started then.
+    /// Whether the process started at `start_ns`, to the tick.
     pub(super) fn started_at(&self, start_ns: u64) -> bool {
-        self.stat.starttime == start_ns / *TICK_NS
+        self.stat.start_ticks == start_ns / *TICK_NS
     }
 
-    /// Real user and group.
-    pub(super) fn user(&self) -> Option<(u32, u32)> {
-        let status = self.folder.status().ok()?;
-        Some((status.ruid, status.rgid))
+    pub(super) fn status(&self) -> Option<Status> {
+        // Holds a line of up to `NGROUPS_MAX` (65,536) group ids.
+        Status::parse(&read(&self.directory, "status", 1 << 20)?)
     }
 
     /// Whether it may bind below `ip_unprivileged_port_start`, at least in its own user namespace.
     pub(super) fn may_bind(&self) -> bool {
         /// `CAP_NET_BIND_SERVICE` in include/uapi/linux/capability.h.
         const NET_BIND_SERVICE: u64 = 1 << 10;
-        self.folder
-            .status()
-            .is_ok_and(|status| status.capeff & NET_BIND_SERVICE != 0)
+        self.status()
+            .is_some_and(|status| status.effective & NET_BIND_SERVICE != 0)
     }
 
-    /// None when nobody logged in (`AUDIT_UID_UNSET`), and without audit.
+    /// None without a login (`AUDIT_UID_UNSET`), and without audit.
     pub(super) fn loginuid(&self) -> Option<u32> {
-        let text = String::from_utf8(self.file("loginuid", 32)?).ok()?;
+        let text = String::from_utf8(read(&self.directory, "loginuid", 32)?).ok()?;
         text.trim().parse().ok().filter(|uid| *uid != u32::MAX)
     }
 
     pub(super) fn cwd(&self) -> Option<Printable> {
-        let path = self.folder.cwd().ok()?;
-        Some(Printable::from(path.as_os_str()))
+        Some(limited(&self.link("cwd")?, MAX_PATH))
     }
 
-    /// proc_pid_cgroup(5), as it is.
+    /// The text of proc_pid_cgroup(5).
     pub(super) fn cgroups(&self) -> Vec<u8> {
-        self.file("cgroup", 1 << 16).unwrap_or_default()
+        read(&self.directory, "cgroup", 1 << 16).unwrap_or_default()
     }
 
     /// The executable's path, and whether it has been unlinked.
     pub(super) fn exe(&self) -> (Option<Vec<u8>>, bool) {
-        let Ok(path) = self.folder.exe() else {
+        let Some(path) = self.link("exe") else {
             return (None, false);
         };
-        let bytes = path.into_os_string().into_vec();
-        match bytes.strip_suffix(b" (deleted)") {
-            // A file can be called so, too.
+        match path.strip_suffix(b" (deleted)") {
+            // The name of an existing file can end so, too.
             Some(name) if self.is_unlinked() => (Some(name.to_vec()), true),
-            _ => (Some(bytes), false),
+            _ => (Some(path), false),
         }
     }
 
     fn is_unlinked(&self) -> bool {
-        use std::os::unix::fs::MetadataExt as _;
-        let link = format!("/proc/{}/exe", self.folder.pid());
-        std::fs::metadata(link).map_or(true, |file| file.nlink() == 0)
+        statat(&self.directory, "exe", AtFlags::empty()).map_or(true, |file| file.st_nlink == 0)
     }
 
-    /// What it runs now.
-    pub(super) fn image(&self) -> ExecInfo {
+    /// The program that it executes now.
+    pub(super) fn exec_info(&self) -> ExecInfo {
         let (exe, deleted) = self.exe();
         ExecInfo {
             exe,
@@ -112,9 +119,9 @@ impl Entry {
         }
     }
 
-    /// None when they cannot be read, and for a thread of the kernel, which has none.
+    /// None when they cannot be read, and for a kernel thread.
     fn args(&self) -> Option<Vec<Vec<u8>>> {
-        let bytes = self.file("cmdline", CMDLINE_BYTES)?;
+        let bytes = read(&self.directory, "cmdline", MAX_CMDLINE as u64)?;
         if bytes.is_empty() {
             return None;
         }
@@ -122,28 +129,43 @@ impl Entry {
         Some(bytes.split(|byte| *byte == 0).map(<[u8]>::to_vec).collect())
     }
 
-    /// The name that was given to execve(2): getauxval(3), `AT_EXECFN`.
+    /// The file name passed to execve(2): `AT_EXECFN` in getauxval(3).
     fn execfn(&self) -> Option<Vec<u8>> {
         const AT_EXECFN: u64 = 31;
-        let vector = self.file("auxv", 4096)?;
+        let vector = read(&self.directory, "auxv", 4096)?;
         let word = |bytes: &[u8]| bytes.try_into().map(u64::from_ne_bytes).ok();
         let address = vector.chunks_exact(16).find_map(|pair| {
             let (key, value) = pair.split_at(8);
             (word(key)? == AT_EXECFN).then(|| word(value))?
         })?;
         let mut bytes = [0; 256];
-        let memory = File::open(format!("/proc/{}/mem", self.folder.pid())).ok()?;
-        // At the end of the stack, so that less than all of it can be there.
+        let memory = open(&self.directory, "mem")?;
+        // The name lies at the end of the stack, so that the read can be short.
         let len = memory.read_at(&mut bytes, address).ok()?;
         let name = bytes.get(..len)?.split(|byte| *byte == 0).next()?;
         Some(name.to_vec())
     }
 
-    fn file(&self, name: &str, limit: u64) -> Option<Vec<u8>> {
-        // Most have room in this, and /proc does not say beforehand how much they are.
-        let mut bytes = Vec::with_capacity(512);
-        let file = self.folder.open_relative(name).ok()?;
-        file.take(limit).read_to_end(&mut bytes).ok()?;
-        Some(bytes)
+    /// The target of a link. The kernel gives no longer one than `PATH_MAX` (`do_proc_readlink` in
+    /// fs/proc/base.c).
+    fn link(&self, name: &str) -> Option<Vec<u8>> {
+        let mut target = [MaybeUninit::uninit(); MAX_PATH];
+        let (target, _) = readlinkat_raw(&self.directory, name, &mut target).ok()?;
+        Some(target.to_vec())
     }
+}
+
+fn open(directory: &OwnedFd, name: &str) -> Option<File> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    openat(directory, name, flags, Mode::empty())
+        .ok()
+        .map(File::from)
+}
+
+fn read(directory: &OwnedFd, name: &str, limit: u64) -> Option<Vec<u8>> {
+    // /proc does not report sizes; most files fit.
+    let mut bytes = Vec::with_capacity(512);
+    let file = open(directory, name)?;
+    file.take(limit).read_to_end(&mut bytes).ok()?;
+    Some(bytes)
 }

@@ -1,4 +1,4 @@
-//! What is told of a process.
+//! The record of a process.
 
 use std::cell::OnceCell;
 
@@ -9,15 +9,15 @@ use serde_json::value::RawValue;
 use super::Container;
 use crate::model::Printable;
 
-/// A process, as far as it is known. Pid, comm, uid and gid come with the event and are there
-/// even when the process is gone.
+/// A process, as far as it is known. Pid, comm, uid and gid come with the event and are known even
+/// when the process has ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Process {
     /// In the initial pid namespace.
     pub pid: u32,
     /// The thread that acted, when it is not the first.
     pub tid: Option<u32>,
-    /// The parent's, at the time of the event.
+    /// Process id of the parent at the time of the event.
     pub ppid: Option<u32>,
     /// The name of the thread that acted.
     pub comm: Printable,
@@ -26,7 +26,7 @@ pub struct Process {
     pub started: Option<Timestamp>,
     /// The executable's path.
     pub exe: Option<Printable>,
-    /// What is special about the executable.
+    /// Special properties of the executable.
     pub exe_flags: Vec<ExeFlag>,
     /// The script, when the executable is its interpreter by a `#!` line.
     pub script: Option<Printable>,
@@ -36,13 +36,13 @@ pub struct Process {
     pub cwd: Option<Printable>,
     /// Real user id in the initial user namespace.
     pub uid: u32,
-    /// The user's name on this host.
+    /// The user's name on this host; None without one, and while a name service has not answered.
     pub user: Option<Printable>,
     /// Real group id in the initial user namespace.
     pub gid: u32,
     /// The user that logged in, by audit; stays the same through su and sudo.
     pub loginuid: Option<u32>,
-    /// For another user than root: the capability that let it take the port, when it has it.
+    /// Unless the user is root: the capabilities in effect that allow binds to system ports.
     pub capabilities: Option<Vec<&'static str>>,
     /// The path in the cgroup v2 hierarchy.
     pub cgroup: Option<Printable>,
@@ -52,18 +52,18 @@ pub struct Process {
     pub container: Option<Container>,
     /// The parent, its parent and so on up to the first process.
     pub ancestors: Vec<Ancestor>,
-    /// `CLOCK_BOOTTIME` nanoseconds in whole ticks, to tell who was there first; 0 when not known.
+    /// Start time: `CLOCK_BOOTTIME` nanoseconds in whole ticks; 0 when unknown.
     #[serde(skip)]
     pub start_ns: u64,
-    /// The whole as JSON: it is the most of a line, and the same on many.
+    /// The record as JSON, cached: it is most of an alert line, and the same in many.
     #[serde(skip)]
     pub(crate) json: Cached<Box<RawValue>>,
-    /// What a line of text says of it.
+    /// The record in a line of text, cached.
     #[serde(skip)]
     pub(crate) text: Cached<String>,
 }
 
-/// What was made once of a value that does not change.
+/// A value derived once from a record that does not change.
 #[derive(Debug)]
 pub(crate) struct Cached<T>(OnceCell<T>);
 
@@ -78,7 +78,7 @@ impl<T> Cached<T> {
 }
 
 impl<T> Clone for Cached<T> {
-    /// The copy is there to be changed.
+    /// Empty: a copy is made to be changed.
     fn clone(&self) -> Self {
         Self::new()
     }
@@ -93,7 +93,7 @@ impl<T> PartialEq for Cached<T> {
 impl<T> Eq for Cached<T> {}
 
 impl Process {
-    /// As JSON; None when that fails, which a map of strings does not.
+    /// The record as JSON; None when serialization fails, which it does not for strings and numbers.
     #[must_use]
     pub fn json(&self) -> Option<&RawValue> {
         if self.json.0.get().is_none() {
@@ -103,9 +103,9 @@ impl Process {
         self.json.0.get().map(|json| &**json)
     }
 
-    /// A process of which nothing is known but what identifies it.
+    /// A process of which only these fields are known.
     #[must_use]
-    pub const fn bare(pid: u32, comm: Printable, uid: u32, gid: u32) -> Self {
+    pub const fn minimal(pid: u32, comm: Printable, uid: u32, gid: u32) -> Self {
         Self {
             pid,
             tid: None,
@@ -131,15 +131,47 @@ impl Process {
             text: Cached::new(),
         }
     }
+
+    /// About how many bytes of memory the record takes once JSON and text are cached.
+    pub(super) fn bytes(&self) -> usize {
+        /// Keys and punctuation of the JSON.
+        const KEYS: usize = 512;
+        let words = self.cmdline.iter().flatten();
+        let ancestors = self.ancestors.iter();
+        let optional = [
+            &self.exe,
+            &self.script,
+            &self.cwd,
+            &self.user,
+            &self.cgroup,
+            &self.unit,
+        ];
+        let container = self.container.iter().map(|container| &container.id);
+        let strings = optional
+            .into_iter()
+            .flatten()
+            .chain([&self.comm])
+            .chain(container);
+        let text: usize = strings
+            .map(|text| text.len())
+            .chain(words.map(|word| word.len() + size_of::<Printable>()))
+            .chain(ancestors.map(|ancestor| {
+                let exe = ancestor.exe.as_deref().map_or(0, str::len);
+                ancestor.comm.len() + exe + size_of::<Ancestor>()
+            }))
+            .sum();
+        // Once in the record, once in the JSON, once in the text.
+        size_of::<Self>() + KEYS + 3 * text
+    }
 }
 
-/// What is special about an executable.
+/// A special property of an executable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ExeFlag {
-    /// It has been unlinked since it was started.
+    /// Unlinked after the process executed it.
     Deleted,
-    /// It never was in a file system: memfd_create(2).
+    /// Created by memfd_create(2), never in a directory.
     Memfd,
 }
 
@@ -154,7 +186,7 @@ impl ExeFlag {
     }
 }
 
-/// A process that a process came from.
+/// A parent, grandparent and so on of a process.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Ancestor {
     /// In the initial pid namespace.
@@ -165,7 +197,7 @@ pub struct Ancestor {
     pub exe: Option<Printable>,
 }
 
-/// RFC 3339 in UTC. /proc knows no more than hundredths of a second.
+/// RFC 3339 in UTC. The resolution of /proc is a clock tick, usually 10 ms.
 fn milliseconds<S: Serializer>(time: &Option<Timestamp>, serializer: S) -> Result<S::Ok, S::Error> {
     match time {
         Some(time) => serializer.collect_str(&format_args!("{time:.3}")),

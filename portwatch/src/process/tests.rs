@@ -14,7 +14,7 @@ fn task(pid: u32, comm: &[u8]) -> Task {
 }
 
 fn start_of(pid: u32) -> u64 {
-    Entry::open(pid).unwrap().start_ns()
+    ProcEntry::open(pid).unwrap().start_ns()
 }
 
 #[test]

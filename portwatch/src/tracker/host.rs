@@ -59,7 +59,7 @@ impl Host for ThisHost {
     }
 
     fn last_identified(&mut self, pid: u32) -> Option<Rc<Process>> {
-        self.processes.recall(pid)
+        self.processes.last_identified(pid)
     }
 
     fn host_netns(&mut self) -> Option<u64> {
@@ -75,7 +75,7 @@ impl Host for ThisHost {
     }
 
     fn cache_netns(&mut self, cookie: u64, inode: u64) {
-        self.namespaces.learn(cookie, inode);
+        self.namespaces.cache_netns(cookie, inode);
     }
 
     fn thread_netns(&mut self, tid: u32) -> Option<u64> {

@@ -60,7 +60,7 @@ fn process(pid: u32) -> Process {
     Process {
         ppid: alive.then_some(1),
         exe: alive.then(|| Printable::from("/usr/bin/nc")),
-        ..Process::bare(pid, Printable::from("nc"), 0, 0)
+        ..Process::minimal(pid, Printable::from("nc"), 0, 0)
     }
 }
 

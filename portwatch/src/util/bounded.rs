@@ -1,54 +1,54 @@
-//! A map that holds no more than it is told to.
+//! Maps with a limit, by number or by bytes.
 
 use std::hash::Hash;
 
 use lru::LruCache;
 
-/// A map that forgets what was used longest ago when it is full.
+/// A map that evicts what was used longest ago when it is full.
 #[derive(Debug)]
 pub struct Bounded<K: Hash + Eq, V> {
-    /// Bounded by this map alone: given a bound, the crate allocates for all of it at once.
+    /// Without a capacity of its own, for which the crate would allocate at once.
     entries: LruCache<K, V>,
-    most: usize,
+    max: usize,
 }
 
 impl<K: Hash + Eq, V> Bounded<K, V> {
-    /// An empty one that holds at most that many.
+    /// An empty map of at most `max` entries.
     #[must_use]
-    pub fn new(most: usize) -> Self {
+    pub fn new(max: usize) -> Self {
         Self {
             entries: LruCache::unbounded(),
-            most,
+            max,
         }
     }
 
-    /// What is there by that key, which counts as a use.
+    /// The value of `key`; counts as a use.
     pub fn get(&mut self, key: &K) -> Option<&V> {
         self.entries.get(key)
     }
 
-    /// As [`get`](Self::get), to be changed.
+    /// As [`get`](Self::get), mutable.
     pub fn get_mut(&mut self, key: &K) -> Option<&mut V> {
         self.entries.get_mut(key)
     }
 
-    /// Puts it there instead of what was there.
+    /// Inserts or replaces the value of `key`.
     pub fn put(&mut self, key: K, value: V) {
         self.entries.put(key, value);
-        if self.entries.len() > self.most {
+        if self.entries.len() > self.max {
             self.entries.pop_lru();
         }
     }
 
-    /// What is there by that key, made by `make` where nothing was. A bound of 0 counts as 1.
+    /// The value of `key`, inserted by `make` when missing. A limit of 0 counts as 1.
     pub fn get_or_insert_mut(&mut self, key: K, make: impl FnOnce() -> V) -> &mut V {
-        if !self.entries.contains(&key) && self.entries.len() >= self.most {
+        if !self.entries.contains(&key) && self.entries.len() >= self.max {
             self.entries.pop_lru();
         }
         self.entries.get_or_insert_mut(key, make)
     }
 
-    /// Takes out what is there by that key.
+    /// Removes the value of `key`.
     pub fn pop(&mut self, key: &K) -> Option<V> {
         self.entries.pop(key)
     }
@@ -57,18 +57,6 @@ impl<K: Hash + Eq, V> Bounded<K, V> {
     pub fn into_values(self) -> impl Iterator<Item = V> {
         self.entries.into_iter().map(|(_, value)| value)
     }
-
-    /// How many are there.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.entries.len()
-    }
-
-    /// Whether nothing is there.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.entries.is_empty()
-    }
 }
 
 #[cfg(test)]
@@ -76,16 +64,42 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_used_longest_ago_goes_first() {
+    fn the_least_recently_used_entry_is_evicted() {
         let mut map = Bounded::new(2);
         map.put(1, 'a');
         map.put(2, 'b');
         assert_eq!(map.get(&1), Some(&'a'));
         map.put(3, 'c');
-        assert_eq!((map.len(), map.get(&2)), (2, None));
+        assert_eq!((map.entries.len(), map.get(&2)), (2, None));
         *map.get_or_insert_mut(1, || 'x') = 'd';
         assert_eq!(map.get_or_insert_mut(4, || 'e'), &'e');
-        assert_eq!((map.len(), map.get(&3)), (2, None));
+        assert_eq!((map.entries.len(), map.get(&3)), (2, None));
         assert_eq!(map.pop(&1), Some('d'));
+    }
+
+    #[test]
+    fn values_are_evicted_by_their_bytes() {
+        let mut map = ByteBounded::new(10);
+        map.put(1, 'a', 4);
+        map.put(2, 'b', 4);
+        assert_eq!(map.get(&1), Some(&'a'));
+        map.put(3, 'c', 6);
+        assert_eq!(
+            [1, 2, 3].map(|key| map.get(&key).copied()),
+            [Some('a'), None, Some('c')]
+        );
+        map.put(3, 'd', 2);
+        map.put(4, 'e', 4);
+        assert_eq!(
+            [1, 3, 4].map(|key| map.get(&key).copied()),
+            [Some('a'), Some('d'), Some('e')]
+        );
+        map.resize(&4, 7);
+        assert_eq!(
+            [1, 3, 4].map(|key| map.get(&key).copied()),
+            [None, Some('d'), Some('e')]
+        );
+        map.put(5, 'f', 11);
+        assert_eq!([3, 4, 5].map(|key| map.get(&key).copied()), [None; 3]);
     }
 }

@@ -1,8 +1,8 @@
-//! Helpers that know nothing of ports: a bounded map, a thread pool for one call, stderr.
+//! Helpers without knowledge of ports: bounded maps, parallel iteration, stderr.
 #![forbid(unsafe_code)]
 
 mod bounded;
 pub mod console;
 pub mod parallel;
 
-pub use self::bounded::Bounded;
+pub use self::bounded::{Bounded, ByteBounded};

@@ -1,19 +1,19 @@
-//! The same for many things, on more than one thread: where it is the kernel that works.
+//! Parallel iteration, for work that is mostly system calls.
 
 use std::{num::NonZeroUsize, sync::Mutex, thread};
 
-/// Past this many, the kernel's own locks are what they wait for.
-const MOST: usize = 8;
+/// More threads only wait for the kernel's locks.
+const MAX_THREADS: usize = 8;
 
-/// As many threads as do some good on this host, for who is waiting.
+/// The number of threads that is fastest on this host.
 #[must_use]
 pub fn threads() -> usize {
     let processors = thread::available_parallelism().map_or(1, NonZeroUsize::get);
-    processors.min(MOST)
+    processors.min(MAX_THREADS)
 }
 
-/// What `work` makes of each item, in their order, on that many threads. The calling one does its
-/// part, and all of it where no others can be started.
+/// The results of `work` for each item, in their order, with `threads` threads. The calling thread
+/// takes part, and does all of the work when no other can be started.
 pub fn map<T: Send, R: Send>(
     threads: usize,
     items: Vec<T>,
