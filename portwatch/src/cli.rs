@@ -108,11 +108,11 @@ enum Command {
     },
     /// Let go of what an earlier `run --fail-closed` still refuses
     Unpin,
-    /// Go one of the paths of the self-test
+    /// Run one scenario of the conformance suite
     #[command(hide = true)]
-    Drive {
-        /// The path's name
-        path: String,
+    RunScenario {
+        /// The scenario's name
+        name: String,
     },
     /// Show the date and the counts of the registry, or what another one would change
     Registry {
@@ -153,7 +153,7 @@ struct RunArgs {
     #[arg(long, value_name = "PATH")]
     cgroup: Option<PathBuf>,
     /// Tell everything one by one: bursts, every connection, each step of an outgoing socket
-    #[arg(long)]
+    #[arg(long = "no-aggregate", alias = "no-collapse")]
     no_collapse: bool,
     /// Refuse nothing, and say what the rules would refuse
     #[arg(long)]
@@ -297,8 +297,8 @@ fn dispatch(cli: Cli) -> Result<()> {
             }
             Ok(())
         }
-        Command::Drive { path } => {
-            conformance::drive(&path);
+        Command::RunScenario { name } => {
+            conformance::run_scenario(&name);
             Ok(())
         }
         Command::Registry {

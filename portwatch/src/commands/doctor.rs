@@ -129,7 +129,7 @@ fn describe_checks(checks: &[Check]) -> Result<String> {
 
 fn describe(verdict: &Verdict) -> String {
     let Verdict {
-        path,
+        scenario,
         outcome,
         detail,
         slowest,
@@ -143,5 +143,5 @@ fn describe(verdict: &Verdict) -> String {
     let took = slowest
         .map(|slowest| format!("{} us", slowest.as_micros()))
         .unwrap_or_default();
-    format!("{path:<46} {word:<7} {took:>9} {detail}\n")
+    format!("{scenario:<46} {word:<7} {took:>9} {detail}\n")
 }
