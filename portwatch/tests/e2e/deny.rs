@@ -1,4 +1,4 @@
-//! What a rule refuses, the program does not get; what ends with the agent, and what does not.
+//! Deny rules: which binds fail, which cannot be denied, and when denying ends.
 
 use std::process::Command;
 
@@ -7,11 +7,11 @@ use nix::sys::signal::Signal;
 use super::rules::{file, recipe};
 use crate::{
     assert_alert,
-    support::{Agent, Cgroup, binary, finish, in_namespace},
+    support::{Cgroup, Monitor, binary, finish, in_namespace},
 };
 
-/// Perl that says what bind(2) answers it.
-fn answer_of(port: u16, transport: &str) -> String {
+/// Perl that prints the result of bind(2): `ok` or the error.
+fn bind_script(port: u16, transport: &str) -> String {
     let kind = if transport == "tcp" {
         "SOCK_STREAM"
     } else {
@@ -23,10 +23,10 @@ fn answer_of(port: u16, transport: &str) -> String {
     )
 }
 
-/// What bind(2) answers in that cgroup to a user with the right to bind there.
+/// The result of bind(2) in that cgroup, as a user with CAP_NET_BIND_SERVICE.
 fn bind(cgroup: &Cgroup, port: u16, transport: &str, user: &str) -> String {
-    let script = answer_of(port, transport);
-    let mut asked = cgroup.start(
+    let script = bind_script(port, transport);
+    let mut binder = cgroup.start(
         "setpriv",
         &[
             "--reuid",
@@ -41,29 +41,29 @@ fn bind(cgroup: &Cgroup, port: u16, transport: &str, user: &str) -> String {
             &script,
         ],
     );
-    let answer = asked.line();
-    asked.end();
-    answer
+    let result = binder.line();
+    binder.wait();
+    result
 }
 
-const REFUSED: &str = "Operation not permitted";
+const DENIED: &str = "Operation not permitted";
 
 #[test]
-fn a_bind_that_a_rule_denies_is_refused_and_told_until_the_agent_ends() {
+fn denied_binds_fail_and_are_reported_until_the_monitor_ends() {
     in_namespace(|namespace| {
         let cgroup = Cgroup::new("denied");
-        let (_folder, path) = file(&recipe("Deny everything unassigned but ..."));
+        let (_directory, path) = file(&recipe("Deny everything unassigned but ..."));
         let arguments = [
             "--config",
             path.to_str().unwrap(),
             "--cgroup",
             cgroup.path().to_str().unwrap(),
-            "--no-collapse",
+            "--no-aggregate",
         ];
-        let agent = Agent::start_quiet(&arguments);
+        let monitor = Monitor::start_default(&arguments);
         for (transport, port) in [("udp", 976), ("tcp", 976)] {
-            assert_eq!(bind(&cgroup, port, transport, "root"), REFUSED);
-            assert_alert!(agent.alert(namespace.inode), {
+            assert_eq!(bind(&cgroup, port, transport, "root"), DENIED);
+            assert_alert!(monitor.alert(namespace.inode), {
                 "event" => "deny",
                 "severity" => "warning",
                 "transport" => transport,
@@ -77,23 +77,23 @@ fn a_bind_that_a_rule_denies_is_refused_and_told_until_the_agent_ends() {
                 "rule/dry_run" => false,
             });
         }
-        // Neither what is assigned nor what the rule before it lets be, for that user only.
+        // Assigned ports are not denied; the first rule exempts 955 for www-data only.
         assert_eq!(bind(&cgroup, 123, "udp", "root"), "ok");
-        assert_eq!(bind(&cgroup, 955, "udp", "root"), REFUSED);
-        assert_eq!(agent.alert(namespace.inode)["event"], "deny");
+        assert_eq!(bind(&cgroup, 955, "udp", "root"), DENIED);
+        assert_eq!(monitor.alert(namespace.inode)["event"], "deny");
         assert_eq!(bind(&cgroup, 955, "udp", "www-data"), "ok");
         for event in ["bind", "close"] {
-            assert_alert!(agent.alert(namespace.inode), {
+            assert_alert!(monitor.alert(namespace.inode), {
                 "event" => event,
                 "severity" => "notice",
                 "process/user" => "www-data",
                 "rule/name" => "web",
             });
         }
-        assert!(agent.stop(namespace.inode).is_empty());
+        monitor.stop_without_more(namespace.inode);
         assert_eq!(bind(&cgroup, 976, "udp", "root"), "ok");
 
-        let dry = Agent::start_quiet(&[&arguments[..], &["--dry-run"]].concat());
+        let dry = Monitor::start_default(&[&arguments[..], &["--dry-run"]].concat());
         assert_eq!(bind(&cgroup, 976, "udp", "root"), "ok");
         for event in ["bind", "close"] {
             assert_alert!(dry.alert(namespace.inode), {
@@ -102,12 +102,12 @@ fn a_bind_that_a_rule_denies_is_refused_and_told_until_the_agent_ends() {
                 "rule/dry_run" => true,
             });
         }
-        dry.stop(namespace.inode);
+        dry.stop_without_more(namespace.inode);
     });
 }
 
 #[test]
-fn a_rule_that_denies_can_go_by_cgroup_also_by_one_that_comes_later() {
+fn a_deny_rule_applies_to_cgroups_created_later() {
     in_namespace(|namespace| {
         let cgroup = Cgroup::new("by-cgroup");
         let root = crate::support::cgroup_root();
@@ -117,69 +117,70 @@ fn a_rule_that_denies_can_go_by_cgroup_also_by_one_that_comes_later() {
             .unwrap()
             .display()
             .to_string();
-        let (_folder, path) = file(&format!(
+        let (_directory, path) = file(&format!(
             "[[rule]]\nname = \"inner\"\ndecide = \"ignore\"\nport = 976\ncgroup = \"/{name}/inner\"\n\
              [[rule]]\nname = \"outer\"\ndecide = \"deny\"\nport = 976\ncgroup = \"/{name}\"\n"
         ));
         let config = path.to_str().unwrap();
-        let mut agent = Agent::start_quiet(&[
+        let mut monitor = Monitor::start_default(&[
             "--config",
             config,
             "--health-interval",
             "1",
-            "--no-collapse",
+            "--no-aggregate",
         ]);
-        assert!(agent.said().contains("inner is there yet"));
+        let warning = monitor.log_line();
+        assert!(warning.contains(&format!("/{name}/inner")), "{warning}");
         let inner = cgroup.below("inner");
         let deep = inner.below("deep");
-        // Within a second it is found.
-        while bind(&deep, 976, "udp", "root") == REFUSED {
+        // The next health check, within a second, finds the new cgroup.
+        while bind(&deep, 976, "udp", "root") == DENIED {
             std::thread::sleep(std::time::Duration::from_millis(100));
         }
         assert_eq!(bind(&inner, 976, "udp", "root"), "ok");
-        assert_eq!(bind(&cgroup, 976, "udp", "root"), REFUSED);
+        assert_eq!(bind(&cgroup, 976, "udp", "root"), DENIED);
         let denied = loop {
-            let alert = agent.alert(namespace.inode);
-            let place = alert["process"]["cgroup"].as_str().unwrap_or("").to_owned();
+            let alert = monitor.alert(namespace.inode);
+            let path = alert["process"]["cgroup"].as_str().unwrap_or("").to_owned();
             assert_eq!(alert["event"], "deny", "{alert}");
-            if !place.contains("/inner") {
+            if !path.contains("/inner") {
                 break alert;
             }
         };
         assert_alert!(denied, { "rule/name" => "outer", "process/cgroup" => format!("/{name}") });
-        // And where it was never meant to be refused, it is not.
+        // The rule does not apply outside its cgroup.
         let elsewhere = Cgroup::new("elsewhere");
         assert_eq!(bind(&elsewhere, 976, "udp", "root"), "ok");
-        agent.signal(Signal::SIGKILL);
-        agent.finish();
+        monitor.signal(Signal::SIGKILL);
+        monitor.finish();
         assert_eq!(bind(&cgroup, 976, "udp", "root"), "ok");
     });
 }
 
 #[test]
-fn what_fails_closed_is_refused_until_it_is_let_go() {
+fn fail_closed_denies_until_unpin() {
     in_namespace(|_| {
         let cgroup = Cgroup::new("closed");
-        let (_folder, path) = file("[[rule]]\nname = \"no\"\ndecide = \"deny\"\nport = 976\n");
-        // A mount namespace of its own, for a BPF file system of its own.
+        let (_directory, path) = file("[[rule]]\nname = \"no\"\ndecide = \"deny\"\nport = 976\n");
+        // A new mount namespace, for a new BPF file system.
         let script = format!(
             "mount -t bpf bpf /sys/fs/bpf && mkfifo fifo && \
              ({pw} run --fail-closed --cgroup {cgroup} --config {config} 2>fifo & echo $! >pid) && \
              read line <fifo && case \"$line\" in *armed*) ;; *) echo \"$line\"; exit 1;; esac && \
              kill -9 $(cat pid) && \
-             sh -c 'echo $$ >{cgroup}/cgroup.procs; exec perl -e \"$0\"' '{ask}' && \
+             sh -c 'echo $$ >{cgroup}/cgroup.procs; exec perl -e \"$0\"' '{bind}' && \
              {pw} unpin && \
-             sh -c 'echo $$ >{cgroup}/cgroup.procs; exec perl -e \"$0\"' '{ask}' && {pw} unpin",
+             sh -c 'echo $$ >{cgroup}/cgroup.procs; exec perl -e \"$0\"' '{bind}' && {pw} unpin",
             pw = binary().display(),
             cgroup = cgroup.path().display(),
             config = path.display(),
-            ask = answer_of(976, "udp").replace('\'', ""),
+            bind = bind_script(976, "udp").replace('\'', ""),
         );
-        let folder = tempfile::tempdir().unwrap();
+        let directory = tempfile::tempdir().unwrap();
         let mut command = Command::new("unshare");
         command
             .args(["--mount", "sh", "-ec", &script])
-            .current_dir(folder.path());
+            .current_dir(directory.path());
         let finished = finish(&mut command);
         assert!(
             finished.status.success(),
@@ -187,8 +188,8 @@ fn what_fails_closed_is_refused_until_it_is_let_go() {
             finished.stdout,
             finished.stderr
         );
-        let answers: Vec<&str> = finished.stdout.lines().collect();
-        assert_eq!(answers, [REFUSED, "ok"], "{}", finished.stderr);
+        let results: Vec<&str> = finished.stdout.lines().collect();
+        assert_eq!(results, [DENIED, "ok"], "{}", finished.stderr);
         assert!(
             finished.stderr.contains("nothing is pinned"),
             "{}",
