@@ -3,6 +3,7 @@
 use std::process::Command;
 
 use nix::sys::signal::Signal;
+use serde_json::Value;
 
 use super::rules::{file, recipe};
 use crate::{
@@ -195,5 +196,66 @@ fn fail_closed_denies_until_unpin() {
             "{}",
             finished.stderr
         );
+    });
+}
+
+#[test]
+fn sockets_that_cannot_be_denied_are_reported_with_the_reason() {
+    in_namespace(|namespace| {
+        let cgroup = Cgroup::new("not-denied");
+        let (_directory, path) =
+            file("[[rule]]\nname = \"no\"\ndecide = \"deny\"\nport = \"976-978\"\n");
+        let mut existing = cgroup.start_perl(
+            "use Socket; socket(my $s, PF_INET, SOCK_DGRAM, 0) or die; \
+             bind($s, sockaddr_in(976, INADDR_LOOPBACK)) or die; \
+             $| = 1; print \"ready\\n\"; <STDIN>",
+        );
+        existing.wait_for("ready");
+        let monitor = Monitor::start_default(&[
+            "--config",
+            path.to_str().unwrap(),
+            "--cgroup",
+            cgroup.path().to_str().unwrap(),
+            "--no-aggregate",
+            // A scan reports the close of the kernel socket.
+            "--health-interval",
+            "1",
+        ]);
+        let assert_not_denied = |event: &str, port: u16, reason: &str| {
+            assert_alert!(monitor.alert(namespace.inode), {
+                "event" => event,
+                "port" => port,
+                "rule/name" => "no",
+                "rule/decision" => "deny",
+                "rule/dry_run" => false,
+                "detail" => format!("not denied: {reason}"),
+            });
+        };
+        let assert_closed = |port: u16| {
+            let close = monitor.alert(namespace.inode);
+            assert_alert!(close, { "event" => "close", "port" => port, "detail" => Value::Null });
+        };
+        assert_not_denied("bind", 976, "bound before the monitor started");
+        existing.resume();
+        existing.wait();
+        assert_closed(976);
+
+        // Makes 977 the only ephemeral port.
+        std::fs::write("/proc/sys/net/ipv4/ip_unprivileged_port_start", "0").unwrap();
+        std::fs::write("/proc/sys/net/ipv4/ip_local_port_range", "977 977").unwrap();
+        cgroup.perl(
+            "use Socket; socket(my $s, PF_INET, SOCK_STREAM, 0) or die; listen($s, 1) or die",
+        );
+        assert_not_denied("listen", 977, "no BPF hook for this operation");
+        assert_closed(977);
+
+        // A VXLAN device binds its port when it is brought up.
+        cgroup.perl(
+            "for ('add vxlan0 type vxlan id 7 dstport 978', 'set vxlan0 up', 'del vxlan0') { \
+             system(\"ip link $_\") == 0 or die }",
+        );
+        assert_not_denied("bind", 978, "kernel socket");
+        assert_closed(978);
+        monitor.stop_without_more(namespace.inode);
     });
 }

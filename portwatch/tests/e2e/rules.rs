@@ -67,6 +67,31 @@ fn all_recipes_are_valid() {
 }
 
 #[test]
+fn all_example_configurations_are_valid() {
+    let directory = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples");
+    let entries =
+        std::fs::read_dir(directory).unwrap_or_else(|error| panic!("{directory}: {error}"));
+    let examples: Vec<PathBuf> = entries
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| {
+            path.extension()
+                .is_some_and(|extension| extension == "toml")
+        })
+        .collect();
+    assert!(!examples.is_empty(), "{directory} has no .toml file");
+    for path in examples {
+        let finished = run(&["check-config", path.to_str().unwrap()]);
+        // A warning would mean that an example uses an old name.
+        assert!(
+            finished.status.success() && finished.stderr.is_empty(),
+            "{}: {}",
+            path.display(),
+            finished.stderr
+        );
+    }
+}
+
+#[test]
 fn the_nfs_recipe_ignores_clients_only() {
     in_namespace(|namespace| {
         let (_directory, monitor) = monitor(&recipe("NFS client"));
