@@ -21,7 +21,8 @@ fn explain_prints_the_registry_entry_and_holders_in_all_namespaces() {
         let text = finished.stdout;
         for expected in [
             "Registry (IANA, 2026-08-17):".into(),
-            "976/tcp      unassigned, as 954-988 (by the registry's row)".into(),
+            "976/tcp      unassigned".into(),
+            "954-988".into(),
             "976/udplite".into(),
             format!(
                 "tcp 127.0.0.1:976 listening in network namespace {}",
@@ -43,9 +44,9 @@ fn explain_registry_and_help_print_the_requested_facts() {
         (&["explain", "443/udp"], &["443/udp      assigned to https"]),
         (
             &["explain", "716/tcp"],
-            &["reserved (no row; another transport has the port, RFC 6335"],
+            &["716/tcp      reserved", "another transport", "RFC 6335"],
         ),
-        (&["explain", "8080"], &["8080 is no system port"]),
+        (&["explain", "8080"], &["8080 is no", "system port"]),
         (
             &["registry"],
             &["as of 2026-08-17", "tcp                 689          282"],
