@@ -226,7 +226,7 @@ pub(super) fn listen_without_bind(script: &mut Script) -> Result<(), Stop> {
     let alerts = script.socket(Transport::Tcp, local);
     socket.listen(8)?;
     alerts.expect(Listen);
-    // Older kernels hide who listened: then the monitor looks for who holds it.
+    // On kernels that do not report the listening process, the monitor finds the holder in /proc.
     script.wait()?;
     drop(socket);
     alerts.expect(Close);

@@ -272,12 +272,7 @@ fn all_processes_with_the_socket_open_are_holders() {
             }
             std::thread::sleep(std::time::Duration::from_millis(50));
         }
-        let list = crate::support::run(&["list", "--format", "json"]);
-        let here = |line: &str| {
-            let alert: Value = serde_json::from_str(line).unwrap();
-            (alert["socket"]["netns"] == namespace.inode).then_some(alert)
-        };
-        let listed: Vec<Value> = list.stdout.lines().filter_map(here).collect();
+        let listed = crate::support::listed(namespace.inode, &[]);
         assert_eq!(listed.len(), 1);
         assert!(both(&listed[0]), "{listed:?}");
         perl.resume();

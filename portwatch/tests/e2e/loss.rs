@@ -9,7 +9,7 @@ use nix::{
 use serde_json::Value;
 
 use crate::support::{
-    Cgroup, Monitor, REBIND, Unread, binary, bind_and_close, in_namespace, perl, run,
+    Cgroup, Monitor, REBIND, Unread, binary, bind_and_close, in_namespace, listed, perl,
 };
 
 #[test]
@@ -65,14 +65,9 @@ fn a_scan_after_a_loss_corrects_the_reported_state() {
         let path = cgroup.path().to_str().unwrap();
         let monitor = Monitor::start(&["--ring-size", "4096", "--cgroup", path]);
         let held = || -> BTreeSet<u64> {
-            let list = run(&["list", "--format", "json"]);
-            let here = list
-                .stdout
-                .lines()
-                .map(|line| serde_json::from_str(line).unwrap());
-            here.filter(|alert: &Value| alert["socket"]["netns"] == namespace.inode)
-                .filter_map(|alert| alert["port"].as_u64())
-                .collect()
+            let alerts = listed(namespace.inode, &[]);
+            let ports = alerts.iter().filter_map(|alert| alert["port"].as_u64());
+            ports.collect()
         };
         // The open sockets according to the alerts.
         let mut reported: BTreeSet<u64> = BTreeSet::new();

@@ -26,22 +26,8 @@ use serde_json::{Value, json};
 
 use crate::{
     assert_alert,
-    support::{Helper, Monitor, REBIND, in_namespace, run},
+    support::{Helper, Monitor, REBIND, in_namespace, listed, run},
 };
-
-/// The alerts that `list` prints about that network namespace.
-fn listed(netns: u64, arguments: &[&str]) -> Vec<Value> {
-    let list = run(&[&["list", "--format", "json"], arguments].concat());
-    assert!(list.status.success(), "{}", list.stderr);
-    assert_eq!(list.stderr, "");
-    let alerts = list
-        .stdout
-        .lines()
-        .map(|line| serde_json::from_str(line).unwrap());
-    alerts
-        .filter(|alert: &Value| alert["socket"]["netns"] == netns)
-        .collect()
-}
 
 #[test]
 fn existing_sockets_are_reported_and_then_tracked() {

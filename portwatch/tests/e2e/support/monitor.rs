@@ -260,6 +260,18 @@ pub fn run(arguments: &[&str]) -> Finished {
     finish(Command::new(binary()).args(arguments))
 }
 
+/// The alerts that `list` prints about that network namespace.
+pub fn listed(netns: u64, arguments: &[&str]) -> Vec<Value> {
+    let list = run(&[&["list", "--format", "json"], arguments].concat());
+    assert!(list.status.success(), "{}", list.stderr);
+    assert_eq!(list.stderr, "");
+    let alerts = list.stdout.lines().map(json);
+    alerts
+        .filter(|alert| alert["socket"]["netns"] == netns)
+        .map(valid)
+        .collect()
+}
+
 /// Runs a command to its end.
 pub fn finish(command: &mut Command) -> Finished {
     let output = command.stdin(Stdio::null()).output().unwrap();
