@@ -49,12 +49,12 @@ pub struct SelfTestFailed(usize);
 struct Report {
     checks: Vec<Check>,
     /// None without self-test.
-    paths: Option<Vec<Path>>,
+    scenarios: Option<Vec<ScenarioResult>>,
 }
 
 /// The result of one scenario.
 #[derive(Serialize)]
-struct Path {
+struct ScenarioResult {
     #[serde(flatten)]
     verdict: Verdict,
     /// Microseconds from the kernel's report to the line on stdout, of the slowest alert.
@@ -80,7 +80,7 @@ pub fn run(args: Args, out: &mut impl io::Write) -> Result<()> {
     if text {
         write(&describe_checks(&checks)?)?;
     }
-    let mut paths = None;
+    let mut scenarios = None;
     if self_test && unfit.is_none() {
         let program = std::env::current_exe().unwrap_or_else(|_| PathBuf::from("/proc/self/exe"));
         let monitor = Monitor::start(program).context("starting the monitor")?;
@@ -94,15 +94,15 @@ pub fn run(args: Args, out: &mut impl io::Write) -> Result<()> {
                 result = write(&describe(&verdict));
             }
             let slowest_us = verdict.slowest.map(|slowest| slowest.as_micros());
-            verdicts.push(Path {
+            verdicts.push(ScenarioResult {
                 verdict,
                 slowest_us,
             });
         });
         result?;
-        paths = Some(verdicts);
+        scenarios = Some(verdicts);
     }
-    let report = Report { checks, paths };
+    let report = Report { checks, scenarios };
     if !text {
         let mut line = serde_json::to_string(&report).context("writing JSON")?;
         line.push('\n');
@@ -112,10 +112,10 @@ pub fn run(args: Args, out: &mut impl io::Write) -> Result<()> {
         return Err(unfit.into());
     }
     let failed = report
-        .paths
+        .scenarios
         .iter()
         .flatten()
-        .filter(|path| path.verdict.outcome == Outcome::Failed)
+        .filter(|result| result.verdict.outcome == Outcome::Failed)
         .count();
     if failed > 0 {
         return Err(SelfTestFailed(failed).into());
@@ -144,7 +144,7 @@ fn describe_checks(checks: &[Check]) -> Result<String> {
 
 fn describe(verdict: &Verdict) -> String {
     let Verdict {
-        path,
+        scenario,
         outcome,
         detail,
         slowest,
@@ -158,5 +158,5 @@ fn describe(verdict: &Verdict) -> String {
     let took = slowest
         .map(|slowest| format!("{} us", slowest.as_micros()))
         .unwrap_or_default();
-    format!("{path:<46} {word:<7} {took:>9} {detail}\n")
+    format!("{scenario:<46} {word:<7} {took:>9} {detail}\n")
 }

@@ -19,6 +19,6 @@ pub struct Args {
 ///
 /// None: a failure is a result.
 pub fn run(args: Args, _out: &mut impl io::Write) -> Result<()> {
-    conformance::drive(&args.name);
+    conformance::run_scenario(&args.name);
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! The one who binds is not the one who serves, or is gone at once.
+//! Another process serves than the one that bound, or the binder exits at once.
 
 use std::{
     net::TcpStream,
@@ -21,14 +21,14 @@ use socket2::Socket;
 
 use super::{
     plain::{at, stream},
-    script::{Actor, Script, Stop},
+    script::{ExpectedSocket, Script, Stop},
 };
 use crate::model::{
     EventKind::{Bind, Close, Listen},
     Transport,
 };
 
-/// Runs `work` in a forked child to its end.
+/// Runs `work` in a forked child and waits for it; returns the child's pid.
 pub(super) fn in_child(work: impl FnOnce() -> Result<(), Stop>) -> Result<u32, Stop> {
     // SAFETY: this process has one thread, so the child may do what the parent may.
     match unsafe { fork() }? {
@@ -36,39 +36,39 @@ pub(super) fn in_child(work: impl FnOnce() -> Result<(), Stop>) -> Result<u32, S
             let code = match work() {
                 Ok(()) => 0,
                 Err(Stop::Unavailable(_)) => 2,
-                Err(Stop::Missing(_) | Stop::Failed(_)) => 1,
+                Err(Stop::MissingProgram(_) | Stop::Failed(_)) => 1,
             };
             // SAFETY: does not return, and runs none of the parent's exit handlers.
             unsafe { libc::_exit(code) }
         }
         ForkResult::Parent { child } => match waitpid(child, None)? {
             WaitStatus::Exited(_, 0) => Ok(child.as_raw() as u32),
-            WaitStatus::Exited(_, 2) => Err(Stop::unavailable("refused in a child process")),
+            WaitStatus::Exited(_, 2) => Err(Stop::unavailable("denied in a child process")),
             other => Err(Stop::Failed(format!("the child ended with {other:?}"))),
         },
     }
 }
 
-fn listener(script: &mut Script) -> Result<(Socket, Actor), Stop> {
+fn listener(script: &mut Script) -> Result<(Socket, ExpectedSocket), Stop> {
     let local = at("127.0.0.1")?;
     let socket = stream(local)?;
-    let actor = script.socket(Transport::Tcp, local);
+    let alerts = script.socket(Transport::Tcp, local);
     socket.bind(&local.into())?;
-    actor.expect(Bind);
+    alerts.expect(Bind);
     socket.listen(8)?;
-    actor.expect(Listen);
-    Ok((socket, actor))
+    alerts.expect(Listen);
+    Ok((socket, alerts))
 }
 
-/// Lets a child accept on what `receive` gives it, while this process keeps only the client.
+/// Lets a child accept on the socket that `receive` returns; this process keeps only the client.
 fn served_by_child(
-    actor: Actor,
+    alerts: ExpectedSocket,
     socket: Socket,
     receive: impl FnOnce() -> Result<Socket, Stop>,
 ) -> Result<(), Stop> {
     let local = at("127.0.0.1")?;
     let client = TcpStream::connect(local)?;
-    actor.expect_accept(local.ip(), client.local_addr()?);
+    alerts.expect_accept(local.ip(), client.local_addr()?);
     in_child(|| {
         let socket = receive()?;
         drop(socket.accept()?);
@@ -76,41 +76,41 @@ fn served_by_child(
     })?;
     drop(client);
     drop(socket);
-    actor.expect(Close);
+    alerts.expect(Close);
     Ok(())
 }
 
 pub(super) fn exits_at_once(script: &mut Script) -> Result<(), Stop> {
     let local = at("127.0.0.1")?;
     for _ in 0..5 {
-        let actor = script.socket(Transport::Tcp, local);
+        let alerts = script.socket(Transport::Tcp, local);
         let child = in_child(|| {
             let socket = stream(local)?;
             socket.bind(&local.into())?;
             socket.listen(8)?;
-            // The kernel closes it.
+            // The kernel closes it at exit.
             std::mem::forget(socket);
             Ok(())
         })?;
         for event in [Bind, Listen, Close] {
-            actor.of(child).expect(event);
+            alerts.of_process(child).expect(event);
         }
     }
     Ok(())
 }
 
 pub(super) fn fork_inherits(script: &mut Script) -> Result<(), Stop> {
-    let (socket, actor) = listener(script)?;
+    let (socket, alerts) = listener(script)?;
     let inherited = socket.as_raw_fd();
-    served_by_child(actor, socket, || {
+    served_by_child(alerts, socket, || {
         // SAFETY: the child's own copy of the descriptor, which it owns alone.
         Ok(unsafe { Socket::from_raw_fd(inherited) })
     })
 }
 
-/// Another program gets the listener as its stdin and is the last to hold it.
+/// Another program inherits the listener as its stdin and is the last process to have it open.
 pub(super) fn exec_inherits(script: &mut Script) -> Result<(), Stop> {
-    let (socket, actor) = listener(script)?;
+    let (socket, alerts) = listener(script)?;
     let mut program = Command::new("/proc/self/exe")
         .arg("--version")
         .stdin(Stdio::from(OwnedFd::from(socket)))
@@ -118,18 +118,18 @@ pub(super) fn exec_inherits(script: &mut Script) -> Result<(), Stop> {
         .stderr(Stdio::null())
         .spawn()?;
     program.wait()?;
-    actor.expect(Close);
+    alerts.expect(Close);
     Ok(())
 }
 
 pub(super) fn scm_rights(script: &mut Script) -> Result<(), Stop> {
-    let (socket, actor) = listener(script)?;
+    let (socket, alerts) = listener(script)?;
     let (ours, theirs) = UnixDatagram::pair()?;
     let fds = [socket.as_raw_fd()];
     let bytes = [std::io::IoSlice::new(b"x")];
     let rights = [ControlMessage::ScmRights(&fds)];
     sendmsg::<()>(ours.as_raw_fd(), &bytes, &rights, MsgFlags::empty(), None)?;
-    served_by_child(actor, socket, || receive(&theirs))
+    served_by_child(alerts, socket, || receive(&theirs))
 }
 
 fn receive(from: &UnixDatagram) -> Result<Socket, Stop> {
@@ -146,17 +146,17 @@ fn receive(from: &UnixDatagram) -> Result<Socket, Stop> {
         if let ControlMessageOwned::ScmRights(fds) = control
             && let Some(fd) = fds.first()
         {
-            // SAFETY: the kernel made this descriptor for us just now.
+            // SAFETY: a new descriptor, which this process owns alone.
             return Ok(unsafe { Socket::from_raw_fd(*fd) });
         }
     }
-    Err(Stop::Failed("no descriptor came".into()))
+    Err(Stop::Failed("the message carries no descriptor".into()))
 }
 
 pub(super) fn pidfd_getfd(script: &mut Script) -> Result<(), Stop> {
-    let (socket, actor) = listener(script)?;
+    let (socket, alerts) = listener(script)?;
     let (parent, wanted) = (std::process::id(), socket.as_raw_fd());
-    served_by_child(actor, socket, || {
+    served_by_child(alerts, socket, || {
         // SAFETY: both calls take integers only and return a new descriptor or an error.
         let taken = unsafe {
             let pidfd = libc::syscall(libc::SYS_pidfd_open, parent, 0);
@@ -166,12 +166,12 @@ pub(super) fn pidfd_getfd(script: &mut Script) -> Result<(), Stop> {
         if taken < 0 {
             return Err(std::io::Error::last_os_error().into());
         }
-        // SAFETY: the kernel made this descriptor for us just now.
+        // SAFETY: a new descriptor, which this process owns alone.
         Ok(unsafe { Socket::from_raw_fd(taken) })
     })
 }
 
-/// systemd-socket-activate(1) binds, waits for a client, and becomes the service.
+/// systemd-socket-activate(1) binds, waits for a client, and executes the service.
 pub(super) fn socket_activation(script: &mut Script) -> Result<(), Stop> {
     let local = at("127.0.0.1")?;
     let mut activate = Command::new("systemd-socket-activate")
@@ -180,8 +180,10 @@ pub(super) fn socket_activation(script: &mut Script) -> Result<(), Stop> {
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()
-        .map_err(|_| Stop::Missing("systemd-socket-activate"))?;
-    let actor = script.socket(Transport::Tcp, local).of(activate.id());
+        .map_err(|_| Stop::MissingProgram("systemd-socket-activate"))?;
+    let alerts = script
+        .socket(Transport::Tcp, local)
+        .of_process(activate.id());
     let started = Instant::now();
     let client = loop {
         match TcpStream::connect(local) {
@@ -192,11 +194,11 @@ pub(super) fn socket_activation(script: &mut Script) -> Result<(), Stop> {
             Err(error) => return Err(error.into()),
         }
     };
-    actor.expect(Bind);
-    actor.expect(Listen);
-    actor.expect_accept(local.ip(), client.local_addr()?);
+    alerts.expect(Bind);
+    alerts.expect(Listen);
+    alerts.expect_accept(local.ip(), client.local_addr()?);
     activate.kill()?;
     activate.wait()?;
-    actor.expect(Close);
+    alerts.expect(Close);
     Ok(())
 }

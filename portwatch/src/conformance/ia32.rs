@@ -33,7 +33,7 @@ mod x86 {
         },
     };
 
-    /// Numbers of arch/x86/entry/syscalls/syscall_32.tbl and include/uapi/linux/net.h.
+    /// Numbers from arch/x86/entry/syscalls/syscall_32.tbl and include/uapi/linux/net.h.
     const SYS_CLOSE: u32 = 6;
     const SYS_GETPID: u32 = 20;
     const SYS_SOCKETCALL: u32 = 102;
@@ -62,7 +62,7 @@ mod x86 {
         result
     }
 
-    /// Whether the kernel answers `int 0x80`: one that does not kills the process that tries.
+    /// Whether the kernel serves `int 0x80`; one that does not kills the calling process.
     fn is_available() -> Result<bool, Stop> {
         // SAFETY: this process has one thread; the child makes one call and exits.
         match unsafe { fork() }? {
@@ -112,18 +112,18 @@ mod x86 {
             };
             u32::try_from(result).map_err(|_| std::io::Error::from_raw_os_error(-result).into())
         };
-        let actor = script.socket(Transport::Tcp, local);
+        let alerts = script.socket(Transport::Tcp, local);
         let socket = socketcall(
             CALL_SOCKET,
             [libc::AF_INET as u32, libc::SOCK_STREAM as u32, 0],
         )?;
         socketcall(CALL_BIND, [socket, base + 64, 16])?;
-        actor.expect(Bind);
+        alerts.expect(Bind);
         socketcall(CALL_LISTEN, [socket, 8, 0])?;
-        actor.expect(Listen);
+        alerts.expect(Listen);
         // SAFETY: the descriptor is this function's own.
         unsafe { call(SYS_CLOSE, socket, 0) };
-        actor.expect(Close);
+        alerts.expect(Close);
         Ok(())
     }
 }

@@ -1,4 +1,6 @@
-//! Sockets that the kernel makes for itself.
+//! Kernel sockets.
+
+#![forbid(unsafe_code)]
 
 use std::{io, os::fd::AsRawFd as _};
 
@@ -15,7 +17,7 @@ use crate::model::{
     Transport,
 };
 
-/// Attributes of include/uapi/linux/if_link.h.
+/// Attributes from include/uapi/linux/if_link.h.
 const IFLA_INFO_KIND: u16 = 1;
 const IFLA_INFO_DATA: u16 = 2;
 const IFLA_VXLAN_ID: u16 = 1;
@@ -23,9 +25,8 @@ const IFLA_VXLAN_PORT: u16 = 15;
 
 const NAME: &[u8] = b"portwatch0\0";
 
-/// A VXLAN device takes its port when it is brought up. That it leaves it no hook tells, since the
-/// kernel's own sockets pass `sock_release` by (`inet_release` in net/ipv4/af_inet.c): a snapshot
-/// does.
+/// A VXLAN device binds its port when it is brought up. Its close is reported by a scan: kernel
+/// sockets do not run the `sock_release` hook (`inet_release` in net/ipv4/af_inet.c).
 pub(super) fn vxlan(script: &mut Script) -> Result<(), Stop> {
     let data = [
         attribute(IFLA_VXLAN_ID, &7_u32.to_ne_bytes()),
@@ -42,7 +43,9 @@ pub(super) fn vxlan(script: &mut Script) -> Result<(), Stop> {
         attribute(libc::IFLA_LINKINFO, &info),
     ]
     .concat();
-    let actor = script.socket(Transport::Udp, at("0.0.0.0")?).of_nobody();
+    let alerts = script
+        .socket(Transport::Udp, at("0.0.0.0")?)
+        .without_process();
     let create = libc::NLM_F_CREATE | libc::NLM_F_EXCL;
     match request(libc::RTM_NEWLINK, create, libc::IFF_UP as u32, &link) {
         Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {
@@ -50,9 +53,9 @@ pub(super) fn vxlan(script: &mut Script) -> Result<(), Stop> {
         }
         result => result?,
     }
-    actor.expect(Bind);
+    alerts.expect(Bind);
     request(libc::RTM_DELLINK, 0, 0, &attribute(libc::IFLA_IFNAME, NAME))?;
-    actor.expect(Close);
+    alerts.expect(Close);
     script.wait()
 }
 
@@ -65,7 +68,8 @@ fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// Sends one rtnetlink(7) request about a link, and waits for the kernel's word.
+/// Sends one rtnetlink(7) request about a link and waits for the kernel's acknowledgement.
+/// Attributes and headers are in host byte order, except the VXLAN port.
 fn request(kind: u16, flags: i32, link_flags: u32, attributes: &[u8]) -> io::Result<()> {
     let netlink = socket(
         AddressFamily::Netlink,

@@ -1,124 +1,125 @@
-//! The paths by which a socket gets to a port, each as a program that goes it: for
-//! `portwatch doctor --self-test`, and for the tests that fill docs/coverage.md.
+//! The conformance suite: each way in which a socket gets a port, as a scenario. Used by
+//! `portwatch doctor --self-test` and by the test that fills docs/coverage.md.
 //!
-//! A path runs in a process and a network namespace of its own, does the real thing on port 976,
-//! and says which alerts that must give; [`runner`] compares.
+//! A scenario runs in its own process and network namespace, makes the real system calls on
+//! port 976, and says which alerts the monitor must print; [`runner`] compares.
 
 mod handover;
 mod ia32;
 mod kernel_sockets;
 mod namespaces;
+mod no_alert;
 mod plain;
 mod rewrite;
 pub mod runner;
 mod script;
-mod silent;
+
 mod uring;
 
-pub use self::script::{Expected, Line, drive};
+pub use self::script::{Expected, Line, run_scenario};
 use self::script::{Script, Stop};
 
-/// One way to a port.
-pub struct Path {
+/// One way in which a socket gets a port.
+pub struct Scenario {
     /// Its name, in tables and on the command line.
     pub name: &'static str,
-    drive: fn(&mut Script) -> Result<(), Stop>,
+    run: fn(&mut Script) -> Result<(), Stop>,
 }
 
-const fn path(name: &'static str, drive: fn(&mut Script) -> Result<(), Stop>) -> Path {
-    Path { name, drive }
+const fn scenario(name: &'static str, run: fn(&mut Script) -> Result<(), Stop>) -> Scenario {
+    Scenario { name, run }
 }
 
-/// Every path, in the order of the tables.
-pub const ALL: &[Path] = &[
-    path("TCP over IPv4, loopback", plain::tcp_ipv4),
-    path("TCP over IPv4, wildcard", plain::tcp_ipv4_wildcard),
-    path("TCP over IPv6, loopback", plain::tcp_ipv6),
-    path(
+/// All scenarios, in the order of the tables.
+pub const ALL: &[Scenario] = &[
+    scenario("TCP over IPv4, loopback", plain::tcp_ipv4),
+    scenario("TCP over IPv4, wildcard", plain::tcp_ipv4_wildcard),
+    scenario("TCP over IPv6, loopback", plain::tcp_ipv6),
+    scenario(
         "TCP over IPv6, dual-stack reached over IPv6",
         plain::tcp_ipv6_wildcard,
     ),
-    path(
+    scenario(
         "TCP over IPv6, dual-stack reached over IPv4",
         plain::tcp_dual_stack,
     ),
-    path("UDP over IPv4", plain::udp_ipv4),
-    path("UDP over IPv4, wildcard", plain::udp_ipv4_wildcard),
-    path("UDP over IPv6", plain::udp_ipv6),
-    path("UDP over IPv6, dual-stack", plain::udp_ipv6_wildcard),
-    path("UDP-Lite over IPv4", plain::udplite_ipv4),
-    path("UDP-Lite over IPv6", plain::udplite_ipv6),
-    path("MPTCP, MPTCP client", plain::mptcp),
-    path("MPTCP, TCP client", plain::mptcp_fallback),
-    path("io_uring bind and listen", uring::bind_and_listen),
-    path(
+    scenario("UDP over IPv4", plain::udp_ipv4),
+    scenario("UDP over IPv4, wildcard", plain::udp_ipv4_wildcard),
+    scenario("UDP over IPv6", plain::udp_ipv6),
+    scenario("UDP over IPv6, dual-stack", plain::udp_ipv6_wildcard),
+    scenario("UDP-Lite over IPv4", plain::udplite_ipv4),
+    scenario("UDP-Lite over IPv6", plain::udplite_ipv6),
+    scenario("MPTCP, MPTCP client", plain::mptcp),
+    scenario("MPTCP, TCP client", plain::mptcp_fallback),
+    scenario("io_uring bind and listen", uring::bind_and_listen),
+    scenario(
         "io_uring bind and listen, SQPOLL",
         uring::bind_and_listen_sqpoll,
     ),
-    path("io_uring accept", uring::accept),
-    path("SCTP listen", plain::sctp),
-    path("listen without bind", plain::listen_without_bind),
-    path(
+    scenario("io_uring accept", uring::accept),
+    scenario("SCTP listen", plain::sctp),
+    scenario("listen without bind", plain::listen_without_bind),
+    scenario(
         "bind with IP_BIND_ADDRESS_NO_PORT",
         plain::bind_address_no_port,
     ),
-    path("32-bit system calls", ia32::socketcall),
-    path("SO_REUSEPORT, two sockets", plain::reuse_port),
-    path("SO_REUSEADDR, bound again", plain::reuse_address),
-    path("closed and bound again at once", plain::rebind),
-    path("bound and never used", plain::bound_and_unused),
-    path("bound, then connected outwards", plain::bound_and_connected),
-    path(
+    scenario("32-bit system calls", ia32::socketcall),
+    scenario("SO_REUSEPORT, two sockets", plain::reuse_port),
+    scenario("SO_REUSEADDR, bound again", plain::reuse_address),
+    scenario("closed and bound again at once", plain::rebind),
+    scenario("bound and never used", plain::bound_and_unused),
+    scenario("bound, then connected outwards", plain::bound_and_connected),
+    scenario(
         "shut down, then listening again",
         plain::shut_down_and_again,
     ),
-    path("a program that exits at once", handover::exits_at_once),
-    path("inherited through fork", handover::fork_inherits),
-    path("inherited through exec", handover::exec_inherits),
-    path("handed over by SCM_RIGHTS", handover::scm_rights),
-    path("taken by pidfd_getfd", handover::pidfd_getfd),
-    path("socket activation by systemd", handover::socket_activation),
-    path(
+    scenario("a program that exits at once", handover::exits_at_once),
+    scenario("inherited through fork", handover::fork_inherits),
+    scenario("inherited through exec", handover::exec_inherits),
+    scenario("handed over by SCM_RIGHTS", handover::scm_rights),
+    scenario("taken by pidfd_getfd", handover::pidfd_getfd),
+    scenario("socket activation by systemd", handover::socket_activation),
+    scenario(
         "another network namespace",
         namespaces::other_network_namespace,
     ),
-    path("rootless user and network namespace", namespaces::rootless),
-    path(
+    scenario("rootless user and network namespace", namespaces::rootless),
+    scenario(
         "not root, ip_unprivileged_port_start lowered",
         namespaces::unprivileged,
     ),
-    path("a socket of the kernel's own: VXLAN", kernel_sockets::vxlan),
-    path(
+    scenario("a socket of the kernel's own: VXLAN", kernel_sockets::vxlan),
+    scenario(
         "bind rewritten by another BPF program",
         rewrite::rewritten_bind,
     ),
-    path("silent: address in use", silent::address_in_use),
-    path("silent: permission denied", silent::permission_denied),
-    path("silent: raw socket", silent::raw),
-    path("silent: ping socket", silent::ping),
-    path("silent: AF_UNIX", silent::unix),
-    path("silent: vsock", silent::vsock),
-    path("silent: assigned ports", silent::assigned),
-    path("silent: port 0 and ports from 1024 up", silent::high),
+    scenario("silent: address in use", no_alert::address_in_use),
+    scenario("silent: permission denied", no_alert::permission_denied),
+    scenario("silent: raw socket", no_alert::raw),
+    scenario("silent: ping socket", no_alert::ping),
+    scenario("silent: AF_UNIX", no_alert::unix),
+    scenario("silent: vsock", no_alert::vsock),
+    scenario("silent: assigned ports", no_alert::assigned),
+    scenario("silent: port 0 and ports from 1024 up", no_alert::high),
 ];
 
 #[cfg(test)]
 mod tests {
-    /// The outcomes are `cargo xtask vm`'s to check; here, that no path is missing.
+    // `cargo xtask vm` checks the outcomes; this only that no scenario is missing.
     #[test]
-    fn docs_coverage_lists_every_path_in_order() {
+    fn coverage_page_lists_all_scenarios_in_order() {
         let page = include_str!("../../../docs/coverage.md");
         let rows: Vec<&str> = page
             .lines()
-            .skip_while(|line| !line.starts_with("| path "))
+            .skip_while(|line| !line.starts_with("| scenario "))
             .skip(2)
             .map_while(|line| line.strip_prefix("| "))
             .filter_map(|line| line.split(" |").next())
             .collect();
-        let paths: Vec<&str> = super::ALL.iter().map(|path| path.name).collect();
+        let names: Vec<&str> = super::ALL.iter().map(|scenario| scenario.name).collect();
         assert_eq!(
-            rows, paths,
-            "docs/coverage.md is stale: run `cargo xtask vm --write`"
+            rows, names,
+            "docs/coverage.md is out of date: run `cargo xtask vm --write`"
         );
     }
 }

@@ -1,4 +1,6 @@
-//! Paths through the socket calls that every program makes.
+//! Scenarios with ordinary socket calls.
+
+#![forbid(unsafe_code)]
 
 use std::{
     fs, io,
@@ -14,23 +16,23 @@ use nix::{
 };
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
-use super::script::{Actor, PORT, Script, Stop};
+use super::script::{ExpectedSocket, PORT, Script, Stop};
 use crate::model::{
     EventKind::{Bind, Close, Listen},
     Transport,
 };
 
-/// Milliseconds that what an idle machine does at once may take.
-const PATIENCE: u16 = 5000;
+/// How long a step may take that an idle machine does at once, in milliseconds.
+const TIMEOUT_MS: u16 = 5000;
 
-/// `IPPROTO_MPTCP`.
+/// `IPPROTO_MPTCP` (include/uapi/linux/in.h, Linux 5.6).
 const MPTCP: i32 = 262;
 
 pub(super) fn at(ip: &str) -> Result<SocketAddr, Stop> {
     Ok(SocketAddr::new(ip.parse()?, PORT))
 }
 
-/// A socket of that kind; unavailable when the kernel does not know it.
+/// Opens a socket; [`Stop::Unavailable`] if the kernel does not know its type or protocol.
 pub(super) fn open(local: SocketAddr, kind: Type, protocol: Option<i32>) -> Result<Socket, Stop> {
     let protocol = protocol.map(Protocol::from);
     Socket::new(Domain::for_address(local), kind, protocol).map_err(|error| {
@@ -52,27 +54,35 @@ pub(super) fn stream(local: SocketAddr) -> Result<Socket, Stop> {
     Ok(socket)
 }
 
-/// Connects to the listener from a client socket, and accepts.
-pub(super) fn reach(actor: Actor, listener: &Socket, to: SocketAddr) -> Result<(), Stop> {
+/// Connects to the listener and accepts the connection.
+pub(super) fn connect_and_accept(
+    alerts: ExpectedSocket,
+    listener: &Socket,
+    to: SocketAddr,
+) -> Result<(), Stop> {
     let client = TcpStream::connect(to)?;
-    actor.expect_accept(to.ip(), client.local_addr()?);
+    alerts.expect_accept(to.ip(), client.local_addr()?);
     drop(listener.accept()?);
     Ok(())
 }
 
-fn listener(script: &mut Script, socket: &Socket, local: SocketAddr) -> Result<Actor, Stop> {
-    let actor = script.socket(Transport::Tcp, local);
-    take(socket, local)?;
-    actor.expect(Bind);
+fn listener(
+    script: &mut Script,
+    socket: &Socket,
+    local: SocketAddr,
+) -> Result<ExpectedSocket, Stop> {
+    let alerts = script.socket(Transport::Tcp, local);
+    bind_again(socket, local)?;
+    alerts.expect(Bind);
     socket.listen(8)?;
-    actor.expect(Listen);
-    Ok(actor)
+    alerts.expect(Listen);
+    Ok(alerts)
 }
 
-/// Binds what may have been closed a moment ago: whoever reads /proc/PID/fd just then keeps it in use for a
-/// little longer.
-fn take(socket: &Socket, local: SocketAddr) -> io::Result<()> {
-    let until = Instant::now() + Duration::from_millis(PATIENCE.into());
+/// Binds a port that was closed a moment ago. Repeats on EADDRINUSE: a process that is reading
+/// /proc/PID/fd holds a reference to the closed socket for a moment.
+fn bind_again(socket: &Socket, local: SocketAddr) -> io::Result<()> {
+    let until = Instant::now() + Duration::from_millis(TIMEOUT_MS.into());
     loop {
         match socket.bind(&local.into()) {
             Err(error) if error.kind() == io::ErrorKind::AddrInUse && Instant::now() < until => {
@@ -89,10 +99,10 @@ fn tcp(script: &mut Script, local: &str, to: &str) -> Result<(), Stop> {
     if local.is_ipv6() {
         socket.set_only_v6(false)?;
     }
-    let actor = listener(script, &socket, local)?;
-    reach(actor, &socket, at(to)?)?;
+    let alerts = listener(script, &socket, local)?;
+    connect_and_accept(alerts, &socket, at(to)?)?;
     drop(socket);
-    actor.expect(Close);
+    alerts.expect(Close);
     Ok(())
 }
 
@@ -124,11 +134,11 @@ fn datagram(
 ) -> Result<(), Stop> {
     let local = at(local)?;
     let socket = open(local, Type::DGRAM, protocol)?;
-    let actor = script.socket(transport, local);
+    let alerts = script.socket(transport, local);
     socket.bind(&local.into())?;
-    actor.expect(Bind);
+    alerts.expect(Bind);
     drop(socket);
-    actor.expect(Close);
+    alerts.expect(Close);
     Ok(())
 }
 
@@ -169,14 +179,14 @@ pub(super) fn udplite_ipv6(script: &mut Script) -> Result<(), Stop> {
 fn mptcp_listener(script: &mut Script, client: Option<i32>) -> Result<(), Stop> {
     let local = at("127.0.0.1")?;
     let socket = open(local, Type::STREAM, Some(MPTCP))?;
-    let actor = listener(script, &socket, local)?;
+    let alerts = listener(script, &socket, local)?;
     let client = open(local, Type::STREAM, client)?;
     client.connect(&local.into())?;
-    actor.expect_accept(local.ip(), address_of(&client)?);
+    alerts.expect_accept(local.ip(), local_address(&client)?);
     drop(socket.accept()?);
     drop(client);
     drop(socket);
-    actor.expect(Close);
+    alerts.expect(Close);
     Ok(())
 }
 
@@ -188,43 +198,43 @@ pub(super) fn mptcp_fallback(script: &mut Script) -> Result<(), Stop> {
     mptcp_listener(script, None)
 }
 
-/// SCTP has no bind hook: the tracepoint tells it from listen on, without a cookie.
+/// SCTP has no bind hook: the tracepoint reports it from listen on, without a cookie.
 pub(super) fn sctp(script: &mut Script) -> Result<(), Stop> {
     let local = at("127.0.0.1")?;
     let socket = open(local, Type::STREAM, Some(libc::IPPROTO_SCTP))?;
-    let actor = script.socket(Transport::Sctp, local).without_address();
+    let alerts = script.socket(Transport::Sctp, local).without_address();
     socket.bind(&local.into())?;
     socket.listen(8)?;
-    actor.expect(Listen);
+    alerts.expect(Listen);
     drop(socket);
-    actor.expect(Close);
+    alerts.expect(Close);
     Ok(())
 }
 
-fn address_of(socket: &Socket) -> Result<SocketAddr, Stop> {
+fn local_address(socket: &Socket) -> Result<SocketAddr, Stop> {
     socket
         .local_addr()?
         .as_socket()
         .ok_or_else(|| Stop::Failed("no IP address".into()))
 }
 
-/// listen(2) on an unbound socket, with the automatic ports lowered to 976.
+/// listen(2) on an unbound socket, with 976 as the only ephemeral port.
 pub(super) fn listen_without_bind(script: &mut Script) -> Result<(), Stop> {
-    lower_automatic_ports()?;
+    lower_ephemeral_ports()?;
     let local = at("0.0.0.0")?;
     let socket = stream(local)?;
-    let actor = script.socket(Transport::Tcp, local);
+    let alerts = script.socket(Transport::Tcp, local);
     socket.listen(8)?;
-    actor.expect(Listen);
-    // Older kernels hide who listened: then the monitor looks for who holds it.
+    alerts.expect(Listen);
+    // On kernels that do not report the listening process, the monitor finds the holder in /proc.
     script.wait()?;
     drop(socket);
-    actor.expect(Close);
+    alerts.expect(Close);
     Ok(())
 }
 
-/// In this namespace the kernel itself gives 976 and nothing else.
-fn lower_automatic_ports() -> io::Result<()> {
+/// Makes 976 the only ephemeral port of this namespace.
+fn lower_ephemeral_ports() -> io::Result<()> {
     fs::write("/proc/sys/net/ipv4/ip_unprivileged_port_start", "0")?;
     fs::write(
         "/proc/sys/net/ipv4/ip_local_port_range",
@@ -232,8 +242,8 @@ fn lower_automatic_ports() -> io::Result<()> {
     )
 }
 
-/// The option only delays an automatic port: a port that is named is taken by bind(2) all the
-/// same; an automatic one by connect(2).
+/// The option delays the choice of an ephemeral port to connect(2); an explicit port is bound by
+/// bind(2) all the same.
 pub(super) fn bind_address_no_port(script: &mut Script) -> Result<(), Stop> {
     let server = std::net::TcpListener::bind(("127.0.0.1", 0))?;
     let local = at("127.0.0.1")?;
@@ -243,55 +253,55 @@ pub(super) fn bind_address_no_port(script: &mut Script) -> Result<(), Stop> {
         Ok(socket)
     };
 
-    let named = open()?;
-    let actor = script.socket(Transport::Tcp, local);
-    named.bind(&local.into())?;
-    actor.expect(Bind);
-    drop(named);
-    actor.expect(Close);
+    let explicit = open()?;
+    let alerts = script.socket(Transport::Tcp, local);
+    explicit.bind(&local.into())?;
+    alerts.expect(Bind);
+    drop(explicit);
+    alerts.expect(Close);
 
-    lower_automatic_ports()?;
-    let automatic = open()?;
-    let actor = script.socket(Transport::Tcp, local);
-    automatic.bind(&SockAddr::from(SocketAddr::from(([127, 0, 0, 1], 0))))?;
-    automatic.connect(&server.local_addr()?.into())?;
-    actor.expect_connect(server.local_addr()?);
+    lower_ephemeral_ports()?;
+    let ephemeral = open()?;
+    let alerts = script.socket(Transport::Tcp, local);
+    ephemeral.bind(&SockAddr::from(SocketAddr::from(([127, 0, 0, 1], 0))))?;
+    ephemeral.connect(&server.local_addr()?.into())?;
+    alerts.expect_connect(server.local_addr()?);
     script.wait()?;
-    drop(automatic);
-    actor.expect(Close);
+    drop(ephemeral);
+    alerts.expect(Close);
     Ok(())
 }
 
 pub(super) fn reuse_port(script: &mut Script) -> Result<(), Stop> {
     let local = at("127.0.0.1")?;
     let sockets = [stream(local)?, stream(local)?];
-    let mut actors = Vec::new();
+    let mut expected = Vec::new();
     for socket in &sockets {
         socket.set_reuse_port(true)?;
-        actors.push(listener(script, socket, local)?);
+        expected.push(listener(script, socket, local)?);
     }
-    // The kernel spreads clients over the sockets: each accept must name the one that it reached.
+    // The kernel distributes clients over the sockets: each accept must name the right listener.
     for _ in 0..8 {
         let client = TcpStream::connect(local)?;
         let mut ready = sockets
             .each_ref()
             .map(|socket| PollFd::new(socket.as_fd(), PollFlags::POLLIN));
         // connect(2) can return before the listener has the connection.
-        poll(&mut ready, PollTimeout::from(PATIENCE))?;
+        poll(&mut ready, PollTimeout::from(TIMEOUT_MS))?;
         let Some(reached) = ready.iter().position(|one| one.any() == Some(true)) else {
             return Err(Stop::Failed("no socket accepted".into()));
         };
         drop(sockets[reached].accept()?);
-        actors[reached].expect_accept(local.ip(), client.local_addr()?);
+        expected[reached].expect_accept(local.ip(), client.local_addr()?);
     }
-    for (socket, actor) in sockets.into_iter().zip(actors) {
+    for (socket, alerts) in sockets.into_iter().zip(expected) {
         drop(socket);
-        actor.expect(Close);
+        alerts.expect(Close);
     }
     Ok(())
 }
 
-/// The first listener leaves a connection in TIME_WAIT behind.
+/// The first listener leaves a connection in TIME_WAIT.
 pub(super) fn reuse_address(script: &mut Script) -> Result<(), Stop> {
     tcp(script, "127.0.0.1", "127.0.0.1")?;
     tcp(script, "127.0.0.1", "127.0.0.1")
@@ -301,9 +311,9 @@ pub(super) fn rebind(script: &mut Script) -> Result<(), Stop> {
     let local = at("127.0.0.1")?;
     for _ in 0..20 {
         let socket = stream(local)?;
-        let actor = listener(script, &socket, local)?;
+        let alerts = listener(script, &socket, local)?;
         drop(socket);
-        actor.expect(Close);
+        alerts.expect(Close);
     }
     Ok(())
 }
@@ -311,11 +321,11 @@ pub(super) fn rebind(script: &mut Script) -> Result<(), Stop> {
 pub(super) fn bound_and_unused(script: &mut Script) -> Result<(), Stop> {
     let local = at("127.0.0.1")?;
     let socket = stream(local)?;
-    let actor = script.socket(Transport::Tcp, local);
+    let alerts = script.socket(Transport::Tcp, local);
     socket.bind(&local.into())?;
-    actor.expect(Bind);
+    alerts.expect(Bind);
     drop(socket);
-    actor.expect(Close);
+    alerts.expect(Close);
     Ok(())
 }
 
@@ -323,26 +333,26 @@ pub(super) fn bound_and_connected(script: &mut Script) -> Result<(), Stop> {
     let server = std::net::TcpListener::bind(("127.0.0.1", 0))?;
     let local = at("127.0.0.1")?;
     let socket = stream(local)?;
-    let actor = script.socket(Transport::Tcp, local);
+    let alerts = script.socket(Transport::Tcp, local);
     socket.bind(&local.into())?;
-    actor.expect(Bind);
+    alerts.expect(Bind);
     socket.connect(&server.local_addr()?.into())?;
-    actor.expect_connect(server.local_addr()?);
+    alerts.expect_connect(server.local_addr()?);
     drop(socket);
-    actor.expect(Close);
+    alerts.expect(Close);
     Ok(())
 }
 
-/// shutdown(2) ends the listening and keeps the port.
+/// shutdown(2) ends the listening; the socket keeps the port.
 pub(super) fn shut_down_and_again(script: &mut Script) -> Result<(), Stop> {
     let local = at("127.0.0.1")?;
     let socket = stream(local)?;
-    let actor = listener(script, &socket, local)?;
+    let alerts = listener(script, &socket, local)?;
     socket.shutdown(std::net::Shutdown::Read)?;
-    actor.expect(Close);
+    alerts.expect(Close);
     socket.listen(8)?;
-    actor.expect(Listen);
+    alerts.expect(Listen);
     drop(socket);
-    actor.expect(Close);
+    alerts.expect(Close);
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! Another cgroup program that moves a bind to another port: what counts is where it ends up.
+//! Another cgroup program moves a bind to another port: the alert has the port that was bound.
 
 use std::{
     fs, io,
@@ -18,7 +18,7 @@ use crate::model::{
     Transport,
 };
 
-/// `union bpf_attr` as far as these two commands reach (include/uapi/linux/bpf.h).
+/// The part of `union bpf_attr` that BPF_PROG_LOAD needs (include/uapi/linux/bpf.h).
 #[repr(C)]
 #[derive(Default)]
 struct Load {
@@ -36,6 +36,7 @@ struct Load {
     expected_attach_type: u32,
 }
 
+/// The part of `union bpf_attr` that BPF_LINK_CREATE needs.
 #[repr(C)]
 struct Link {
     program: u32,
@@ -49,10 +50,10 @@ const BPF_LINK_CREATE: i64 = 28;
 const BPF_PROG_TYPE_CGROUP_SOCK_ADDR: u32 = 18;
 const BPF_CGROUP_INET4_BIND: u32 = 8;
 
-/// `user_port` in `struct bpf_sock_addr`.
+/// Offset of `user_port` in `struct bpf_sock_addr`, in bytes.
 const USER_PORT: u64 = 24;
 
-/// One instruction: opcode, registers, offset, immediate.
+/// Encodes one instruction.
 const fn instruction(opcode: u64, registers: u64, offset: u64, immediate: u32) -> u64 {
     opcode | registers << 8 | offset << 16 | (immediate as u64) << 32
 }
@@ -91,11 +92,11 @@ fn bpf<T>(command: i64, attributes: &T) -> io::Result<OwnedFd> {
     if fd < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: the kernel made this descriptor for us just now.
+    // SAFETY: a new descriptor, which this process owns alone.
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }
 
-/// A cgroup that goes when it is dropped.
+/// A cgroup that is removed when dropped.
 struct Cgroup(PathBuf);
 
 impl Drop for Cgroup {
@@ -106,36 +107,37 @@ impl Drop for Cgroup {
 
 pub(super) fn rewritten_bind(script: &mut Script) -> Result<(), Stop> {
     let root = crate::linux::cgroup::root()
-        .ok_or_else(|| Stop::unavailable("no cgroup v2 is mounted, in which to make one"))?;
-    // Before Linux 5.11 programs count as locked memory. Where this is refused it is not needed.
+        .ok_or_else(|| Stop::unavailable("no cgroup v2 hierarchy is mounted"))?;
+    // Before Linux 5.11 programs count as locked memory. Later kernels ignore the limit, so a
+    // failure shows when the program is loaded.
     let _ = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY);
-    let cgroup = Cgroup(root.join(format!("portwatch-path-{}", std::process::id())));
+    let cgroup = Cgroup(root.join(format!("portwatch-scenario-{}", std::process::id())));
     fs::create_dir(&cgroup.0)
-        .map_err(|error| Stop::unavailable(format!("no cgroup can be made: {error}")))?;
-    let folder = fs::File::open(&cgroup.0)?;
+        .map_err(|error| Stop::unavailable(format!("cannot create a cgroup: {error}")))?;
+    let directory = fs::File::open(&cgroup.0)?;
     let program = load(PORT)
-        .map_err(|error| Stop::unavailable(format!("no such program can be loaded: {error}")))?;
+        .map_err(|error| Stop::unavailable(format!("cannot load a bind program: {error}")))?;
     let link = bpf(
         BPF_LINK_CREATE,
         &Link {
             program: program.as_raw_fd() as u32,
-            target: folder.as_raw_fd() as u32,
+            target: directory.as_raw_fd() as u32,
             attach_type: BPF_CGROUP_INET4_BIND,
             flags: 0,
         },
     )?;
-    let actor = script.socket(Transport::Tcp, at("127.0.0.1")?);
+    let alerts = script.socket(Transport::Tcp, at("127.0.0.1")?);
     let members = cgroup.0.join("cgroup.procs");
     let child = in_child(|| {
         fs::write(&members, std::process::id().to_string())?;
-        let mut asked = at("127.0.0.1")?;
-        asked.set_port(8080);
-        let socket = stream(asked)?;
-        socket.bind(&asked.into())?;
+        let mut requested = at("127.0.0.1")?;
+        requested.set_port(8080);
+        let socket = stream(requested)?;
+        socket.bind(&requested.into())?;
         Ok(socket.listen(8)?)
     })?;
     for event in [Bind, Listen, Close] {
-        actor.of(child).expect(event);
+        alerts.of_process(child).expect(event);
     }
     drop(link);
     Ok(())

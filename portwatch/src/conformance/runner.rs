@@ -1,4 +1,6 @@
-//! Runs paths against a monitor, and compares what it printed with what they expect.
+//! Runs scenarios beside a monitor and compares its alerts with the expected ones.
+
+#![forbid(unsafe_code)]
 
 use std::{
     fmt,
@@ -15,76 +17,75 @@ use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::Value;
 
-use super::{ALL, Expected, Line, Path, script::SENTINEL};
+use super::{ALL, Expected, Line, Scenario, script::SENTINEL};
 
-/// How long a path may take before it counts as failed.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// How long a scenario may take before it counts as failed.
+const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// What became of a path.
+/// The result of a scenario.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub enum Outcome {
-    /// Every alert that must come came, and no other.
+    /// The monitor printed all expected alerts and no other.
     #[serde(rename = "ok")]
     Ok,
-    /// The kernel or the host does not have it.
+    /// The kernel or the host cannot run the scenario.
     #[serde(rename = "n/a")]
     Unavailable,
-    /// An alert is missing, wrong or too much, or the path went wrong.
+    /// The alerts differ from the expected ones, or the scenario itself failed.
     #[serde(rename = "failed")]
     Failed,
 }
 
-/// What became of a path, and why.
+/// The result of a scenario and its reason.
 #[derive(Clone, Debug, Serialize)]
 pub struct Verdict {
-    /// The path's name.
-    pub path: &'static str,
-    /// What became of it.
+    /// The scenario's name.
+    pub scenario: &'static str,
+    /// The result.
     pub outcome: Outcome,
-    /// Why it is not there or what is wrong; empty when all is well.
+    /// Why the scenario cannot run, or what differs; empty if the outcome is [`Outcome::Ok`].
     pub detail: String,
-    /// The program that the host lacks, when that is why.
+    /// The program that the host lacks, if that is the reason.
     #[serde(skip)]
     pub missing_program: Option<String>,
-    /// From the kernel's report to the line on the monitor's stdout: the slowest alert.
+    /// The longest time from an event in the kernel to its alert on the monitor's stdout.
     #[serde(skip)]
     pub slowest: Option<Duration>,
 }
 
-/// A monitor whose alerts are compared.
+/// A running monitor whose alerts are compared.
 pub struct Monitor {
     program: PathBuf,
     child: Child,
     alerts: Receiver<(Value, Duration)>,
-    /// What it said when it was armed, or why it was not.
-    pub said: String,
 }
 
 impl Monitor {
-    /// Starts `program run`, and waits until it is armed.
+    /// Starts `program run` and waits until it watches the host.
     ///
     /// # Errors
     ///
-    /// When it does not start or ends at once; the message is its own.
+    /// Fails if the program does not start, or ends at once: then the error is its first line on
+    /// stderr.
     pub fn start(program: PathBuf) -> io::Result<Self> {
         let mut child = Command::new(&program)
-            // All that happens, and nobody's rules; snapshots soon.
+            // Every event, no rules, frequent scans.
             .args(["run", "--format", "json", "--no-aggregate"])
             .args(["--config", "/dev/null", "--health-interval", "1"])
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()?;
-        let mut said = String::new();
+        let mut start_line = String::new();
         if let Some(stderr) = child.stderr.take() {
             let mut stderr = BufReader::new(stderr);
-            stderr.read_line(&mut said)?;
-            // What it says later must not fill the pipe.
+            stderr.read_line(&mut start_line)?;
+            // Later lines must not fill the pipe.
             thread::spawn(move || io::copy(&mut stderr, &mut io::sink()));
         }
-        if !said.contains("armed: ") {
+        if !start_line.contains("armed: ") {
             let _ = child.wait();
-            return Err(io::Error::other(said.trim().to_owned()));
+            return Err(io::Error::other(start_line.trim().to_owned()));
         }
         let (sender, alerts) = channel();
         if let Some(stdout) = child.stdout.take() {
@@ -104,100 +105,104 @@ impl Monitor {
             program,
             child,
             alerts,
-            said: said.trim().to_owned(),
         })
     }
 
-    /// Goes every path, and tells each verdict as it is known.
-    pub fn run_all(&self, mut tell: impl FnMut(Verdict)) {
-        for path in ALL {
-            tell(self.run(path));
+    /// Runs all scenarios, one after the other, and passes each verdict to `report` at once.
+    pub fn run_all(&self, mut report: impl FnMut(Verdict)) {
+        for scenario in ALL {
+            report(self.verdict(scenario));
         }
     }
 
-    fn run(&self, path: &Path) -> Verdict {
+    fn verdict(&self, scenario: &Scenario) -> Verdict {
         let mut verdict = Verdict {
-            path: path.name,
+            scenario: scenario.name,
             outcome: Outcome::Ok,
             detail: String::new(),
             missing_program: None,
             slowest: None,
         };
-        match self.go(path) {
+        match self.run(scenario) {
             Ok(slowest) => verdict.slowest = slowest,
             Err(mismatch) => {
                 (verdict.outcome, verdict.detail) = match mismatch {
-                    Mismatch::Unavailable(why) => (Outcome::Unavailable, why),
-                    Mismatch::Missing(program) => {
-                        let why = format!("this host has no {program}");
+                    Mismatch::Unavailable(reason) => (Outcome::Unavailable, reason),
+                    Mismatch::MissingProgram(program) => {
+                        let reason = format!("this host has no {program}");
                         verdict.missing_program = Some(program);
-                        (Outcome::Unavailable, why)
+                        (Outcome::Unavailable, reason)
                     }
-                    Mismatch::Failed(how) => (Outcome::Failed, how),
+                    Mismatch::Failed(error) => (Outcome::Failed, error),
                 };
             }
         }
         verdict
     }
 
-    fn go(&self, path: &Path) -> Result<Option<Duration>, Mismatch> {
+    fn run(&self, scenario: &Scenario) -> Result<Option<Duration>, Mismatch> {
         let failed = |error: io::Error| Mismatch::Failed(error.to_string());
-        let mut driver = Command::new(&self.program)
-            .args(["run-scenario", path.name])
+        let mut child = Command::new(&self.program)
+            .args(["run-scenario", scenario.name])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .spawn()
             .map_err(failed)?;
-        let outcome = self.listen_to(&mut driver);
-        // Ends its wait, or what it hangs in.
-        drop(driver.stdin.take());
+        let outcome = self.receive_all(&mut child);
+        // Lets the scenario exit.
+        drop(child.stdin.take());
         if outcome.is_err() {
-            let _ = driver.kill();
+            let _ = child.kill();
         }
-        driver.wait().map_err(failed)?;
+        child.wait().map_err(failed)?;
         outcome
     }
 
-    fn listen_to(&self, driver: &mut Child) -> Result<Option<Duration>, Mismatch> {
-        let lines = lines_of(driver);
-        let mut heard = Heard::new();
+    fn receive_all(&self, child: &mut Child) -> Result<Option<Duration>, Mismatch> {
+        let lines = lines_of(child);
+        let mut received = Received::new();
         let mut expected = Vec::new();
         let mut ended_early = None;
         loop {
-            match lines.recv_timeout(heard.left()) {
-                Ok(Line::Netns(inode)) => heard.namespaces.push(inode),
+            match lines.recv_timeout(received.remaining()) {
+                Ok(Line::Netns(inode)) => received.namespaces.push(inode),
                 Ok(Line::Expect(alert)) => expected.push(alert),
                 Ok(Line::Wait) => {
-                    while heard.alerts.len() < expected.len() {
-                        heard.hear(&self.alerts)?;
+                    while received.alerts.len() < expected.len() {
+                        received.receive(&self.alerts)?;
                     }
-                    if let Some(stdin) = &mut driver.stdin {
-                        // When it has gone, its missing `Done` tells.
+                    if let Some(stdin) = &mut child.stdin {
+                        // If it has exited, the missing `Done` is the error.
                         let _ = stdin.write_all(b"\n");
                     }
                 }
-                Ok(Line::Unavailable(why)) => ended_early = Some(Mismatch::Unavailable(why)),
-                Ok(Line::Missing(program)) => ended_early = Some(Mismatch::Missing(program)),
-                Ok(Line::Failed(how)) => ended_early = Some(Mismatch::Failed(how)),
+                Ok(Line::Unavailable(reason)) => ended_early = Some(Mismatch::Unavailable(reason)),
+                Ok(Line::MissingProgram(program)) => {
+                    ended_early = Some(Mismatch::MissingProgram(program));
+                }
+                Ok(Line::Failed(error)) => ended_early = Some(Mismatch::Failed(error)),
                 Ok(Line::Done) => break,
-                Err(error) => return Err(Mismatch::Failed(format!("the path ended: {error}"))),
+                Err(error) => {
+                    let problem = format!("the scenario's process sent no \"Done\": {error}");
+                    return Err(Mismatch::Failed(problem));
+                }
             }
         }
-        // One before the path and one behind it: then whatever was to come has come.
-        while heard.sentinels < 2 {
-            heard.hear(&self.alerts)?;
+        // One before the scenario and one after it: no alert can follow.
+        while received.sentinels < 2 {
+            received.receive(&self.alerts)?;
         }
         if let Some(mismatch) = ended_early {
             return Err(mismatch);
         }
-        compare(&expected, &heard.alerts).map_err(Mismatch::Failed)?;
-        Ok(heard.slowest)
+        compare(&expected, &received.alerts).map_err(Mismatch::Failed)?;
+        Ok(received.slowest)
     }
 }
 
-/// What the monitor has told of a path.
-struct Heard {
+/// The alerts of one scenario.
+struct Received {
     namespaces: Vec<u64>,
     alerts: Vec<Value>,
     sentinels: u32,
@@ -205,28 +210,27 @@ struct Heard {
     deadline: Instant,
 }
 
-impl Heard {
+impl Received {
     fn new() -> Self {
         Self {
             namespaces: Vec::new(),
             alerts: Vec::new(),
             sentinels: 0,
             slowest: None,
-            deadline: Instant::now() + PATIENCE,
+            deadline: Instant::now() + TIMEOUT,
         }
     }
 
-    fn left(&self) -> Duration {
+    fn remaining(&self) -> Duration {
         self.deadline.saturating_duration_since(Instant::now())
     }
 
-    /// Takes the next alert, when it is about one of these namespaces or about an unknown one.
-    fn hear(&mut self, alerts: &Receiver<(Value, Duration)>) -> Result<(), Mismatch> {
-        let (alert, age) = alerts.recv_timeout(self.left()).map_err(|error| {
-            let told = list(&by_socket(
-                &self.alerts.iter().map(Told::of_alert).collect::<Vec<_>>(),
-            ));
-            Mismatch::Failed(format!("after [{told}] the monitor told no more: {error}"))
+    /// Waits for the next alert; keeps it if its namespace is the scenario's or unknown.
+    fn receive(&mut self, alerts: &Receiver<(Value, Duration)>) -> Result<(), Mismatch> {
+        let (alert, age) = alerts.recv_timeout(self.remaining()).map_err(|error| {
+            let observed: Vec<Observed> = self.alerts.iter().map(Observed::of_alert).collect();
+            let observed = list(&by_socket(&observed));
+            Mismatch::Failed(format!("no more alerts after [{observed}]: {error}"))
         })?;
         let netns = alert["socket"]["netns"].as_u64();
         if netns.is_some_and(|netns| !self.namespaces.contains(&netns)) {
@@ -249,15 +253,16 @@ impl Drop for Monitor {
     }
 }
 
+/// Why a scenario is not [`Outcome::Ok`].
 enum Mismatch {
     Unavailable(String),
-    Missing(String),
+    MissingProgram(String),
     Failed(String),
 }
 
-fn lines_of(driver: &mut Child) -> Receiver<Line> {
+fn lines_of(child: &mut Child) -> Receiver<Line> {
     let (sender, lines) = channel();
-    if let Some(stdout) = driver.stdout.take() {
+    if let Some(stdout) = child.stdout.take() {
         thread::spawn(move || {
             for line in BufReader::new(stdout).lines().map_while(Result::ok) {
                 let Ok(line) = serde_json::from_str(&line) else {
@@ -272,7 +277,7 @@ fn lines_of(driver: &mut Child) -> Receiver<Line> {
     lines
 }
 
-/// How long ago an alert's event was.
+/// The time since an alert's event.
 fn age(alert: &Value) -> Duration {
     let time = alert["time"]
         .as_str()
@@ -281,22 +286,22 @@ fn age(alert: &Value) -> Duration {
         .unwrap_or_default()
 }
 
-/// Compares socket by socket: the order among sockets is the kernel's affair.
+/// Compares the events of each socket; the order among sockets is not defined.
 fn compare(expected: &[Expected], alerts: &[Value]) -> Result<(), String> {
-    let told: Vec<Told> = alerts.iter().map(Told::of_alert).collect();
-    let wanted: Vec<Told> = expected.iter().map(Told::of_expected).collect();
-    let (told, wanted) = (by_socket(&told), by_socket(&wanted));
-    if told == wanted {
+    let observed: Vec<Observed> = alerts.iter().map(Observed::of_alert).collect();
+    let wanted: Vec<Observed> = expected.iter().map(Observed::of_expected).collect();
+    let (observed, wanted) = (by_socket(&observed), by_socket(&wanted));
+    if observed == wanted {
         return Ok(());
     }
     Err(format!(
         "expected [{}], got [{}]",
         list(&wanted),
-        list(&told)
+        list(&observed)
     ))
 }
 
-fn list(sockets: &[Vec<Told>]) -> String {
+fn list(sockets: &[Vec<Observed>]) -> String {
     let sockets: Vec<String> = sockets
         .iter()
         .map(|events| {
@@ -307,9 +312,9 @@ fn list(sockets: &[Vec<Told>]) -> String {
     sockets.join("; ")
 }
 
-/// What is compared of an alert.
+/// The compared part of an alert.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Told {
+struct Observed {
     socket: Option<u64>,
     event: String,
     transport: String,
@@ -318,7 +323,7 @@ struct Told {
     pid: Option<u64>,
 }
 
-impl Told {
+impl Observed {
     fn of_alert(alert: &Value) -> Self {
         let text = |value: &Value| value.as_str().unwrap_or("?").to_owned();
         let at = |address: &Value, port: &Value| format!("{} {port}", text(address));
@@ -349,7 +354,7 @@ impl Told {
     }
 }
 
-impl fmt::Display for Told {
+impl fmt::Display for Observed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {} {}", self.event, self.transport, self.local)?;
         if let Some(peer) = &self.peer {
@@ -357,17 +362,17 @@ impl fmt::Display for Told {
         }
         match self.pid {
             Some(pid) => write!(f, " pid {pid}"),
-            None => f.write_str(" no pid"),
+            None => f.write_str(" without a process"),
         }
     }
 }
 
 /// The events of each socket in their order; the sockets in the order of their first event.
-fn by_socket(events: &[Told]) -> Vec<Vec<Told>> {
-    let mut sockets: Vec<(Option<u64>, Vec<Told>)> = Vec::new();
+fn by_socket(events: &[Observed]) -> Vec<Vec<Observed>> {
+    let mut sockets: Vec<(Option<u64>, Vec<Observed>)> = Vec::new();
     for event in events {
-        // What the cookie is called differs; that it is the same does not.
-        let anonymous = Told {
+        // Cookies and the scenario's numbers differ; only which events share one is compared.
+        let anonymous = Observed {
             socket: None,
             ..event.clone()
         };

@@ -1,4 +1,5 @@
-//! What a path does and expects, told line by line to the [`runner`](super::runner).
+//! The scenario's side of a run: it writes the alerts that it expects to stdout, one JSON line
+//! each, for the [`runner`](super::runner).
 
 use std::{
     fmt,
@@ -15,58 +16,58 @@ use crate::{
     model::{EventKind, Transport},
 };
 
-/// The port that every path is about.
+/// The port that every scenario binds.
 pub(super) const PORT: u16 = 976;
 
-/// The port whose bind tells that all alerts before it have come: reserved, on UDP.
+/// A reserved UDP port: once its bind and close are received, so are all alerts before them.
 pub(super) const SENTINEL: u16 = 1023;
 
-/// An alert that must come.
+/// An alert that the monitor must print.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Expected {
-    /// Stands for the socket's cookie.
+    /// The scenario's number of the socket; the same number stands for the same cookie.
     pub socket: u32,
     /// The alert's event.
     pub event: EventKind,
     /// The alert's transport.
     pub transport: Transport,
-    /// The alert's address.
+    /// The alert's address; none where the kernel does not report it.
     pub address: Option<IpAddr>,
     /// The alert's port.
     pub port: u16,
-    /// The alert's peer.
+    /// The alert's peer, of accepts and connects.
     pub peer: Option<SocketAddr>,
-    /// The alert's process.
+    /// The pid of the alert's process.
     pub pid: Option<u32>,
 }
 
-/// One line from the path's process to the runner.
+/// One line from the scenario's process to the runner.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Line {
-    /// The path takes place in this network namespace, by inode.
+    /// The scenario opens sockets in the network namespace with this inode.
     Netns(u64),
-    /// This alert must come.
+    /// The monitor must print this alert.
     Expect(Expected),
-    /// The kernel or the host does not have this path, and why.
+    /// The kernel or the host cannot run this scenario; the reason.
     Unavailable(String),
-    /// The host does not have this program, which the path needs.
-    Missing(String),
-    /// The path went wrong by itself, and how.
+    /// The host lacks this program, which the scenario needs.
+    MissingProgram(String),
+    /// The scenario itself failed; the error.
     Failed(String),
-    /// Waits for a line on stdin until every alert so far has come.
+    /// The scenario waits for a line on stdin, until the monitor has printed all alerts so far.
     Wait,
-    /// All is done, and the sentinel is bound.
+    /// The scenario has ended, and the sentinel has been bound and closed.
     Done,
 }
 
-/// Why a path ended early.
+/// Why a scenario ended early.
 #[derive(Debug)]
 pub(super) enum Stop {
-    /// The kernel or the host does not have it.
+    /// The kernel or the host cannot run it; the reason.
     Unavailable(String),
-    /// The host does not have this program.
-    Missing(&'static str),
-    /// It went wrong.
+    /// The host lacks this program.
+    MissingProgram(&'static str),
+    /// It failed; the error.
     Failed(String),
 }
 
@@ -77,22 +78,22 @@ impl<E: std::error::Error> From<E> for Stop {
 }
 
 impl Stop {
-    pub(super) fn unavailable(what: impl fmt::Display) -> Self {
-        Self::Unavailable(what.to_string())
+    pub(super) fn unavailable(reason: impl fmt::Display) -> Self {
+        Self::Unavailable(reason.to_string())
     }
 }
 
-/// The running path's side of the talk.
+/// A running scenario.
 pub(super) struct Script {
     sockets: u32,
 }
 
 impl Script {
-    /// A socket that the alerts will be about.
-    pub(super) fn socket(&mut self, transport: Transport, local: SocketAddr) -> Actor {
+    /// A new socket that alerts are expected of, opened by this process.
+    pub(super) fn socket(&mut self, transport: Transport, local: SocketAddr) -> ExpectedSocket {
         self.sockets += 1;
         let local = SocketAddr::new(local.ip().to_canonical(), local.port());
-        Actor {
+        ExpectedSocket {
             socket: self.sockets,
             transport,
             address: Some(local.ip()),
@@ -101,26 +102,29 @@ impl Script {
         }
     }
 
-    /// Waits until every alert so far has come: what the monitor looks up meanwhile is there.
+    /// Waits until the monitor has printed all alerts so far, so that what it reads in /proc for
+    /// them still exists.
     pub(super) fn wait(&mut self) -> Result<(), Stop> {
-        say(&Line::Wait);
+        send(&Line::Wait);
         match io::stdin().read(&mut [0])? {
-            0 => Err(Stop::Failed("the alerts before did not come".into())),
+            0 => Err(Stop::Failed(
+                "the runner stopped waiting for the expected alerts".into(),
+            )),
             _ => Ok(()),
         }
     }
 
-    /// Says that the path also takes place in the current network namespace.
-    pub(super) fn enter(&mut self) {
+    /// Also compares the alerts of this process's current network namespace.
+    pub(super) fn add_namespace(&mut self) {
         if let Some(inode) = inode_of(std::process::id()) {
-            say(&Line::Netns(inode));
+            send(&Line::Netns(inode));
         }
     }
 }
 
-/// A socket and the process that its alerts must name.
+/// A socket that alerts are expected of, and the process that they must name.
 #[derive(Clone, Copy)]
-pub(super) struct Actor {
+pub(super) struct ExpectedSocket {
     socket: u32,
     transport: Transport,
     address: Option<IpAddr>,
@@ -128,8 +132,8 @@ pub(super) struct Actor {
     pid: Option<u32>,
 }
 
-impl Actor {
-    /// The same socket, with alerts that cannot know its address.
+impl ExpectedSocket {
+    /// The same socket, with alerts without address.
     pub(super) fn without_address(self) -> Self {
         Self {
             address: None,
@@ -137,35 +141,35 @@ impl Actor {
         }
     }
 
-    /// The same socket, with alerts that must name another process.
-    pub(super) fn of(self, pid: u32) -> Self {
+    /// The same socket, with alerts that name process `pid`.
+    pub(super) fn of_process(self, pid: u32) -> Self {
         Self {
             pid: Some(pid),
             ..self
         }
     }
 
-    /// The same socket, with alerts that must name no process.
-    pub(super) fn of_nobody(self) -> Self {
+    /// The same socket, with alerts that name no process.
+    pub(super) fn without_process(self) -> Self {
         Self { pid: None, ..self }
     }
 
-    /// This event must be told, about the address that was taken.
+    /// Expects an alert about `event` at the bound address.
     pub(super) fn expect(self, event: EventKind) {
-        self.tell(event, self.address, None);
+        self.report(event, self.address, None);
     }
 
-    /// An accept on that address from `peer` must be told.
+    /// Expects an alert about an accept at address `on` from `peer`.
     pub(super) fn expect_accept(self, on: IpAddr, peer: SocketAddr) {
-        self.tell(EventKind::Accept, Some(on.to_canonical()), Some(peer));
+        self.report(EventKind::Accept, Some(on.to_canonical()), Some(peer));
     }
 
-    /// A connect to `peer` must be told.
+    /// Expects an alert about a connect to `peer`.
     pub(super) fn expect_connect(self, peer: SocketAddr) {
-        self.tell(EventKind::Connect, self.address, Some(peer));
+        self.report(EventKind::Connect, self.address, Some(peer));
     }
 
-    fn tell(self, event: EventKind, address: Option<IpAddr>, peer: Option<SocketAddr>) {
+    fn report(self, event: EventKind, address: Option<IpAddr>, peer: Option<SocketAddr>) {
         let Self {
             socket,
             transport,
@@ -175,7 +179,7 @@ impl Actor {
         } = self;
         let canonical = |peer: SocketAddr| SocketAddr::new(peer.ip().to_canonical(), peer.port());
         let peer = peer.map(canonical);
-        say(&Line::Expect(Expected {
+        send(&Line::Expect(Expected {
             socket,
             event,
             transport,
@@ -187,49 +191,50 @@ impl Actor {
     }
 }
 
-/// Writes a line to stdout at once; the runner notices when that fails.
-pub(super) fn say(line: &Line) {
+/// Writes a line to stdout at once. Errors are ignored: the runner fails the scenario without it.
+pub(super) fn send(line: &Line) {
     let mut text = serde_json::to_string(line).unwrap_or_default();
     text.push('\n');
     let _ = io::stdout().lock().write_all(text.as_bytes());
 }
 
-/// Goes the path of that name in this process: a network namespace of its own, the sentinel, the
-/// path, the sentinel again; then waits for the end of stdin, so that /proc still shows it.
-pub fn drive(name: &str) {
+/// Runs the scenario of that name in this process, in a new network namespace, between two binds
+/// of the sentinel. Then waits for the end of stdin, so that the monitor still finds this process
+/// in /proc.
+pub fn run_scenario(name: &str) {
     let mut script = Script { sockets: 0 };
-    let outcome = match super::ALL.iter().find(|path| path.name == name) {
-        Some(path) => enter_namespace().and_then(|()| {
-            script.enter();
-            sentinel()?;
-            let outcome = (path.drive)(&mut script);
-            sentinel()?;
+    let outcome = match super::ALL.iter().find(|scenario| scenario.name == name) {
+        Some(scenario) => enter_namespace().and_then(|()| {
+            script.add_namespace();
+            bind_sentinel()?;
+            let outcome = (scenario.run)(&mut script);
+            bind_sentinel()?;
             outcome
         }),
-        None => Err(Stop::Failed(format!("there is no path {name:?}"))),
+        None => Err(Stop::Failed(format!("no scenario is named {name:?}"))),
     };
     match outcome {
         Ok(()) => {}
-        Err(Stop::Unavailable(why)) => say(&Line::Unavailable(why)),
-        Err(Stop::Missing(program)) => say(&Line::Missing(program.into())),
-        Err(Stop::Failed(how)) => say(&Line::Failed(how)),
+        Err(Stop::Unavailable(reason)) => send(&Line::Unavailable(reason)),
+        Err(Stop::MissingProgram(program)) => send(&Line::MissingProgram(program.into())),
+        Err(Stop::Failed(error)) => send(&Line::Failed(error)),
     }
-    say(&Line::Done);
+    send(&Line::Done);
     let _ = io::stdin().read(&mut [0]);
 }
 
-fn sentinel() -> Result<(), Stop> {
+fn bind_sentinel() -> Result<(), Stop> {
     drop(UdpSocket::bind(("127.0.0.1", SENTINEL))?);
     Ok(())
 }
 
-/// A network namespace of this process's own, with loopback up.
+/// Moves this process to a new network namespace, with loopback up.
 pub(super) fn enter_namespace() -> Result<(), Stop> {
     unshare(CloneFlags::CLONE_NEWNET)?;
     loopback_up()
 }
 
-/// netdevice(7): sets IFF_UP on `lo`.
+/// Sets IFF_UP on `lo` of the current network namespace (netdevice(7)).
 pub(super) fn loopback_up() -> Result<(), Stop> {
     let probe = UdpSocket::bind(("0.0.0.0", 0))?;
     // SAFETY: all-zero bytes are a valid `ifreq`, which is plain data.

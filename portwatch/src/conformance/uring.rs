@@ -1,4 +1,4 @@
-//! io_uring, which goes past every system call tracer.
+//! io_uring, whose operations no system call tracer sees.
 
 use std::os::fd::AsRawFd as _;
 
@@ -6,15 +6,15 @@ use io_uring::{IoUring, Probe, opcode, squeue, types::Fd};
 use socket2::{SockAddr, Socket};
 
 use super::{
-    plain::{at, reach, stream},
-    script::{Actor, Script, Stop},
+    plain::{at, connect_and_accept, stream},
+    script::{ExpectedSocket, Script, Stop},
 };
 use crate::model::{
     EventKind::{Bind, Close, Listen},
     Transport,
 };
 
-/// A ring that knows those operations; unavailable when the kernel does not.
+/// A ring with these operations; [`Stop::Unavailable`] if the kernel lacks one.
 fn ring(sqpoll: bool, operations: &[(u8, &str)]) -> Result<IoUring, Stop> {
     let mut builder = IoUring::builder();
     if sqpoll {
@@ -22,7 +22,7 @@ fn ring(sqpoll: bool, operations: &[(u8, &str)]) -> Result<IoUring, Stop> {
     }
     let ring = builder
         .build(8)
-        .map_err(|error| Stop::unavailable(format!("this kernel gives no io_uring: {error}")))?;
+        .map_err(|error| Stop::unavailable(format!("io_uring is not available: {error}")))?;
     let mut probe = Probe::new();
     ring.submitter().register_probe(&mut probe)?;
     for (code, name) in operations {
@@ -39,7 +39,7 @@ fn ring(sqpoll: bool, operations: &[(u8, &str)]) -> Result<IoUring, Stop> {
 ///
 /// # Safety
 ///
-/// What the entry points at must live until this returns.
+/// Everything that the entry points to must live until this returns.
 unsafe fn submit(ring: &mut IoUring, entry: &squeue::Entry) -> Result<i32, Stop> {
     // SAFETY: the caller's promise; the result is waited for below.
     unsafe { ring.submission().push(entry) }?;
@@ -55,20 +55,23 @@ unsafe fn submit(ring: &mut IoUring, entry: &squeue::Entry) -> Result<i32, Stop>
     }
 }
 
-fn listen_through(script: &mut Script, ring: &mut IoUring) -> Result<(Socket, Actor), Stop> {
+fn listen_through(
+    script: &mut Script,
+    ring: &mut IoUring,
+) -> Result<(Socket, ExpectedSocket), Stop> {
     let local = at("127.0.0.1")?;
     let socket = stream(local)?;
     let address = SockAddr::from(local);
     let fd = Fd(socket.as_raw_fd());
-    let actor = script.socket(Transport::Tcp, local);
+    let alerts = script.socket(Transport::Tcp, local);
     let bind = opcode::Bind::new(fd, address.as_ptr().cast(), address.len()).build();
     // SAFETY: `address` lives to the end of this function.
     unsafe { submit(ring, &bind) }?;
-    actor.expect(Bind);
-    // SAFETY: the operation points at nothing.
+    alerts.expect(Bind);
+    // SAFETY: the operation points to nothing.
     unsafe { submit(ring, &opcode::Listen::new(fd, 8).build()) }?;
-    actor.expect(Listen);
-    Ok((socket, actor))
+    alerts.expect(Listen);
+    Ok((socket, alerts))
 }
 
 const BIND_AND_LISTEN: [(u8, &str); 2] = [
@@ -86,32 +89,32 @@ pub(super) fn bind_and_listen_sqpoll(script: &mut Script) -> Result<(), Stop> {
 
 fn with_ring(script: &mut Script, sqpoll: bool) -> Result<(), Stop> {
     let mut ring = ring(sqpoll, &BIND_AND_LISTEN)?;
-    let (socket, actor) = listen_through(script, &mut ring)?;
-    reach(actor, &socket, at("127.0.0.1")?)?;
+    let (socket, alerts) = listen_through(script, &mut ring)?;
+    connect_and_accept(alerts, &socket, at("127.0.0.1")?)?;
     drop(socket);
-    actor.expect(Close);
+    alerts.expect(Close);
     Ok(())
 }
 
-/// The listener is an ordinary one; the connection is taken through the ring.
+/// Binds and listens by system call; accepts through the ring.
 pub(super) fn accept(script: &mut Script) -> Result<(), Stop> {
     let mut ring = ring(false, &[(opcode::Accept::CODE, "IORING_OP_ACCEPT")])?;
     let local = at("127.0.0.1")?;
     let socket = stream(local)?;
-    let actor = script.socket(Transport::Tcp, local);
+    let alerts = script.socket(Transport::Tcp, local);
     socket.bind(&local.into())?;
-    actor.expect(Bind);
+    alerts.expect(Bind);
     socket.listen(8)?;
-    actor.expect(Listen);
+    alerts.expect(Listen);
     let client = std::net::TcpStream::connect(local)?;
-    actor.expect_accept(local.ip(), client.local_addr()?);
-    let nowhere = std::ptr::null_mut();
-    let accept = opcode::Accept::new(Fd(socket.as_raw_fd()), nowhere, std::ptr::null_mut()).build();
-    // SAFETY: the operation points at nothing.
+    alerts.expect_accept(local.ip(), client.local_addr()?);
+    let (address, length) = (std::ptr::null_mut(), std::ptr::null_mut());
+    let accept = opcode::Accept::new(Fd(socket.as_raw_fd()), address, length).build();
+    // SAFETY: the operation points to nothing.
     let accepted = unsafe { submit(&mut ring, &accept) }?;
     nix::unistd::close(accepted)?;
     drop(client);
     drop(socket);
-    actor.expect(Close);
+    alerts.expect(Close);
     Ok(())
 }

@@ -59,6 +59,63 @@ impl<K: Hash + Eq, V> Bounded<K, V> {
     }
 }
 
+/// A map that evicts what was used longest ago once its values take more bytes than a limit.
+#[derive(Debug)]
+pub struct ByteBounded<K: Hash + Eq, V> {
+    /// Each value with the bytes that it was counted with.
+    entries: LruCache<K, (V, usize)>,
+    bytes: usize,
+    max_bytes: usize,
+}
+
+impl<K: Hash + Eq, V> ByteBounded<K, V> {
+    /// An empty map whose values take at most `max_bytes`.
+    #[must_use]
+    pub fn new(max_bytes: usize) -> Self {
+        Self {
+            entries: LruCache::unbounded(),
+            bytes: 0,
+            max_bytes,
+        }
+    }
+
+    /// The value of `key`; counts as a use.
+    pub fn get(&mut self, key: &K) -> Option<&V> {
+        self.entries.get(key).map(|(value, _)| value)
+    }
+
+    /// As [`get`](Self::get), mutable. Call [`resize`](Self::resize) when the value's size changes.
+    pub fn get_mut(&mut self, key: &K) -> Option<&mut V> {
+        self.entries.get_mut(key).map(|(value, _)| value)
+    }
+
+    /// Inserts or replaces a value that takes `bytes`. One that exceeds the limit alone is not kept.
+    pub fn put(&mut self, key: K, value: V, bytes: usize) {
+        if let Some((_, old)) = self.entries.put(key, (value, bytes)) {
+            self.bytes -= old;
+        }
+        self.bytes += bytes;
+        self.evict();
+    }
+
+    /// Counts the value of `key` with `bytes` from now on.
+    pub fn resize(&mut self, key: &K, bytes: usize) {
+        if let Some((_, counted)) = self.entries.get_mut(key) {
+            self.bytes = self.bytes - *counted + bytes;
+            *counted = bytes;
+            self.evict();
+        }
+    }
+
+    fn evict(&mut self) {
+        while self.bytes > self.max_bytes
+            && let Some((_, (_, bytes))) = self.entries.pop_lru()
+        {
+            self.bytes -= bytes;
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,4 +1,4 @@
-//! A sensor that somebody detaches.
+//! Hooks that somebody detaches.
 
 use std::{
     fs, io,
@@ -10,33 +10,33 @@ use serde_json::json;
 
 use crate::{
     assert_alert,
-    support::{Agent, in_namespace},
+    support::{Monitor, in_namespace},
 };
 
 const BPF_LINK_GET_FD_BY_ID: libc::c_long = 30;
 const BPF_LINK_DETACH: libc::c_long = 34;
 
-/// One command of bpf(2) whose attributes are one number in front.
+/// Runs a bpf(2) command whose attributes start with one number.
 fn bpf(command: libc::c_long, number: u32) -> libc::c_long {
     let attributes = [number, 0, 0, 0];
     // SAFETY: the kernel reads the sixteen bytes, which outlive the call.
     unsafe { libc::syscall(libc::SYS_bpf, command, attributes.as_ptr(), 16) }
 }
 
-/// Detaches that link, as `bpftool link detach` does.
+/// Detaches a link, as `bpftool link detach` does.
 fn detach(link: u32) {
     let fd = bpf(BPF_LINK_GET_FD_BY_ID, link);
     assert!(fd >= 0, "{}", io::Error::last_os_error());
-    // SAFETY: the kernel made this descriptor for us just now.
+    // SAFETY: a new descriptor, which this process owns alone.
     let fd = unsafe { OwnedFd::from_raw_fd(fd as i32) };
     let result = bpf(BPF_LINK_DETACH, fd.as_raw_fd() as u32);
     assert_eq!(result, 0, "{}", io::Error::last_os_error());
 }
 
-/// The ids of the links that a process holds, from its descriptors' fdinfo.
+/// The ids of the BPF links that a process has open, from /proc/PID/fdinfo.
 fn links(pid: u32) -> Vec<u32> {
-    let folder = fs::read_dir(format!("/proc/{pid}/fdinfo")).unwrap();
-    folder
+    let directory = fs::read_dir(format!("/proc/{pid}/fdinfo")).unwrap();
+    directory
         .filter_map(|entry| fs::read_to_string(entry.unwrap().path()).ok())
         .filter_map(|info| {
             let id = info
@@ -48,16 +48,16 @@ fn links(pid: u32) -> Vec<u32> {
 }
 
 #[test]
-fn what_is_detached_is_told_and_attached_again() {
+fn detached_hooks_are_reported_and_attached_again() {
     in_namespace(|namespace| {
-        let agent = Agent::start(&["--health-interval", "1"]);
-        let links = links(agent.pid());
+        let monitor = Monitor::start(&["--health-interval", "1"]);
+        let links = links(monitor.pid());
         assert_eq!(links.len(), 4, "{links:?}");
         for link in links {
             detach(link);
         }
         for _ in 0..4 {
-            let alert = agent.health();
+            let alert = monitor.health();
             assert_alert!(alert, { "severity" => "warning", "port" => json!(null), "process" => json!(null) });
             let detail = alert["detail"].as_str().unwrap();
             assert!(
@@ -67,9 +67,8 @@ fn what_is_detached_is_told_and_attached_again() {
         }
         drop(UdpSocket::bind("127.0.0.1:976").unwrap());
         for event in ["bind", "close"] {
-            assert_alert!(agent.alert(namespace.inode), { "event" => event });
+            assert_alert!(monitor.alert(namespace.inode), { "event" => event });
         }
-        let rest = agent.stop(namespace.inode);
-        assert!(rest.is_empty(), "{rest:?}");
+        monitor.stop_without_more(namespace.inode);
     });
 }

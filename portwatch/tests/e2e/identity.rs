@@ -1,5 +1,5 @@
-//! Who it was: containers, scripts, programs that are gone from the disk or never were on it, and
-//! those that are gone before anyone can look.
+//! How processes are described: containers, scripts, executables without a file, and processes
+//! that exit before /proc can be read.
 
 use std::{
     fs,
@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use crate::{
     assert_alert,
-    support::{Agent, Cgroup, Dialogue, copy_program, in_namespace},
+    support::{Cgroup, Helper, Monitor, copy_program, in_namespace},
 };
 
 /// Perl that binds 976/udp and ends.
@@ -28,14 +28,14 @@ fn run(program: &mut Command) {
 fn a_container_is_named_by_its_cgroup() {
     const ID: &str = "5f0a1b2c3d4e5f60718293a4b5c6d7e8f90a1b2c3d4e5f60718293a4b5c6d7e8";
     in_namespace(|namespace| {
-        let agent = Agent::start(&[]);
+        let monitor = Monitor::start(&[]);
         let parent = Cgroup::new("container");
         let scope = parent.below(&format!("docker-{ID}.scope"));
-        // Gone by the time anyone looks, and still there.
-        for hold in ["", " sleep 60"] {
-            let mut perl = scope.start_perl(&format!("{BIND} $| = 1; print \"ready\\n\";{hold}"));
+        // A process that has exited when /proc is read, and one that still runs.
+        for rest in ["", " sleep 60"] {
+            let mut perl = scope.start_perl(&format!("{BIND} $| = 1; print \"ready\\n\";{rest}"));
             perl.wait_for("ready");
-            let bind = agent.alert(namespace.inode);
+            let bind = monitor.alert(namespace.inode);
             assert_alert!(bind, {
                 "event" => "bind",
                 "process/container" => json!({"id": ID, "runtime": "docker"}),
@@ -45,13 +45,13 @@ fn a_container_is_named_by_its_cgroup() {
             let cgroup = bind["process"]["cgroup"].as_str().unwrap();
             assert!(cgroup.ends_with(&format!("/docker-{ID}.scope")), "{cgroup}");
             drop(perl);
-            assert_eq!(agent.alert(namespace.inode)["event"], "close");
+            assert_eq!(monitor.alert(namespace.inode)["event"], "close");
         }
     });
 }
 
 #[test]
-fn what_is_run_is_named_wherever_it_is() {
+fn executables_and_scripts_are_named() {
     struct Case {
         what: &'static str,
         command: Command,
@@ -60,11 +60,11 @@ fn what_is_run_is_named_wherever_it_is() {
         script: Value,
     }
     in_namespace(|namespace| {
-        let agent = Agent::start(&[]);
-        let folder = tempfile::tempdir().unwrap();
+        let monitor = Monitor::start(&[]);
+        let directory = tempfile::tempdir().unwrap();
         let perl = fs::canonicalize("/usr/bin/perl").unwrap();
         let shown = |path: &Path| path.to_str().unwrap().to_owned();
-        let copy = folder.path().join("copy");
+        let copy = directory.path().join("copy");
         copy_program(&perl, &copy);
         let mut deleted = Command::new(&copy);
         deleted.args([
@@ -72,26 +72,26 @@ fn what_is_run_is_named_wherever_it_is() {
             &format!("unlink('{}') or die; {BIND}", copy.display()),
         ]);
 
-        // memfd_create(2), all of perl, and execve(2) of a descriptor that is open for reading.
+        // memfd_create(2), a copy of perl, and execve(2) of a read-only descriptor.
         let mut memfd = Command::new("/usr/bin/perl");
         memfd.args([
             "-e",
             "use Fcntl; my $name = 'hidden'; my $fd = syscall(319, $name, 0); open(my $w, '>&=', $fd) or die; \
              open(my $r, '<', $^X) or die; binmode $_ for $r, $w; local $/; print {$w} <$r>; \
              open(my $x, '<', \"/proc/self/fd/$fd\") or die; close $w; fcntl($x, F_SETFD, 0); \
-             exec { '/proc/self/fd/' . fileno $x } 'quiet', '-e', $ARGV[0]; die",
+             exec { '/proc/self/fd/' . fileno $x } 'renamed', '-e', $ARGV[0]; die",
             BIND,
         ]);
 
-        let script = folder.path().join("service");
+        let script = directory.path().join("service");
         fs::write(&script, format!("#!/usr/bin/perl -w\n{BIND}\n")).unwrap();
         fs::set_permissions(&script, PermissionsExt::from_mode(0o755)).unwrap();
         let mut relative = Command::new("./service");
-        relative.current_dir(folder.path());
+        relative.current_dir(directory.path());
 
         let cases = [
             Case {
-                what: "a file that is gone",
+                what: "a deleted file",
                 command: deleted,
                 exe: shown(&copy),
                 flags: json!(["deleted"]),
@@ -128,14 +128,14 @@ fn what_is_run_is_named_wherever_it_is() {
         } in cases
         {
             run(&mut command);
-            let [bind, close] = [(); 2].map(|()| agent.alert(namespace.inode));
+            let [bind, close] = [(); 2].map(|()| monitor.alert(namespace.inode));
             assert_alert!(bind, {
                 "process/exe" => exe,
                 "process/exe_flags" => flags,
                 "process/ppid" => std::process::id(),
                 "process/ancestors/0/pid" => std::process::id(),
             });
-            // With the working directory, when the process is still there to ask.
+            // With the working directory if the process still runs when /proc is read.
             let named = bind["process"]["script"].as_str().unwrap_or("");
             let wanted = script.as_str().unwrap_or("");
             assert!(
@@ -149,17 +149,17 @@ fn what_is_run_is_named_wherever_it_is() {
 }
 
 #[test]
-fn programs_that_end_at_once_are_named_in_full() {
+fn short_lived_programs_are_named_in_full() {
     const RUNS: usize = 300;
     in_namespace(|namespace| {
-        let agent = Agent::start(&[]);
+        let monitor = Monitor::start(&[]);
         for number in 0..RUNS {
             run(Command::new("perl").args(["-e", BIND, &number.to_string()]));
         }
         for number in 0..RUNS {
             let number = number.to_string();
             for event in ["bind", "close"] {
-                let alert = agent.alert(namespace.inode);
+                let alert = monitor.alert(namespace.inode);
                 assert_alert!(alert, {
                     "event" => event,
                     "process/comm" => "perl",
@@ -171,29 +171,29 @@ fn programs_that_end_at_once_are_named_in_full() {
                 assert!(alert["process"]["started"].is_string(), "{alert}");
             }
         }
-        assert!(agent.stop(namespace.inode).is_empty());
+        monitor.stop_without_more(namespace.inode);
     });
 }
 
 #[test]
-fn the_thread_the_parents_and_the_capability_are_named() {
+fn thread_ancestors_and_capabilities_are_reported() {
     in_namespace(|namespace| {
-        let agent = Agent::start(&[]);
+        let monitor = Monitor::start(&[]);
         let tid = nix::unistd::gettid().as_raw();
         drop(std::net::UdpSocket::bind("127.0.0.1:976").unwrap());
-        let bind = agent.alert(namespace.inode);
+        let bind = monitor.alert(namespace.inode);
         // The test's thread is not its process's first.
         assert_alert!(bind, { "process/tid" => tid, "process/capabilities" => Value::Null });
-        agent.alert(namespace.inode);
+        monitor.alert(namespace.inode);
 
-        // The shell stays, since it has more to do.
+        // The trailing `true` keeps the shell as the parent.
         let inner = format!(
             "setpriv --reuid 65534 --clear-groups --inh-caps +net_bind_service \
             --ambient-caps +net_bind_service perl -e '{BIND} $| = 1; print \"ready\\n\"; <STDIN>'; true"
         );
-        let mut shell = Dialogue::start(Command::new("sh").args(["-c", &inner]));
+        let mut shell = Helper::start(Command::new("sh").args(["-c", &inner]));
         shell.wait_for("ready");
-        let bind = agent.alert(namespace.inode);
+        let bind = monitor.alert(namespace.inode);
         assert_alert!(bind, {
             "process/uid" => 65534,
             "process/capabilities" => json!(["CAP_NET_BIND_SERVICE"]),
@@ -205,27 +205,27 @@ fn the_thread_the_parents_and_the_capability_are_named() {
         });
         let ancestors = bind["process"]["ancestors"].as_array().unwrap();
         assert_eq!(ancestors.last().unwrap()["pid"], 1);
-        shell.go_on();
-        shell.end();
-        assert_eq!(agent.alert(namespace.inode)["event"], "close");
+        shell.resume();
+        shell.wait();
+        assert_eq!(monitor.alert(namespace.inode)["event"], "close");
     });
 }
 
 #[test]
-fn a_thread_that_came_late_is_its_process() {
+fn a_late_thread_is_attributed_to_its_process() {
     in_namespace(|namespace| {
-        let agent = Agent::start(&[]);
+        let monitor = Monitor::start(&[]);
         let bind = || drop(std::net::UdpSocket::bind("127.0.0.1:976").unwrap());
         let mut started = Vec::new();
         for _ in 0..3 {
             std::thread::sleep(std::time::Duration::from_millis(50));
             std::thread::scope(|scope| scope.spawn(bind).join().unwrap());
             for event in ["bind", "close"] {
-                let alert = agent.alert(namespace.inode);
+                let alert = monitor.alert(namespace.inode);
                 assert_alert!(alert, {
                     "event" => event,
                     "process/pid" => std::process::id(),
-                    // Only what /proc shows has it: that it is the same process was seen.
+                    // Only /proc has it: the thread was recognized as part of the process.
                     "process/cwd" => std::env::current_dir().unwrap().to_str().unwrap(),
                 });
                 started.push(alert["process"]["started"].clone());
@@ -237,10 +237,10 @@ fn a_thread_that_came_late_is_its_process() {
 }
 
 #[test]
-fn all_who_have_the_socket_open_are_its_holders() {
+fn all_processes_with_the_socket_open_are_holders() {
     in_namespace(|namespace| {
-        let agent = Agent::start(&[]);
-        let mut perl = Dialogue::start(Command::new("perl").args([
+        let monitor = Monitor::start(&[]);
+        let mut perl = Helper::start(Command::new("perl").args([
             "-e",
             "use Socket; $| = 1; socket(my $s, PF_INET, SOCK_STREAM, 0) or die; \
              bind($s, sockaddr_in(976, INADDR_LOOPBACK)) or die; listen($s, 4096) or die; \
@@ -250,10 +250,10 @@ fn all_who_have_the_socket_open_are_its_holders() {
         ]));
         let child: u32 = perl.line().parse().unwrap();
         for _ in 0..2 {
-            let alert = agent.alert(namespace.inode);
+            let alert = monitor.alert(namespace.inode);
             assert_alert!(alert, { "holders/0/pid" => perl.pid() });
         }
-        // The holders are looked for a moment after the port was taken; then an event shows them.
+        // A scan finds the holders a moment after the bind; the next event has them.
         let both = |alert: &Value| {
             let holders = alert["holders"].as_array().unwrap();
             let pids: Vec<u64> = holders
@@ -265,31 +265,26 @@ fn all_who_have_the_socket_open_are_its_holders() {
         let mut accept;
         loop {
             drop(std::net::TcpStream::connect("127.0.0.1:976").unwrap());
-            accept = agent.alert(namespace.inode);
+            accept = monitor.alert(namespace.inode);
             assert_alert!(accept, { "event" => "accept", "process/pid" => perl.pid() });
             if both(&accept) {
                 break;
             }
             std::thread::sleep(std::time::Duration::from_millis(50));
         }
-        let list = crate::support::run(&["list", "--format", "json"]);
-        let here = |line: &str| {
-            let alert: Value = serde_json::from_str(line).unwrap();
-            (alert["socket"]["netns"] == namespace.inode).then_some(alert)
-        };
-        let listed: Vec<Value> = list.stdout.lines().filter_map(here).collect();
+        let listed = crate::support::listed(namespace.inode, &[]);
         assert_eq!(listed.len(), 1);
         assert!(both(&listed[0]), "{listed:?}");
-        perl.go_on();
-        perl.end();
+        perl.resume();
+        perl.wait();
     });
 }
 
 #[test]
-fn who_binds_for_a_service_and_who_serves_are_told_apart() {
+fn binder_and_holder_of_an_activated_service_are_distinguished() {
     in_namespace(|namespace| {
-        let agent = Agent::start(&[]);
-        // Takes the port, waits for the first client, and becomes the service.
+        let monitor = Monitor::start(&[]);
+        // Binds, waits for the first client, and executes the service.
         let mut service = Command::new("systemd-socket-activate")
             .args(["-l", "127.0.0.1:976", "/usr/bin/perl", "-e"])
             .arg("open(my $s, '+<&=', 3) or die; accept(my $c, $s) while 1")
@@ -298,13 +293,13 @@ fn who_binds_for_a_service_and_who_serves_are_told_apart() {
             .spawn()
             .unwrap();
         for event in ["bind", "listen"] {
-            let alert = agent.alert(namespace.inode);
+            let alert = monitor.alert(namespace.inode);
             assert_alert!(alert, { "event" => event, "process/pid" => service.id() });
         }
-        let exe = |who: &Value| who["exe"].as_str().unwrap_or("").to_owned();
+        let exe = |process: &Value| process["exe"].as_str().unwrap_or("").to_owned();
         loop {
             drop(std::net::TcpStream::connect("127.0.0.1:976").unwrap());
-            let accept = agent.alert(namespace.inode);
+            let accept = monitor.alert(namespace.inode);
             assert!(
                 exe(&accept["process"]).ends_with("systemd-socket-activate"),
                 "{accept}"
@@ -312,7 +307,7 @@ fn who_binds_for_a_service_and_who_serves_are_told_apart() {
             if exe(&accept["holders"][0]).contains("perl") {
                 break;
             }
-            // What a snapshot knows of the holders is good for five seconds.
+            // The holders of a scan are used for up to five seconds.
             std::thread::sleep(std::time::Duration::from_millis(100));
         }
         service.kill().unwrap();

@@ -1,20 +1,22 @@
-//! End to end, on this host's real kernel: the agent as a child process, real sockets in network
-//! namespaces of the tests' own, the agent's real stdout. Needs root: `cargo xtask test`.
+//! End-to-end tests on this host's kernel: the monitor as a child process, real sockets in network
+//! namespaces that the tests create, the alerts on the monitor's stdout. Needs root:
+//! `cargo xtask test`. tests/README.md says how to write one.
 
-// clippy.toml exempts test functions only, and all of this is tests.
+// clippy.toml exempts test functions only, and all of this is test code.
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
 
-mod bad_days;
+mod aggregation;
 mod commands;
-mod flood;
+mod compatibility;
+mod deny;
+mod errors;
+mod escaping;
 mod health;
 mod identity;
-mod life;
+mod lifecycle;
+mod load;
 mod loss;
-mod names;
-mod quiet;
-mod refusal;
+mod no_alert;
 mod rules;
-mod silence;
 mod snapshot;
 mod support;

@@ -1,4 +1,4 @@
-//! What was there before the agent: all of it, once, also when sockets come and go meanwhile.
+//! Existing sockets: all are reported once, also when sockets come and go during the start.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -26,25 +26,11 @@ use serde_json::{Value, json};
 
 use crate::{
     assert_alert,
-    support::{Agent, Dialogue, TAKE, in_namespace, run},
+    support::{Helper, Monitor, REBIND, in_namespace, listed, run},
 };
 
-/// What `list` says of that namespace.
-fn listed(netns: u64, arguments: &[&str]) -> Vec<Value> {
-    let list = run(&[&["list", "--format", "json"], arguments].concat());
-    assert!(list.status.success(), "{}", list.stderr);
-    assert_eq!(list.stderr, "");
-    let alerts = list
-        .stdout
-        .lines()
-        .map(|line| serde_json::from_str(line).unwrap());
-    alerts
-        .filter(|alert: &Value| alert["socket"]["netns"] == netns)
-        .collect()
-}
-
 #[test]
-fn what_was_there_is_told_and_then_followed() {
+fn existing_sockets_are_reported_and_then_tracked() {
     in_namespace(|namespace| {
         let listener = TcpListener::bind("127.0.0.1:976").unwrap();
         let early = TcpStream::connect("127.0.0.1:976").unwrap();
@@ -65,7 +51,7 @@ fn what_was_there_is_told_and_then_followed() {
         connect(std::os::fd::AsRawFd::as_raw_fd(&outgoing), &to).unwrap();
         let _assigned = UdpSocket::bind("127.0.0.1:123").unwrap();
 
-        // `list` runs in a namespace beside this one, without BPF.
+        // `list` runs in another network namespace, without BPF.
         let expected = [
             ("listen", "tcp", 976, Value::Null),
             ("bind", "udp", 977, Value::Null),
@@ -78,10 +64,10 @@ fn what_was_there_is_told_and_then_followed() {
             ),
         ];
         let list = in_namespace(|_| listed(namespace.inode, &[]));
-        let agent = Agent::start(&["--health-interval", "1"]);
-        let mut told = agent.alerts(namespace.inode, expected.len());
-        told.sort_by_key(|alert| alert["port"].as_u64());
-        for alerts in [&list, &told] {
+        let monitor = Monitor::start(&["--health-interval", "1"]);
+        let mut reported = monitor.alerts(namespace.inode, expected.len());
+        reported.sort_by_key(|alert| alert["port"].as_u64());
+        for alerts in [&list, &reported] {
             assert_eq!(alerts.len(), expected.len());
             for (alert, (event, transport, port, peer)) in alerts.iter().zip(&expected) {
                 assert_alert!(alert, {
@@ -100,21 +86,21 @@ fn what_was_there_is_told_and_then_followed() {
         let all: Vec<Value> = listed(namespace.inode, &["--all"]);
         assert!(all.iter().any(|alert| alert["port"] == 123), "{all:?}");
 
-        // From here on they are like any other.
+        // From here on these sockets are tracked like any other.
         drop(early);
         drop(TcpStream::connect("127.0.0.1:976").unwrap());
-        assert_alert!(agent.alert(namespace.inode), {
+        assert_alert!(monitor.alert(namespace.inode), {
             "event" => "accept",
             "origin" => "live",
-            "socket/cookie" => told[0]["socket"]["cookie"],
+            "socket/cookie" => reported[0]["socket"]["cookie"],
             "process/pid" => std::process::id(),
         });
         let close = |index: usize| {
-            // By the kernel side as soon as that has been told of it, else by the next snapshot.
-            assert_alert!(agent.alert(namespace.inode), {
+            // By the BPF programs once the socket is marked, before that by a scan.
+            assert_alert!(monitor.alert(namespace.inode), {
                 "event" => "close",
-                "socket/cookie" => told[index]["socket"]["cookie"],
-                "port" => told[index]["port"],
+                "socket/cookie" => reported[index]["socket"]["cookie"],
+                "port" => reported[index]["port"],
             });
         };
         drop(listener);
@@ -125,15 +111,15 @@ fn what_was_there_is_told_and_then_followed() {
         close(2);
         drop(outgoing);
         close(3);
-        assert!(agent.stop(namespace.inode).is_empty());
+        monitor.stop_without_more(namespace.inode);
     });
 }
 
 #[test]
-fn threads_that_change_namespaces_hide_nothing() {
+fn threads_that_change_namespaces_hide_no_socket() {
     let here = || File::open("/proc/thread-self/ns/net").unwrap();
-    struct Ends<'a>(&'a AtomicBool);
-    impl Drop for Ends<'_> {
+    struct SetOnDrop<'a>(&'a AtomicBool);
+    impl Drop for SetOnDrop<'_> {
         fn drop(&mut self) {
             self.0.store(true, Relaxed);
         }
@@ -141,7 +127,7 @@ fn threads_that_change_namespaces_hide_nothing() {
     let between: OnceLock<[File; 2]> = OnceLock::new();
     let is_done = AtomicBool::new(false);
     thread::scope(|scope| {
-        // The first ways in that /proc shows: older than who stays there.
+        // The first threads in /proc: older than the one that stays in the namespace.
         for _ in 0..2 {
             scope.spawn(|| {
                 while !is_done.load(Relaxed) {
@@ -151,12 +137,12 @@ fn threads_that_change_namespaces_hide_nothing() {
                 }
             });
         }
-        let _ends = Ends(&is_done);
+        let _end = SetOnDrop(&is_done);
         in_namespace(|namespace| {
-            let taken = here();
+            let first = here();
             let _udp = UdpSocket::bind("127.0.0.1:977").unwrap();
             in_namespace(|_| {
-                between.set([taken, here()]).unwrap();
+                between.set([first, here()]).unwrap();
                 for number in 0..40 {
                     let list = listed(namespace.inode, &[]);
                     let ports: Vec<_> = list.iter().map(|alert| &alert["port"]).collect();
@@ -167,20 +153,20 @@ fn threads_that_change_namespaces_hide_nothing() {
     });
 }
 
-/// Perl that takes and leaves UDP and TCP ports from `first` on, several a millisecond, for ever.
-fn hammer(first: u16) -> String {
+/// Perl that binds and closes UDP and TCP ports from `first` on, two a millisecond, until killed.
+fn churn(first: u16) -> String {
     format!(
-        "{TAKE} $| = 1; my %held; print \"ready\\n\"; while (1) {{ \
+        "{REBIND} $| = 1; my %held; print \"ready\\n\"; while (1) {{ \
          select(undef, undef, undef, 0.0005); my $port = {first} + int rand 9; \
          if (delete $held{{$port}}) {{ next }} \
          socket(my $s, PF_INET, ($port % 2 ? SOCK_DGRAM : SOCK_STREAM), 0) or die; \
          setsockopt($s, SOL_SOCKET, SO_REUSEADDR, pack('l', 1)); \
-         take($s, sockaddr_in($port, INADDR_LOOPBACK)); \
+         rebind($s, sockaddr_in($port, INADDR_LOOPBACK)); \
          listen($s, 9) if $port % 4 == 0; $held{{$port}} = $s }}"
     )
 }
 
-/// The sockets that are held by what the alerts say; each must be told once.
+/// The open sockets according to the alerts; each must be reported once.
 #[derive(Default)]
 struct Reader {
     held: BTreeMap<u64, String>,
@@ -194,7 +180,7 @@ impl Reader {
         };
         assert!(
             !self.gone.contains(&cookie),
-            "told after its close: {alert}"
+            "reported after its close: {alert}"
         );
         let event = alert["event"].as_str().unwrap().to_owned();
         let before = self.held.get(&cookie).map(String::as_str);
@@ -212,26 +198,25 @@ impl Reader {
 }
 
 #[test]
-fn sockets_that_come_and_go_during_the_start_are_told_once_and_none_is_missed() {
+fn sockets_that_come_and_go_during_the_start_are_reported_once() {
     for _ in 0..4 {
         in_namespace(|namespace| {
-            let hammers: Vec<_> = [955, 966, 977]
+            let churns: Vec<_> = [955, 966, 977]
                 .into_iter()
                 .map(|first| {
-                    let mut hammer =
-                        Dialogue::start(Command::new("perl").args(["-e", &hammer(first)]));
-                    hammer.wait_for("ready");
-                    hammer
+                    let mut churn = Helper::start(Command::new("perl").args(["-e", &churn(first)]));
+                    churn.wait_for("ready");
+                    churn
                 })
                 .collect();
-            // With room for all that comes while the agent reads what was there.
-            let agent = Agent::start(&["--ring-size", "67108864", "--health-interval", "1"]);
+            // Room for all events during the first scan.
+            let monitor = Monitor::start(&["--ring-size", "67108864", "--health-interval", "1"]);
             let mut reader = Reader::default();
             for _ in 0..2000 {
-                reader.read(&agent.alert(namespace.inode));
+                reader.read(&monitor.alert(namespace.inode));
             }
-            for hammer in &hammers {
-                kill(Pid::from_raw(hammer.pid() as i32), Signal::SIGSTOP).unwrap();
+            for churn in &churns {
+                kill(Pid::from_raw(churn.pid() as i32), Signal::SIGSTOP).unwrap();
             }
             let truth: BTreeSet<u64> = listed(namespace.inode, &[])
                 .iter()
@@ -239,20 +224,20 @@ fn sockets_that_come_and_go_during_the_start_are_told_once_and_none_is_missed() 
                 .collect();
             let is_true = |reader: &Reader| reader.held.keys().copied().eq(truth.iter().copied());
             while !is_true(&reader) {
-                reader.read(&agent.alert(namespace.inode));
+                reader.read(&monitor.alert(namespace.inode));
             }
-            drop(hammers);
+            drop(churns);
             while !reader.held.is_empty() {
-                reader.read(&agent.alert(namespace.inode));
+                reader.read(&monitor.alert(namespace.inode));
             }
-            assert!(agent.stop(namespace.inode).is_empty());
+            monitor.stop_without_more(namespace.inode);
         });
     }
 }
 
 #[test]
-fn check_says_by_its_exit_code_whether_something_is_there() {
-    // From a namespace of its own on: other tests' sockets are there too, so only one way is sure.
+fn list_check_exits_with_8_when_a_watched_port_is_in_use() {
+    // Other tests' sockets are listed too, so only this outcome can be tested.
     in_namespace(|_| {
         let _udp = UdpSocket::bind("127.0.0.1:976").unwrap();
         let finished = run(&["list", "--check"]);

@@ -1,4 +1,4 @@
-//! A cgroup of a test's own.
+//! Cgroups that a test creates.
 
 use std::{
     fs,
@@ -6,9 +6,9 @@ use std::{
     process::Command,
 };
 
-use super::Dialogue;
+use super::Helper;
 
-/// Where the cgroup v2 hierarchy is mounted.
+/// The mount point of the cgroup v2 hierarchy.
 pub fn cgroup_root() -> PathBuf {
     let mounts = fs::read_to_string("/proc/mounts").unwrap();
     mounts
@@ -19,7 +19,7 @@ pub fn cgroup_root() -> PathBuf {
         .expect("these tests need a mounted cgroup v2 hierarchy")
 }
 
-/// A leaf of the cgroup v2 hierarchy that goes when it is dropped.
+/// A new cgroup in the v2 hierarchy; removed when dropped.
 pub struct Cgroup(PathBuf);
 
 impl Cgroup {
@@ -29,7 +29,7 @@ impl Cgroup {
         Self(path)
     }
 
-    /// One in this one.
+    /// Creates a child cgroup.
     pub fn below(&self, name: &str) -> Self {
         let path = self.0.join(name);
         fs::create_dir(&path).unwrap();
@@ -40,20 +40,20 @@ impl Cgroup {
         &self.0
     }
 
-    /// Runs a Perl script in it to its end.
+    /// Runs a Perl script in this cgroup to its end.
     pub fn perl(&self, script: &str) {
         let status = self.command(script).status().unwrap();
         assert!(status.success(), "{script}: {status}");
     }
 
-    /// Starts a Perl script in it.
-    pub fn start_perl(&self, script: &str) -> Dialogue {
-        Dialogue::start(&mut self.command(script))
+    /// Starts a Perl script in this cgroup.
+    pub fn start_perl(&self, script: &str) -> Helper {
+        Helper::start(&mut self.command(script))
     }
 
-    /// Starts a program in it.
-    pub fn start(&self, program: &str, arguments: &[&str]) -> Dialogue {
-        Dialogue::start(&mut self.within(program, arguments))
+    /// Starts a program in this cgroup.
+    pub fn start(&self, program: &str, arguments: &[&str]) -> Helper {
+        Helper::start(&mut self.within(program, arguments))
     }
 
     fn command(&self, script: &str) -> Command {
@@ -73,7 +73,7 @@ impl Cgroup {
 
 impl Drop for Cgroup {
     fn drop(&mut self) {
-        // Its processes have ended, but the kernel can take a moment to count them out.
+        // The kernel removes exited processes from the cgroup a moment later (EBUSY until then).
         for _ in 0..100 {
             if fs::remove_dir(&self.0).is_ok() {
                 return;

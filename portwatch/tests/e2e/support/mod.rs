@@ -1,20 +1,20 @@
-//! The agent as a child, and namespaces and cgroups to bind in.
+//! The monitor and helper programs as child processes; network namespaces and cgroups for them.
 
-mod agent;
 mod cgroup;
-mod dialogue;
+mod helper;
+mod monitor;
 mod namespace;
 mod perl;
 
 pub use self::{
-    agent::{Agent, binary, copy_program, finish, run},
     cgroup::{Cgroup, cgroup_root},
-    dialogue::Dialogue,
+    helper::Helper,
+    monitor::{Monitor, Unread, binary, copy_program, finish, listed, run},
     namespace::{Namespace, in_namespace},
-    perl::{TAKE, binds, perl},
+    perl::{REBIND, bind_and_close, perl},
 };
 
-/// The part of an alert that most tests compare.
+/// Compares fields of an alert, each named by its JSON pointer without the first `/`.
 #[macro_export]
 macro_rules! assert_alert {
     ($alert:expr, { $($path:expr => $value:expr),+ $(,)? }) => {{

@@ -1,4 +1,4 @@
-//! Network namespaces that live as long as one thread of a test.
+//! Network namespaces that exist as long as a thread of a test.
 
 use std::{os::unix::fs::MetadataExt as _, process::Command, thread};
 
@@ -7,15 +7,15 @@ use nix::{
     unistd::{Pid, gettid},
 };
 
-/// The namespace that the current thread is in; children that it starts are in it too.
+/// The network namespace of the current thread and of the children that it starts.
 #[derive(Clone, Copy)]
 pub struct Namespace {
-    /// As `socket.netns` of an alert shows it.
+    /// Its inode, as in `socket.netns` of an alert.
     pub inode: u64,
     tid: Pid,
 }
 
-/// Runs `test` in a network namespace of its own, with loopback up, that goes when it ends.
+/// Runs `test` in a new network namespace with loopback up.
 pub fn in_namespace<T: Send>(test: impl FnOnce(&Namespace) -> T + Send) -> T {
     assert!(
         nix::unistd::geteuid().is_root(),
@@ -39,7 +39,7 @@ pub fn in_namespace<T: Send>(test: impl FnOnce(&Namespace) -> T + Send) -> T {
 }
 
 impl Namespace {
-    /// Runs `ip` with these arguments in the current thread's namespace.
+    /// Runs `ip` with these arguments in this namespace.
     pub fn ip(&self, arguments: &str) {
         assert_eq!(gettid(), self.tid, "another thread is in another namespace");
         let output = Command::new("ip")
@@ -49,8 +49,7 @@ impl Namespace {
         assert!(output.status.success(), "ip {arguments}: {output:?}");
     }
 
-    /// Makes a pair of interfaces between this namespace and another thread's, `inner` here and
-    /// `outer` there.
+    /// Creates a pair of interfaces: `inner` in this namespace, `outer` in the other.
     pub fn connect(&self, other: Self) {
         self.ip(&format!(
             "link add inner type veth peer name outer netns {}",

@@ -1,5 +1,6 @@
-//! Perl that takes ports, in a process of its own: what another test's thread starts has a copy of this
-//! process's descriptors until it runs its program, and keeps a port taken that was closed here.
+//! Perl scripts that bind ports. They run in a process of their own because a child that another
+//! test forks holds copies of this process's sockets until execve(2), so that a port closed here
+//! would stay in use.
 
 use std::process::Command;
 
@@ -9,16 +10,17 @@ pub fn perl(script: &str) {
     assert!(status.success(), "{script}: {status}");
 }
 
-/// Perl's `take($socket, $address)`: binds what the same program had closed a moment ago. Whoever reads
-/// /proc/PID/fd just then, as the snapshots of other tests do, keeps it in use for a little longer.
-pub const TAKE: &str = "use Socket qw(:all); use Errno 'EADDRINUSE'; \
-    sub take($$) { my ($socket, $address) = @_; for (1..1000) { bind($socket, $address) and return; \
+/// Perl's `rebind($socket, $address)`: binds a port that the same program closed a moment ago.
+/// Repeats on EADDRINUSE: a scan of another test's monitor, which reads /proc/PID/fd, holds a
+/// reference to the closed socket for a moment.
+pub const REBIND: &str = "use Socket qw(:all); use Errno 'EADDRINUSE'; \
+    sub rebind($$) { my ($socket, $address) = @_; for (1..1000) { bind($socket, $address) and return; \
     $! == EADDRINUSE or last; select(undef, undef, undef, 0.001) } die \"bind: $!\" } ";
 
-/// Perl that binds and closes a UDP socket on 976 that often.
-pub fn binds(times: usize) -> String {
+/// Perl that binds and closes a UDP socket on 976, `times` times.
+pub fn bind_and_close(times: usize) -> String {
     format!(
-        "{TAKE} for (1..{times}) {{ socket(my $s, PF_INET, SOCK_DGRAM, 0) or die; \
-         take($s, sockaddr_in(976, INADDR_LOOPBACK)); close $s }}"
+        "{REBIND} for (1..{times}) {{ socket(my $s, PF_INET, SOCK_DGRAM, 0) or die; \
+         rebind($s, sockaddr_in(976, INADDR_LOOPBACK)); close $s }}"
     )
 }

@@ -1,5 +1,5 @@
-//! The suite as the first process of a virtual machine: no other program is there. It talks to
-//! `cargo xtask vm` over the console: `@row` and JSON for each path, `@done` and JSON at the end.
+//! The suite as the first process of a virtual machine without other programs. It reports to
+//! `cargo xtask vm` on the console: `@row` and JSON for each scenario, `@done` and JSON at the end.
 
 use std::{fs, path::Path};
 
@@ -14,21 +14,21 @@ use nix::{
 use portwatch::conformance::runner::{Monitor, Outcome};
 use serde_json::json;
 
-/// Where `cargo xtask vm` puts the monitor.
+/// The path of the monitor in the initramfs that `cargo xtask vm` makes.
 const PORTWATCH: &str = "/portwatch";
 
-/// Runs the suite and switches the machine off; without a `@done` all of it counts as failed.
+/// Runs the suite and powers the machine off. A run without `@done` counts as failed.
 pub fn main() -> ! {
-    // A panic of the first process is the kernel's, which ends the machine and shows on its console.
+    // A panic of the first process is a kernel panic, which ends the machine and is on its console.
     let kernel = uname().unwrap().release().to_string_lossy().into_owned();
     mount_all();
     load_modules();
-    let (mut ok, mut absent, mut failed) = (0, 0, 0);
+    let (mut ok, mut unavailable, mut failed) = (0, 0, 0);
     match Monitor::start(PORTWATCH.into()) {
         Ok(monitor) => monitor.run_all(|verdict| {
             match verdict.outcome {
                 Outcome::Ok => ok += 1,
-                Outcome::Unavailable => absent += 1,
+                Outcome::Unavailable => unavailable += 1,
                 Outcome::Failed => failed += 1,
             }
             println!("@row {}", serde_json::to_string(&verdict).unwrap());
@@ -36,14 +36,14 @@ pub fn main() -> ! {
         Err(error) => {
             failed += 1;
             let row = json!({
-                "path": "the monitor starts", "outcome": "failed", "detail": error.to_string()
+                "scenario": "the monitor starts", "outcome": "failed", "detail": error.to_string()
             });
             println!("@row {row}");
         }
     }
     println!(
         "@done {}",
-        json!({"kernel": kernel, "ok": ok, "na": absent, "failed": failed})
+        json!({"kernel": kernel, "ok": ok, "na": unavailable, "failed": failed})
     );
     reboot(RebootMode::RB_POWER_OFF).unwrap();
     unreachable!("the machine is off");
@@ -66,14 +66,14 @@ fn mount_all() {
             MsFlags::empty(),
             None::<&str>,
         ) {
-            // The kernel can have mounted /dev by itself.
+            // With CONFIG_DEVTMPFS_MOUNT the kernel has mounted /dev.
             Ok(()) | Err(nix::errno::Errno::EBUSY) => {}
             Err(error) => panic!("mounting {kind} on {target}: {error}"),
         }
     }
 }
 
-/// Loads what `/modules/order` lists, as far as the kernel takes it.
+/// Loads the modules listed in `/modules/order`; prints those that the kernel rejects.
 fn load_modules() {
     let order = fs::read_to_string("/modules/order").unwrap_or_default();
     for name in order.lines() {

@@ -1,4 +1,4 @@
-//! More than the ring holds: what repeats itself is counted where it happens, and nothing else.
+//! More events than the ring holds: the BPF programs count repeated events, and only these.
 
 use std::collections::BTreeMap;
 
@@ -7,29 +7,18 @@ use serde_json::Value;
 
 use crate::{
     assert_alert,
-    support::{Agent, Cgroup, TAKE, binds, in_namespace},
+    support::{Cgroup, Monitor, REBIND, bind_and_close, in_namespace},
 };
 
-/// An agent as it comes, with a small ring, for one cgroup.
-fn agent(cgroup: &Cgroup) -> Agent {
+/// A monitor with aggregation and a small ring that watches one cgroup.
+fn monitor(cgroup: &Cgroup) -> Monitor {
     let path = cgroup.path().to_str().unwrap();
     let ring = ["--ring-size", "16384"];
     let others = ["--config", "/dev/null", "--cgroup", path];
-    Agent::start_quiet(&[&ring[..], &others[..]].concat())
+    Monitor::start_default(&[&ring[..], &others[..]].concat())
 }
 
-/// All that it tells until it is stopped.
-fn told(mut agent: Agent) -> Vec<Value> {
-    agent.signal(Signal::SIGTERM);
-    let finished = agent.finish();
-    assert!(finished.status.success(), "{}", finished.stderr);
-    let lines = finished.stdout.lines();
-    lines
-        .map(|line| serde_json::from_str(line).unwrap())
-        .collect()
-}
-
-/// How many of each event of that command the alerts tell or sum up.
+/// How many of each event of that command the alerts report or count.
 fn counts(alerts: &[Value], comm: &str) -> BTreeMap<String, u64> {
     let mut counts: BTreeMap<String, u64> = BTreeMap::new();
     for alert in alerts
@@ -52,17 +41,17 @@ fn counts(alerts: &[Value], comm: &str) -> BTreeMap<String, u64> {
 }
 
 #[test]
-fn every_bind_of_a_flood_is_counted_and_no_other_hides_in_it() {
+fn all_binds_under_load_are_counted_and_other_sockets_are_reported() {
     const TIMES: usize = 3000;
     in_namespace(|_| {
-        let cgroup = Cgroup::new("flood");
-        let agent = agent(&cgroup);
-        agent.signal(Signal::SIGSTOP);
-        cgroup.perl(&binds(TIMES));
+        let cgroup = Cgroup::new("load");
+        let monitor = monitor(&cgroup);
+        monitor.signal(Signal::SIGSTOP);
+        cgroup.perl(&bind_and_close(TIMES));
         cgroup.perl("system('timeout', '0.1', 'nc', '-u', '-l', '127.0.0.1', '977')");
-        cgroup.perl(&binds(TIMES));
-        agent.signal(Signal::SIGCONT);
-        let alerts = told(agent);
+        cgroup.perl(&bind_and_close(TIMES));
+        monitor.signal(Signal::SIGCONT);
+        let alerts = monitor.stop_all();
         assert!(alerts.len() < 40, "{} lines", alerts.len());
         assert!(alerts.iter().all(|alert| alert["event"] != "loss"));
         let all = |times: usize| {
@@ -81,44 +70,44 @@ fn every_bind_of_a_flood_is_counted_and_no_other_hides_in_it() {
 }
 
 #[test]
-fn what_stays_after_a_flood_is_known_and_so_is_its_end() {
+fn sockets_left_open_under_load_are_listed_and_their_closes_counted() {
     in_namespace(|_| {
-        let cgroup = Cgroup::new("stays");
-        let agent = agent(&cgroup);
-        agent.signal(Signal::SIGSTOP);
-        let mut taker = cgroup.start_perl(&format!(
-            "{TAKE} my @held; for my $turn (1..200) {{ @held = (); \
+        let cgroup = Cgroup::new("left-open");
+        let monitor = monitor(&cgroup);
+        monitor.signal(Signal::SIGSTOP);
+        let mut binder = cgroup.start_perl(&format!(
+            "{REBIND} my @held; for my $turn (1..200) {{ @held = (); \
              for my $port (971..975) {{ socket(my $s, PF_INET, SOCK_DGRAM, 0) or die; \
-             take($s, sockaddr_in($port, INADDR_LOOPBACK)); push @held, $s }} }} \
+             rebind($s, sockaddr_in($port, INADDR_LOOPBACK)); push @held, $s }} }} \
              $| = 1; print \"ready\\n\"; <STDIN>; @held = (); print \"closed\\n\"; <STDIN>"
         ));
-        taker.wait_for("ready");
-        agent.signal(Signal::SIGCONT);
+        binder.wait_for("ready");
+        monitor.signal(Signal::SIGCONT);
         let held = loop {
-            let alert: Value = serde_json::from_str(&agent.line()).unwrap();
+            let alert: Value = serde_json::from_str(&monitor.line()).unwrap();
             assert_ne!(alert["event"], "loss", "{alert}");
             if alert["event"] == "summary" {
                 break alert["summary"]["held"].clone();
             }
         };
         assert_eq!(held, serde_json::json!({ "udp": "971-975" }));
-        taker.go_on();
-        taker.wait_for("closed");
-        let alerts = told(agent);
+        binder.resume();
+        binder.wait_for("closed");
+        let alerts = monitor.stop_all();
         assert_eq!(
             counts(&alerts, "perl"),
             BTreeMap::from([("close".to_owned(), 5)])
         );
-        taker.go_on();
-        taker.end();
+        binder.resume();
+        binder.wait();
     });
 }
 
 #[test]
-fn every_connection_of_a_flood_is_counted_for_its_listener() {
+fn all_connections_under_load_are_counted_on_their_listener() {
     in_namespace(|_| {
         let cgroup = Cgroup::new("accepts");
-        let agent = agent(&cgroup);
+        let monitor = monitor(&cgroup);
         let mut server = cgroup.start_perl(
             "use Socket; socket(my $l, PF_INET, SOCK_STREAM, 0) or die; \
              bind($l, sockaddr_in(976, INADDR_ANY)) or die; listen($l, 5) or die; \
@@ -129,16 +118,16 @@ fn every_connection_of_a_flood_is_counted_for_its_listener() {
              accept(my $a, $l) or die } } print \"done\\n\"; <STDIN>",
         );
         server.wait_for("ready");
-        agent.line();
-        agent.signal(Signal::SIGSTOP);
-        server.go_on();
+        monitor.line();
+        monitor.signal(Signal::SIGSTOP);
+        server.resume();
         server.wait_for("done");
-        server.go_on();
-        server.end();
-        agent.signal(Signal::SIGCONT);
-        let alerts = told(agent);
+        server.resume();
+        server.wait();
+        monitor.signal(Signal::SIGCONT);
+        let alerts = monitor.stop_all();
         assert!(alerts.iter().all(|alert| alert["event"] != "loss"));
-        // What was counted before the close is told with it, the rest on its own.
+        // Accepts counted before the close are in its alert, the rest in a summary.
         let close = alerts.iter().find(|alert| alert["event"] == "close");
         let with_close = close.unwrap()["accepts"]["count"].as_u64().unwrap();
         let sums = alerts

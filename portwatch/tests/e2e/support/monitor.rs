@@ -1,9 +1,9 @@
-//! The agent as a child process.
+//! `portwatch` as a child process.
 
 use std::{
     io::{BufRead as _, BufReader, Read as _},
     path::Path,
-    process::{Child, ChildStderr, Command, ExitStatus, Stdio},
+    process::{Child, ChildStderr, ChildStdout, Command, ExitStatus, Stdio},
     sync::{LazyLock, mpsc},
     thread,
     time::Duration,
@@ -16,10 +16,10 @@ use nix::{
 };
 use serde_json::Value;
 
-/// How long anything may take before a test gives up; nothing waits for as long when all is well.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// How long a step may take before the test fails.
+const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// The agent's executable.
+/// The `portwatch` executable.
 pub fn binary() -> &'static Path {
     Path::new(env!("CARGO_BIN_EXE_portwatch"))
 }
@@ -33,7 +33,7 @@ fn json(line: &str) -> Value {
     serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"))
 }
 
-/// The alert, which must keep to the published schema.
+/// Checks an alert against docs/alert.schema.json.
 fn valid(alert: Value) -> Value {
     let errors: Vec<String> = SCHEMA
         .iter_errors(&alert)
@@ -43,53 +43,49 @@ fn valid(alert: Value) -> Value {
     alert
 }
 
-/// A running monitor that prints JSON.
-pub struct Agent {
+/// A running monitor; killed when dropped.
+pub struct Monitor {
     child: Child,
-    /// What it said when it was armed.
-    pub armed: String,
+    /// The line that it logged once it watched the host.
+    pub start_line: String,
     lines: mpsc::Receiver<String>,
     stderr: Option<BufReader<ChildStderr>>,
 }
 
-/// How a process ended.
+/// The result of a process that has ended.
 pub struct Finished {
     pub status: ExitStatus,
     pub stdout: String,
     pub stderr: String,
 }
 
-impl Agent {
-    /// Starts `portwatch run --format json` without rules and without collapse, with these
-    /// arguments, and waits until it is armed.
+impl Monitor {
+    /// Starts `portwatch run --format json` with these arguments, without rules and without
+    /// aggregation, and waits until it watches the host.
     pub fn start(arguments: &[&str]) -> Self {
-        let plain = ["--no-collapse", "--config", "/dev/null"];
-        Self::start_quiet(&[&plain, arguments].concat())
+        let plain = ["--no-aggregate", "--config", "/dev/null"];
+        Self::start_default(&[&plain, arguments].concat())
     }
 
-    /// As `start`, as an operator would have it.
-    pub fn start_quiet(arguments: &[&str]) -> Self {
+    /// As [`start`](Self::start), but with the default configuration and aggregation.
+    pub fn start_default(arguments: &[&str]) -> Self {
         let mut command = Command::new(binary());
         command.args(["run", "--format", "json"]).args(arguments);
-        // Room for what other tests flood the host with, unless the test is about that.
+        // Tests that run in parallel must not fill this monitor's ring.
         if !arguments.contains(&"--ring-size") {
             command.args(["--ring-size", "16777216"]);
         }
         Self::spawn(&mut command)
     }
 
-    /// As `start`, with a command of the caller's.
+    /// As [`start`](Self::start), but runs the given command.
     pub fn spawn(command: &mut Command) -> Self {
-        let mut child = command
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut stderr = BufReader::new(child.stderr.take().unwrap());
-        let mut armed = String::new();
-        stderr.read_line(&mut armed).unwrap();
-        assert!(armed.starts_with("portwatch: armed: "), "{armed}");
-        let stdout = BufReader::new(child.stdout.take().unwrap());
+        let Unread {
+            child,
+            start_line,
+            stdout,
+            stderr,
+        } = Unread::spawn(command);
         let (sender, lines) = mpsc::channel();
         thread::spawn(move || {
             for line in stdout.lines() {
@@ -100,29 +96,29 @@ impl Agent {
         });
         Self {
             child,
-            armed,
+            start_line,
             lines,
             stderr: Some(stderr),
         }
     }
 
-    /// What it says next on stderr.
-    pub fn said(&mut self) -> String {
+    /// The next line on stderr.
+    pub fn log_line(&mut self) -> String {
         let mut line = String::new();
         let stderr = self.stderr.as_mut().expect("not finished");
         stderr.read_line(&mut line).unwrap();
         line
     }
 
-    /// The next line, whatever it is.
+    /// The next line on stdout, of any network namespace.
     pub fn line(&self) -> String {
-        self.lines.recv_timeout(PATIENCE).expect("a line")
+        self.lines.recv_timeout(TIMEOUT).expect("a line")
     }
 
     /// The next alert from that network namespace.
     pub fn alert(&self, netns: u64) -> Value {
         loop {
-            // Other tests' alerts are theirs to judge.
+            // Alerts about other tests' sockets are skipped.
             let alert = json(&self.line());
             assert_ne!(alert["event"], "loss", "{alert}");
             if alert["socket"]["netns"] == netns {
@@ -131,7 +127,7 @@ impl Agent {
         }
     }
 
-    /// The next alert about the sensor itself.
+    /// The next `health` alert.
     pub fn health(&self) -> Value {
         loop {
             let alert = json(&self.line());
@@ -145,7 +141,7 @@ impl Agent {
         self.child.id()
     }
 
-    /// The next alerts from that network namespace, that many.
+    /// The next `count` alerts from that network namespace.
     pub fn alerts(&self, netns: u64, count: usize) -> Vec<Value> {
         (0..count).map(|_| self.alert(netns)).collect()
     }
@@ -154,8 +150,8 @@ impl Agent {
         kill(Pid::from_raw(self.child.id() as i32), signal).unwrap();
     }
 
-    /// Stops it with `signal`, which must end it well; what it still printed from that network
-    /// namespace.
+    /// Stops it with `signal`; it must exit with 0 and log nothing more. Returns its remaining
+    /// alerts from that network namespace.
     pub fn stop_with(mut self, signal: Signal, netns: u64) -> Vec<Value> {
         self.signal(signal);
         let finished = self.finish();
@@ -175,12 +171,23 @@ impl Agent {
             .collect()
     }
 
-    /// Stops it; what it still printed from that network namespace.
-    pub fn stop(self, netns: u64) -> Vec<Value> {
-        self.stop_with(Signal::SIGTERM, netns)
+    /// Stops it as [`stop_with`](Self::stop_with), and fails on a further alert from that network
+    /// namespace.
+    pub fn stop_without_more(self, netns: u64) {
+        let rest = self.stop_with(Signal::SIGTERM, netns);
+        assert!(rest.is_empty(), "{rest:?}");
     }
 
-    /// Waits for its end; what it had not been asked for yet.
+    /// Stops it; returns its remaining alerts from all network namespaces. For a monitor that
+    /// watches only the test's own cgroup.
+    pub fn stop_all(mut self) -> Vec<Value> {
+        self.signal(Signal::SIGTERM);
+        let finished = self.finish();
+        assert!(finished.status.success(), "{}", finished.stderr);
+        finished.stdout.lines().map(json).map(valid).collect()
+    }
+
+    /// Waits for its end; returns what the test has not read yet.
     pub fn finish(&mut self) -> Finished {
         let status = self.child.wait().unwrap();
         let mut stderr = String::new();
@@ -196,9 +203,9 @@ impl Agent {
     }
 }
 
-impl Drop for Agent {
+impl Drop for Monitor {
     fn drop(&mut self) {
-        // Only when a test failed before it stopped the agent.
+        // The test has failed before it stopped the monitor.
         if self.stderr.is_some() {
             let _ = self.child.kill();
             let _ = self.child.wait();
@@ -206,8 +213,38 @@ impl Drop for Agent {
     }
 }
 
-/// Copies a program. By `cp`, since a child that another test forks meanwhile would inherit a
-/// descriptor of this process that is open for writing, and nobody could run the copy (ETXTBSY).
+/// A running monitor whose stdout the test reads itself, or not at all.
+pub struct Unread {
+    pub child: Child,
+    pub start_line: String,
+    pub stdout: BufReader<ChildStdout>,
+    pub stderr: BufReader<ChildStderr>,
+}
+
+impl Unread {
+    /// Runs `command` and waits until it watches the host.
+    pub fn spawn(command: &mut Command) -> Self {
+        let mut child = command
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let stdout = BufReader::new(child.stdout.take().unwrap());
+        let mut stderr = BufReader::new(child.stderr.take().unwrap());
+        let mut start_line = String::new();
+        stderr.read_line(&mut start_line).unwrap();
+        assert!(start_line.starts_with("portwatch: armed: "), "{start_line}");
+        Self {
+            child,
+            start_line,
+            stdout,
+            stderr,
+        }
+    }
+}
+
+/// Copies a program. Uses cp(1): a child that another test forks meanwhile would inherit this
+/// process's descriptor of the copy, open for writing, and execve(2) would fail with ETXTBSY.
 pub fn copy_program(from: &Path, to: &Path) {
     assert!(
         Command::new("cp")
@@ -218,9 +255,21 @@ pub fn copy_program(from: &Path, to: &Path) {
     );
 }
 
-/// Runs the agent's executable to its end.
+/// Runs `portwatch` to its end.
 pub fn run(arguments: &[&str]) -> Finished {
     finish(Command::new(binary()).args(arguments))
+}
+
+/// The alerts that `list` prints about that network namespace.
+pub fn listed(netns: u64, arguments: &[&str]) -> Vec<Value> {
+    let list = run(&[&["list", "--format", "json"], arguments].concat());
+    assert!(list.status.success(), "{}", list.stderr);
+    assert_eq!(list.stderr, "");
+    let alerts = list.stdout.lines().map(json);
+    alerts
+        .filter(|alert| alert["socket"]["netns"] == netns)
+        .map(valid)
+        .collect()
 }
 
 /// Runs a command to its end.

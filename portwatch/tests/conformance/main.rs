@@ -1,5 +1,5 @@
-//! Every path to a port that this kernel has, against the real monitor. Needs root:
-//! `cargo xtask test`; or it is what a virtual machine of `cargo xtask vm` boots into.
+//! Runs the conformance suite beside the real monitor, and prints a line for each scenario. Needs
+//! root: `cargo xtask test`. It is also the first process of the guests of `cargo xtask vm`.
 
 // clippy.toml exempts test functions only, and all of this is a test.
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
@@ -14,7 +14,7 @@ fn main() -> ExitCode {
     if std::process::id() == 1 {
         guest::main();
     }
-    // What cargo and its friends pass to every test: a list, which this has none of.
+    // Test runners ask every test program for its list of tests; this one has none.
     if std::env::args().any(|argument| argument == "--list") {
         return ExitCode::SUCCESS;
     }
@@ -23,9 +23,9 @@ fn main() -> ExitCode {
         "this loads BPF programs and needs root: run `cargo xtask test`"
     );
     let monitor = Monitor::start(PathBuf::from(env!("CARGO_BIN_EXE_portwatch"))).unwrap();
-    let (mut passed, mut failed, mut absent) = (0, 0, 0);
+    let (mut passed, mut failed, mut skipped) = (0, 0, 0);
     monitor.run_all(|verdict| {
-        // Here the test set-up installs the programs that paths need; a guest has none.
+        // The test set-up installs the programs that scenarios need, so a missing one is an error.
         let lacks_program = verdict.missing_program.is_some();
         let outcome = match verdict.outcome {
             Outcome::Ok => {
@@ -33,17 +33,21 @@ fn main() -> ExitCode {
                 "ok"
             }
             Outcome::Unavailable if !lacks_program => {
-                absent += 1;
-                "not on this kernel"
+                skipped += 1;
+                "skipped"
             }
             Outcome::Unavailable | Outcome::Failed => {
                 failed += 1;
                 "FAILED"
             }
         };
-        println!("path {} ... {outcome} {}", verdict.path, verdict.detail);
+        let line = format!(
+            "scenario {} ... {outcome} {}",
+            verdict.scenario, verdict.detail
+        );
+        println!("{}", line.trim_end());
     });
-    println!("\n{passed} passed, {failed} failed, {absent} skipped\n");
+    println!("\n{passed} passed, {failed} failed, {skipped} skipped\n");
     if failed == 0 {
         ExitCode::SUCCESS
     } else {

@@ -1,25 +1,27 @@
-//! What goes wrong gets one line on stderr and an exit code of its own.
+//! Failures: one line on stderr and an exit code.
 
 use std::{
     fs::{self, Permissions},
-    io::{BufRead as _, BufReader},
+    io::BufRead as _,
     net::{TcpListener, UdpSocket},
     os::unix::{fs::PermissionsExt as _, process::CommandExt as _},
-    process::{Command, Stdio},
+    process::Command,
 };
 
 use nix::sys::signal::Signal;
 
 use crate::{
     assert_alert,
-    support::{Agent, binary, binds, copy_program, finish, in_namespace, perl, run},
+    support::{
+        Monitor, Unread, binary, bind_and_close, copy_program, finish, in_namespace, perl, run,
+    },
 };
 
 #[test]
-fn bad_input_gets_one_line_and_a_code() {
-    let folder = tempfile::tempdir().unwrap();
+fn invalid_input_prints_one_line_and_sets_the_exit_code() {
+    let directory = tempfile::tempdir().unwrap();
     let file = |name: &str, text: &[u8]| {
-        let path = folder.path().join(name);
+        let path = directory.path().join(name);
         fs::write(&path, text).unwrap();
         path.to_str().unwrap().to_owned()
     };
@@ -32,7 +34,7 @@ fn bad_input_gets_one_line_and_a_code() {
     );
     let other = file("other.csv", b"a,b\n1,2\n");
     let empty = file("empty.csv", b"");
-    let plain_folder = folder.path().to_str().unwrap();
+    let plain_directory = directory.path().to_str().unwrap();
 
     let cases: [(&[&str], i32, &str); 12] = [
         (
@@ -66,7 +68,7 @@ fn bad_input_gets_one_line_and_a_code() {
             "record 1 (line 1), column 2 (the last): has 2 columns",
         ),
         (&["--registry", &empty], 5, "names no system port"),
-        (&["--registry", plain_folder], 5, "Is a directory"),
+        (&["--registry", plain_directory], 5, "Is a directory"),
         (&["registry", "--diff", &other], 5, "other.csv: record 1"),
         (
             &["--cgroup", "/no/such/cgroup"],
@@ -74,7 +76,7 @@ fn bad_input_gets_one_line_and_a_code() {
             "--cgroup /no/such/cgroup: No such file",
         ),
         (
-            &["--cgroup", plain_folder],
+            &["--cgroup", plain_directory],
             4,
             "is not in a cgroup v2 hierarchy; this host's is /",
         ),
@@ -95,7 +97,7 @@ fn bad_input_gets_one_line_and_a_code() {
         assert_eq!(finished.stdout, "", "{arguments:?}");
         assert!(
             finished.stderr.contains(message),
-            "{arguments:?} said {}",
+            "{arguments:?} printed {}",
             finished.stderr
         );
         assert!(
@@ -126,11 +128,11 @@ fn bad_input_gets_one_line_and_a_code() {
 }
 
 #[test]
-fn without_privileges_it_says_which_are_missing() {
-    // Where everybody may run it.
-    let folder = tempfile::tempdir().unwrap();
-    fs::set_permissions(folder.path(), Permissions::from_mode(0o755)).unwrap();
-    let program = folder.path().join("portwatch");
+fn missing_privileges_are_named() {
+    // A copy that any user may execute.
+    let directory = tempfile::tempdir().unwrap();
+    fs::set_permissions(directory.path(), Permissions::from_mode(0o755)).unwrap();
+    let program = directory.path().join("portwatch");
     copy_program(binary(), &program);
     let finished = finish(Command::new(&program).uid(65_534).gid(65_534));
     assert_eq!(finished.status.code(), Some(3), "{}", finished.stderr);
@@ -140,7 +142,7 @@ fn without_privileges_it_says_which_are_missing() {
          as root of the host, or give it CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON (and \
          CAP_SYS_PTRACE to name other users' programs, CAP_SYS_ADMIN to name network namespaces)\n"
     );
-    // Root of a user namespace has every capability there, and none that counts.
+    // Root of a user namespace has all capabilities there, but none that BPF needs.
     let finished = finish(
         Command::new("unshare")
             .args(["--user", "--map-root-user"])
@@ -154,7 +156,7 @@ fn without_privileges_it_says_which_are_missing() {
         "{}",
         finished.stderr
     );
-    // What needs no privilege works without.
+    // `explain` needs no privileges.
     let explained = finish(
         Command::new(&program)
             .args(["explain", "976"])
@@ -163,46 +165,45 @@ fn without_privileges_it_says_which_are_missing() {
     );
     assert!(explained.status.success(), "{}", explained.stderr);
     assert!(
-        explained.stdout.contains("only what this user may see"),
+        explained.stdout.contains("this user"),
         "{}",
         explained.stdout
     );
 }
 
 #[test]
-fn without_a_mounted_cgroup_v2_it_mounts_its_own() {
+fn without_a_mounted_cgroup_v2_the_monitor_mounts_one_privately() {
     in_namespace(|namespace| {
         let script = format!(
             "for mount in $(awk '$3 == \"cgroup2\" {{ print $2 }}' /proc/mounts); do \
-             umount \"$mount\" || exit 9; done; exec {} --format json --no-collapse",
+             umount \"$mount\" || exit 9; done; exec {} --format json --no-aggregate",
             binary().display()
         );
         let mut command = Command::new("unshare");
         command.args(["--mount", "sh", "-c", &script]);
-        let agent = Agent::spawn(&mut command);
+        let monitor = Monitor::spawn(&mut command);
         assert!(
-            agent.armed.contains("(mounted privately)"),
+            monitor.start_line.contains("(mounted privately)"),
             "{}",
-            agent.armed
+            monitor.start_line
         );
         drop(TcpListener::bind("127.0.0.1:976").unwrap());
         for event in ["bind", "listen", "close"] {
-            assert_alert!(agent.alert(namespace.inode), { "event" => event });
+            assert_alert!(monitor.alert(namespace.inode), { "event" => event });
         }
-        let rest = agent.stop(namespace.inode);
-        assert!(rest.is_empty(), "{rest:?}");
+        monitor.stop_without_more(namespace.inode);
     });
 }
 
 #[test]
-fn a_signal_ends_it_well_with_all_that_was_reported() {
+fn a_signal_stops_the_monitor_after_all_alerts_are_printed() {
     for signal in [Signal::SIGINT, Signal::SIGTERM] {
         in_namespace(|namespace| {
-            let agent = Agent::start(&[]);
-            perl(&binds(50));
-            // Nobody waited: what is not printed yet must still come.
+            let monitor = Monitor::start(&[]);
+            perl(&bind_and_close(50));
+            // Some of these alerts are not printed yet when the signal arrives.
             assert_eq!(
-                agent.stop_with(signal, namespace.inode).len(),
+                monitor.stop_with(signal, namespace.inode).len(),
                 100,
                 "{signal}"
             );
@@ -211,28 +212,20 @@ fn a_signal_ends_it_well_with_all_that_was_reported() {
 }
 
 #[test]
-fn a_closed_stdout_ends_it_quietly() {
+fn a_closed_stdout_ends_the_monitor_without_a_message() {
     for reported_first in [false, true] {
         in_namespace(|_| {
-            let mut agent = Command::new(binary())
-                .stdout(Stdio::piped())
-                .stderr(Stdio::piped())
-                .spawn()
-                .unwrap();
-            let mut stderr = BufReader::new(agent.stderr.take().unwrap());
+            let mut monitor = Unread::spawn(&mut Command::new(binary()));
             let mut line = String::new();
-            stderr.read_line(&mut line).unwrap();
-            assert!(line.contains("armed"), "{line}");
-            let mut stdout = BufReader::new(agent.stdout.take().unwrap());
             if reported_first {
                 drop(UdpSocket::bind("127.0.0.1:976").unwrap());
-                stdout.read_line(&mut line).unwrap();
+                monitor.stdout.read_line(&mut line).unwrap();
             }
-            drop(stdout);
-            // It ends although nothing more happens.
-            assert_eq!(agent.wait().unwrap().code(), Some(6));
+            drop(monitor.stdout);
+            // It ends without a further event.
+            assert_eq!(monitor.child.wait().unwrap().code(), Some(6));
             line.clear();
-            assert_eq!(stderr.read_line(&mut line).unwrap(), 0, "{line}");
+            assert_eq!(monitor.stderr.read_line(&mut line).unwrap(), 0, "{line}");
         });
     }
 }

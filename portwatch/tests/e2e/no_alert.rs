@@ -1,4 +1,4 @@
-//! What must not alert, and what `--all` and a second agent change.
+//! Events that must cause no alert, and the effect of `--all`, `--registry` and a second monitor.
 
 use std::{
     net::{TcpListener, TcpStream, UdpSocket},
@@ -13,21 +13,21 @@ use nix::{
 
 use crate::{
     assert_alert,
-    support::{Agent, Namespace, in_namespace},
+    support::{Monitor, Namespace, in_namespace},
 };
 
-/// Binds 1023/udp, which is reserved: after its alert, whatever was to come has come.
-fn assert_silent_until_now(agent: &Agent, namespace: &Namespace) {
+/// Binds 1023/udp, a reserved port: its alert must be the next, so none came before it.
+fn assert_no_alert_so_far(monitor: &Monitor, namespace: &Namespace) {
     drop(UdpSocket::bind("127.0.0.1:1023").unwrap());
-    let alert = agent.alert(namespace.inode);
+    let alert = monitor.alert(namespace.inode);
     assert_alert!(alert, { "port" => 1023, "event" => "bind", "registry/status" => "reserved" });
-    assert_alert!(agent.alert(namespace.inode), { "port" => 1023, "event" => "close" });
+    assert_alert!(monitor.alert(namespace.inode), { "port" => 1023, "event" => "close" });
 }
 
 #[test]
-fn assigned_and_high_ports_are_silent() {
+fn assigned_and_unprivileged_ports_cause_no_alert() {
     in_namespace(|namespace| {
-        let agent = Agent::start(&[]);
+        let monitor = Monitor::start(&[]);
         for local in ["127.0.0.1:22", "127.0.0.1:1024", "[::]:443", "127.0.0.1:0"] {
             let listener = TcpListener::bind(local).unwrap();
             let mut address = listener.local_addr().unwrap();
@@ -42,22 +42,21 @@ fn assigned_and_high_ports_are_silent() {
         }
         // Assigned on tcp only: 143/udp is reserved.
         drop(TcpListener::bind("127.0.0.1:143").unwrap());
-        assert_silent_until_now(&agent, namespace);
-        let rest = agent.stop(namespace.inode);
-        assert!(rest.is_empty(), "{rest:?}");
+        assert_no_alert_so_far(&monitor, namespace);
+        monitor.stop_without_more(namespace.inode);
     });
 }
 
 #[test]
-fn a_failed_bind_is_none() {
+fn failed_binds_cause_no_alert() {
     in_namespace(|namespace| {
-        let taken = TcpListener::bind("127.0.0.1:976").unwrap();
-        let agent = Agent::start(&[]);
+        let first = TcpListener::bind("127.0.0.1:976").unwrap();
+        let monitor = Monitor::start(&[]);
 
         let error = TcpListener::bind("127.0.0.1:976").unwrap_err();
         assert_eq!(error.raw_os_error(), Some(libc::EADDRINUSE));
 
-        // Of this thread only.
+        // Affects this thread only.
         caps::drop(None, CapSet::Effective, Capability::CAP_NET_BIND_SERVICE).unwrap();
         for result in [
             TcpListener::bind("127.0.0.1:977").map(drop),
@@ -70,17 +69,16 @@ fn a_failed_bind_is_none() {
         let error = TcpListener::bind("192.0.2.1:978").unwrap_err();
         assert_eq!(error.raw_os_error(), Some(libc::EADDRNOTAVAIL));
 
-        assert_silent_until_now(&agent, namespace);
-        drop(taken);
-        let rest = agent.stop(namespace.inode);
-        assert!(rest.is_empty(), "{rest:?}");
+        assert_no_alert_so_far(&monitor, namespace);
+        drop(first);
+        monitor.stop_without_more(namespace.inode);
     });
 }
 
 #[test]
-fn a_raw_sockets_protocol_number_is_no_port() {
+fn raw_sockets_cause_no_alert() {
     in_namespace(|namespace| {
-        let agent = Agent::start(&[]);
+        let monitor = Monitor::start(&[]);
         let raw = socket(
             AddressFamily::Inet,
             SockType::Raw,
@@ -90,19 +88,18 @@ fn a_raw_sockets_protocol_number_is_no_port() {
         .unwrap();
         bind(raw.as_raw_fd(), &SockaddrIn::new(127, 0, 0, 1, 0)).unwrap();
         drop(raw);
-        assert_silent_until_now(&agent, namespace);
-        let rest = agent.stop(namespace.inode);
-        assert!(rest.is_empty(), "{rest:?}");
+        assert_no_alert_so_far(&monitor, namespace);
+        monitor.stop_without_more(namespace.inode);
     });
 }
 
 #[test]
-fn all_adds_assigned_ports_with_their_service() {
+fn all_reports_assigned_ports_with_their_service() {
     in_namespace(|namespace| {
-        let agent = Agent::start(&["--all"]);
+        let monitor = Monitor::start(&["--all"]);
         drop(TcpListener::bind("127.0.0.1:22").unwrap());
         for event in ["bind", "listen", "close"] {
-            assert_alert!(agent.alert(namespace.inode), {
+            assert_alert!(monitor.alert(namespace.inode), {
                 "event" => event,
                 "port" => 22,
                 "registry/status" => "assigned",
@@ -110,71 +107,69 @@ fn all_adds_assigned_ports_with_their_service() {
             });
         }
         drop(TcpListener::bind("127.0.0.1:1024").unwrap());
-        assert_silent_until_now(&agent, namespace);
-        let rest = agent.stop(namespace.inode);
-        assert!(rest.is_empty(), "{rest:?}");
+        assert_no_alert_so_far(&monitor, namespace);
+        monitor.stop_without_more(namespace.inode);
     });
 }
 
 #[test]
-fn the_registry_that_is_given_decides() {
+fn a_given_registry_replaces_the_built_in_one() {
     in_namespace(|namespace| {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("ports.csv");
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("ports.csv");
         let titles = "Service Name,Port Number,Transport Protocol,Description,Assignee,Contact,\
             Registration Date,Modification Date,Reference,Service Code,\
             Unauthorized Use Reported,Assignment Notes";
         let rows = "ours,976,tcp,Our own,,,2031-05-06,,,,,\n,0-975,,Reserved,,,,,,,,\n\
             ,977-1023,,Reserved,,,,,,,,";
         std::fs::write(&path, format!("{titles}\n{rows}\n")).unwrap();
-        let agent = Agent::start(&["--registry", path.to_str().unwrap()]);
+        let monitor = Monitor::start(&["--registry", path.to_str().unwrap()]);
         assert!(
-            agent.armed.contains("registry 2031-05-06"),
+            monitor.start_line.contains("registry 2031-05-06"),
             "{}",
-            agent.armed
+            monitor.start_line
         );
         drop(TcpListener::bind("127.0.0.1:976").unwrap());
         drop(UdpSocket::bind("127.0.0.1:976").unwrap());
-        assert_alert!(agent.alert(namespace.inode), {
+        assert_alert!(monitor.alert(namespace.inode), {
             "transport" => "udp",
             "registry/status" => "reserved",
             "registry/basis" => "rfc6335-7.2",
             "registry/as_of" => "2031-05-06",
         });
-        assert_alert!(agent.alert(namespace.inode), { "event" => "close" });
-        let rest = agent.stop(namespace.inode);
-        assert!(rest.is_empty(), "{rest:?}");
+        assert_alert!(monitor.alert(namespace.inode), { "event" => "close" });
+        monitor.stop_without_more(namespace.inode);
     });
 }
 
 #[test]
-fn two_agents_see_the_same() {
+fn two_monitors_report_the_same() {
     in_namespace(|namespace| {
-        let agents = [Agent::start(&[]), Agent::start(&[])];
+        let monitors = [Monitor::start(&[]), Monitor::start(&[])];
         drop(TcpListener::bind("127.0.0.1:976").unwrap());
-        let [first, second] = agents
+        let [first, second] = monitors
             .each_ref()
-            .map(|agent| agent.alerts(namespace.inode, 3));
+            .map(|monitor| monitor.alerts(namespace.inode, 3));
         for (first, second) in first.iter().zip(&second) {
             for key in ["event", "severity", "port", "socket", "process"] {
                 assert_eq!(first[key], second[key]);
             }
         }
-        // One that leaves does not take the other's hooks along.
-        let [first, second] = agents;
-        assert!(first.stop(namespace.inode).is_empty());
+        // The hooks of the other monitor stay attached.
+        let [first, second] = monitors;
+        first.stop_without_more(namespace.inode);
         drop(TcpListener::bind("127.0.0.1:977").unwrap());
         for event in ["bind", "listen", "close"] {
             assert_alert!(second.alert(namespace.inode), { "event" => event, "port" => 977 });
         }
-        assert!(second.stop(namespace.inode).is_empty());
+        second.stop_without_more(namespace.inode);
     });
 }
 
 #[test]
-fn a_socket_that_cannot_bind_twice_is_told_once() {
+fn a_failed_second_bind_is_not_reported() {
     in_namespace(|namespace| {
-        let agent = Agent::start(&[]);
+        let monitor = Monitor::start(&[]);
         let twice = socket(
             AddressFamily::Inet,
             SockType::Stream,
@@ -187,10 +182,9 @@ fn a_socket_that_cannot_bind_twice_is_told_once() {
         assert_eq!(bind(twice.as_raw_fd(), &address(977)), Err(Errno::EINVAL));
         drop(twice);
         for event in ["bind", "close"] {
-            assert_alert!(agent.alert(namespace.inode), { "event" => event, "port" => 976 });
+            assert_alert!(monitor.alert(namespace.inode), { "event" => event, "port" => 976 });
         }
-        assert_silent_until_now(&agent, namespace);
-        let rest = agent.stop(namespace.inode);
-        assert!(rest.is_empty(), "{rest:?}");
+        assert_no_alert_so_far(&monitor, namespace);
+        monitor.stop_without_more(namespace.inode);
     });
 }

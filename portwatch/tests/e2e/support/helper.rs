@@ -1,18 +1,19 @@
-//! A child that says how far it is and waits to be told to go on.
+//! A child process in lockstep with the test: it prints a line when a step is done, and waits for
+//! a line on stdin before the next.
 
 use std::{
     io::{BufRead as _, BufReader, Write as _},
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
 };
 
-/// A running child; ended when dropped.
-pub struct Dialogue {
+/// A running child; killed when dropped.
+pub struct Helper {
     child: Child,
     stdin: ChildStdin,
     stdout: BufReader<ChildStdout>,
 }
 
-impl Dialogue {
+impl Helper {
     pub fn start(command: &mut Command) -> Self {
         let mut child = command
             .stdin(Stdio::piped())
@@ -30,30 +31,30 @@ impl Dialogue {
         self.child.id()
     }
 
-    /// What it says next.
+    /// The next line on its stdout.
     pub fn line(&mut self) -> String {
         let mut line = String::new();
         self.stdout.read_line(&mut line).unwrap();
         line.trim_end().to_owned()
     }
 
-    /// Waits until it says so.
-    pub fn wait_for(&mut self, word: &str) {
-        assert_eq!(self.line(), word);
+    /// Waits for that line.
+    pub fn wait_for(&mut self, line: &str) {
+        assert_eq!(self.line(), line);
     }
 
-    /// Lets it go on.
-    pub fn go_on(&mut self) {
+    /// Lets it run its next step.
+    pub fn resume(&mut self) {
         self.stdin.write_all(b"\n").unwrap();
     }
 
-    /// Waits for its end.
-    pub fn end(mut self) {
+    /// Waits for its end; it must exit with 0.
+    pub fn wait(mut self) {
         assert!(self.child.wait().unwrap().success());
     }
 }
 
-impl Drop for Dialogue {
+impl Drop for Helper {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();

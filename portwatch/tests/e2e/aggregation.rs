@@ -1,46 +1,33 @@
-//! What an operator sees of what happens often: little, and nothing uncounted.
+//! Aggregation of frequent events: few alerts, and every event counted.
 
 use std::net::TcpListener;
 
-use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use crate::{
     assert_alert,
-    support::{Agent, Cgroup, TAKE, in_namespace},
+    support::{Cgroup, Monitor, REBIND, in_namespace},
 };
 
-/// An agent as it comes, for one cgroup: other tests' alerts count too.
-fn agent(cgroup: &Cgroup) -> Agent {
+/// A monitor with aggregation that watches one cgroup, so that it counts no other test's events.
+fn monitor(cgroup: &Cgroup) -> Monitor {
     let path = cgroup.path().to_str().unwrap();
-    Agent::start_quiet(&["--config", "/dev/null", "--cgroup", path])
-}
-
-/// All that it has told when it is stopped.
-fn told(mut agent: Agent) -> Vec<Value> {
-    agent.signal(Signal::SIGTERM);
-    let finished = agent.finish();
-    assert!(finished.status.success(), "{}", finished.stderr);
-    let alerts = finished
-        .stdout
-        .lines()
-        .map(|line| serde_json::from_str(line).unwrap());
-    alerts.collect()
+    Monitor::start_default(&["--config", "/dev/null", "--cgroup", path])
 }
 
 #[test]
-fn a_scan_of_every_port_costs_ten_lines_at_most() {
+fn binding_every_port_prints_ten_lines_at_most() {
     in_namespace(|_| {
         let cgroup = Cgroup::new("scan");
-        let agent = agent(&cgroup);
+        let monitor = monitor(&cgroup);
         // As rootcheck does it, below 1024.
         cgroup.perl(&format!(
-            "{TAKE} for my $port (1..1023) {{ for my $type (SOCK_STREAM, SOCK_DGRAM) {{ \
+            "{REBIND} for my $port (1..1023) {{ for my $type (SOCK_STREAM, SOCK_DGRAM) {{ \
              for my $family (PF_INET, PF_INET6) {{ socket(my $s, $family, $type, 0) or die; \
-             take($s, $family == PF_INET ? sockaddr_in($port, INADDR_ANY) \
+             rebind($s, $family == PF_INET ? sockaddr_in($port, INADDR_ANY) \
              : pack_sockaddr_in6($port, IN6ADDR_ANY)); close $s }} }} }}"
         ));
-        let alerts = told(agent);
+        let alerts = monitor.stop_all();
         assert!((2..=10).contains(&alerts.len()), "{} lines", alerts.len());
         let mut counted = 0;
         for alert in &alerts {
@@ -59,10 +46,10 @@ fn a_scan_of_every_port_costs_ten_lines_at_most() {
 }
 
 #[test]
-fn a_reserved_source_port_is_one_line() {
+fn a_reserved_source_port_prints_one_line() {
     in_namespace(|_| {
         let cgroup = Cgroup::new("client");
-        let agent = agent(&cgroup);
+        let monitor = monitor(&cgroup);
         let server = TcpListener::bind("127.0.0.1:2049").unwrap();
         cgroup.perl(
             "use Socket; socket(my $s, PF_INET, SOCK_STREAM, 0) or die; \
@@ -70,8 +57,8 @@ fn a_reserved_source_port_is_one_line() {
              connect($s, sockaddr_in(2049, INADDR_LOOPBACK)) or die",
         );
         drop(server);
-        let alerts = told(agent);
-        // On a machine that is busy the bind can be told before it turns out to be a client's.
+        let alerts = monitor.stop_all();
+        // On a busy machine `bind_delay` can pass before the connect, which reports the bind too.
         let last = alerts.last().unwrap();
         assert_alert!(alerts[alerts.len() - 1 - usize::from(last["event"] == "close")], {
             "event" => "connect",
@@ -88,11 +75,11 @@ fn a_reserved_source_port_is_one_line() {
 }
 
 #[test]
-fn connections_are_counted_by_peer_and_in_all_on_close() {
+fn connections_are_reported_once_per_peer_and_counted_on_close() {
     in_namespace(|namespace| {
         namespace.ip("addr add 10.9.9.1/32 dev lo");
         let cgroup = Cgroup::new("peers");
-        let agent = agent(&cgroup);
+        let monitor = monitor(&cgroup);
         cgroup.perl(
             "use Socket; socket(my $l, PF_INET, SOCK_STREAM, 0) or die; \
              bind($l, sockaddr_in(976, INADDR_ANY)) or die; listen($l, 99) or die; \
@@ -101,7 +88,7 @@ fn connections_are_counted_by_peer_and_in_all_on_close() {
              bind($s, sockaddr_in(0, inet_aton($from))) or die $!; \
              connect($s, sockaddr_in(976, INADDR_LOOPBACK)) or die $! }",
         );
-        let alerts = told(agent);
+        let alerts = monitor.stop_all();
         let events: Vec<&str> = alerts
             .iter()
             .filter_map(|alert| alert["event"].as_str())

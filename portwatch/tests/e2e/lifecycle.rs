@@ -1,4 +1,4 @@
-//! The whole life of a socket, as alerts.
+//! The alerts about a socket from bind to close.
 
 use std::{
     net::{SocketAddr, TcpListener, TcpStream, UdpSocket},
@@ -22,11 +22,11 @@ use serde_json::json;
 
 use crate::{
     assert_alert,
-    support::{Agent, in_namespace},
+    support::{Monitor, in_namespace},
 };
 
 #[test]
-fn a_tcp_listener_is_told_from_bind_to_close() {
+fn a_tcp_listener_is_reported_from_bind_to_close() {
     struct Case {
         listen: &'static str,
         connect: &'static str,
@@ -68,7 +68,7 @@ fn a_tcp_listener_is_told_from_bind_to_close() {
         },
     ];
     in_namespace(|namespace| {
-        let agent = Agent::start(&["--all"]);
+        let monitor = Monitor::start(&["--all"]);
         for case in cases {
             let listener = TcpListener::bind(case.listen).unwrap();
             let client = TcpStream::connect(case.connect).unwrap();
@@ -78,8 +78,8 @@ fn a_tcp_listener_is_told_from_bind_to_close() {
             drop(listener);
 
             let port = case.listen.parse::<SocketAddr>().unwrap().port();
-            let alerts = agent.alerts(namespace.inode, 4);
-            let told: Vec<_> = alerts
+            let alerts = monitor.alerts(namespace.inode, 4);
+            let events: Vec<_> = alerts
                 .iter()
                 .map(|alert| {
                     let text = |key: &str| alert[key].as_str().unwrap();
@@ -91,7 +91,7 @@ fn a_tcp_listener_is_told_from_bind_to_close() {
                 })
                 .collect();
             assert_eq!(
-                told,
+                events,
                 [
                     ("bind", "notice", case.own),
                     ("listen", "warning", case.own),
@@ -120,15 +120,14 @@ fn a_tcp_listener_is_told_from_bind_to_close() {
                 });
             }
         }
-        let rest = agent.stop(namespace.inode);
-        assert!(rest.is_empty(), "{rest:?}");
+        monitor.stop_without_more(namespace.inode);
     });
 }
 
 #[test]
-fn a_udp_bind_receives_at_once() {
+fn a_udp_bind_is_a_warning() {
     in_namespace(|namespace| {
-        let agent = Agent::start(&[]);
+        let monitor = Monitor::start(&[]);
         let cases = [
             ("127.0.0.1:976", "ipv4", "127.0.0.1"),
             ("0.0.0.0:976", "ipv4", "0.0.0.0"),
@@ -137,7 +136,7 @@ fn a_udp_bind_receives_at_once() {
         ];
         for (local, family, address) in cases {
             drop(UdpSocket::bind(local).unwrap());
-            let alerts = agent.alerts(namespace.inode, 2);
+            let alerts = monitor.alerts(namespace.inode, 2);
             for (alert, event, severity) in [
                 (&alerts[0], "bind", "warning"),
                 (&alerts[1], "close", "notice"),
@@ -157,15 +156,14 @@ fn a_udp_bind_receives_at_once() {
                 });
             }
         }
-        let rest = agent.stop(namespace.inode);
-        assert!(rest.is_empty(), "{rest:?}");
+        monitor.stop_without_more(namespace.inode);
     });
 }
 
 #[test]
-fn a_bound_socket_that_connects_is_a_client_and_never_a_listener() {
+fn a_bound_socket_that_connects_is_reported_as_a_client() {
     in_namespace(|namespace| {
-        let agent = Agent::start(&[]);
+        let monitor = Monitor::start(&[]);
         let server = TcpListener::bind("127.0.0.1:0").unwrap();
         let server_port = server.local_addr().unwrap().port();
         let client = socket(
@@ -180,7 +178,7 @@ fn a_bound_socket_that_connects_is_a_client_and_never_a_listener() {
         connect(client.as_raw_fd(), &address(server_port)).unwrap();
         drop(client);
 
-        let alerts = agent.alerts(namespace.inode, 3);
+        let alerts = monitor.alerts(namespace.inode, 3);
         for (alert, event) in alerts.iter().zip(["bind", "connect", "close"]) {
             assert_alert!(alert, {
                 "event" => event,
@@ -194,18 +192,17 @@ fn a_bound_socket_that_connects_is_a_client_and_never_a_listener() {
             "address" => "127.0.0.1",
             "peer" => json!({"address": "127.0.0.1", "port": server_port}),
         });
-        let rest = agent.stop(namespace.inode);
-        assert!(rest.is_empty(), "{rest:?}");
+        monitor.stop_without_more(namespace.inode);
     });
 }
 
 #[test]
-fn a_listener_that_never_was_bound_is_seen() {
+fn listen_without_bind_is_reported() {
     in_namespace(|namespace| {
-        // Only here may the kernel pick 976 by itself.
+        // Lets the kernel choose 976 as an ephemeral port.
         std::fs::write("/proc/sys/net/ipv4/ip_unprivileged_port_start", "0").unwrap();
         std::fs::write("/proc/sys/net/ipv4/ip_local_port_range", "976 977").unwrap();
-        let agent = Agent::start(&[]);
+        let monitor = Monitor::start(&[]);
         let listener = socket(
             AddressFamily::Inet,
             SockType::Stream,
@@ -215,7 +212,7 @@ fn a_listener_that_never_was_bound_is_seen() {
         .unwrap();
         listen(&listener, Backlog::new(1).unwrap()).unwrap();
         drop(listener);
-        let alerts = agent.alerts(namespace.inode, 2);
+        let alerts = monitor.alerts(namespace.inode, 2);
         for (alert, event) in alerts.iter().zip(["listen", "close"]) {
             assert_alert!(alert, {
                 "event" => event,
@@ -228,22 +225,21 @@ fn a_listener_that_never_was_bound_is_seen() {
                 "{alert}"
             );
         }
-        let rest = agent.stop(namespace.inode);
-        assert!(rest.is_empty(), "{rest:?}");
+        monitor.stop_without_more(namespace.inode);
     });
 }
 
 #[test]
-fn a_program_of_its_own_is_named_with_all_there_is() {
+fn a_separate_program_is_described_in_full() {
     in_namespace(|namespace| {
-        let agent = Agent::start(&[]);
+        let monitor = Monitor::start(&[]);
         let mut nc = Command::new("nc")
             .args(["-l", "127.0.0.1", "976"])
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .spawn()
             .unwrap();
-        let alerts = agent.alerts(namespace.inode, 2);
+        let alerts = monitor.alerts(namespace.inode, 2);
         for (alert, event) in alerts.iter().zip(["bind", "listen"]) {
             assert_alert!(alert, {
                 "event" => event,
@@ -265,20 +261,19 @@ fn a_program_of_its_own_is_named_with_all_there_is() {
                     .starts_with('/')
             );
         }
-        // Killed: the kernel closes for it, and the alert still says whose it was.
+        // The kernel closes the socket of the killed process; the alert still names the process.
         kill(Pid::from_raw(nc.id() as i32), Signal::SIGKILL).unwrap();
-        let close = agent.alert(namespace.inode);
+        let close = monitor.alert(namespace.inode);
         assert_alert!(close, { "event" => "close", "process/pid" => nc.id() });
         nc.wait().unwrap();
-        let rest = agent.stop(namespace.inode);
-        assert!(rest.is_empty(), "{rest:?}");
+        monitor.stop_without_more(namespace.inode);
     });
 }
 
 #[test]
-fn the_first_reach_from_another_host_is_critical() {
+fn the_first_connection_from_another_host_is_critical() {
     in_namespace(|server| {
-        let agent = Agent::start(&[]);
+        let monitor = Monitor::start(&[]);
         let (here, client) = mpsc::channel();
         let (serving, wait) = mpsc::channel();
         thread::scope(|scope| {
@@ -302,8 +297,8 @@ fn the_first_reach_from_another_host_is_critical() {
                 drop(listener.accept().unwrap());
             }
         });
-        let alerts = agent.alerts(server.inode, 5);
-        let told: Vec<_> = alerts
+        let alerts = monitor.alerts(server.inode, 5);
+        let events: Vec<_> = alerts
             .iter()
             .map(|alert| {
                 (
@@ -313,7 +308,7 @@ fn the_first_reach_from_another_host_is_critical() {
             })
             .collect();
         assert_eq!(
-            told,
+            events,
             [
                 ("bind", "notice"),
                 ("listen", "warning"),
@@ -323,6 +318,6 @@ fn the_first_reach_from_another_host_is_critical() {
             ]
         );
         assert_eq!(alerts[2]["peer"]["address"], "10.83.0.2");
-        assert!(agent.stop(server.inode).is_empty());
+        monitor.stop_without_more(server.inode);
     });
 }

@@ -1,4 +1,6 @@
-//! What takes no port, or none that is watched: no alert may come.
+//! Scenarios that bind no port, or no watched port: they must cause no alert.
+
+#![forbid(unsafe_code)]
 
 use std::{
     fs,
@@ -27,22 +29,22 @@ fn must_fail<T>(result: std::io::Result<T>, errno: i32) -> Result<(), Stop> {
     match result {
         Err(error) if error.raw_os_error() == Some(errno) => Ok(()),
         Err(error) => Err(error.into()),
-        Ok(_) => Err(Stop::Failed("it should have been refused".into())),
+        Ok(_) => Err(Stop::Failed("the call succeeded, but must fail".into())),
     }
 }
 
-/// The listener that is in the way is told; the one that fails is not.
+/// The listener that has the address is reported; the bind that fails is not.
 pub(super) fn address_in_use(script: &mut Script) -> Result<(), Stop> {
     let local = at("127.0.0.1")?;
-    let taken = stream(local)?;
-    let actor = script.socket(Transport::Tcp, local);
-    taken.bind(&local.into())?;
-    actor.expect(Bind);
-    taken.listen(8)?;
-    actor.expect(Listen);
+    let first = stream(local)?;
+    let alerts = script.socket(Transport::Tcp, local);
+    first.bind(&local.into())?;
+    alerts.expect(Bind);
+    first.listen(8)?;
+    alerts.expect(Listen);
     must_fail(TcpListener::bind(local), libc::EADDRINUSE)?;
-    drop(taken);
-    actor.expect(Close);
+    drop(first);
+    alerts.expect(Close);
     Ok(())
 }
 
@@ -59,7 +61,7 @@ pub(super) fn permission_denied(_: &mut Script) -> Result<(), Stop> {
         .try_for_each(|result| must_fail(result, libc::EACCES))
 }
 
-/// A raw socket's "port" is its protocol's number: 136 is an unassigned port too.
+/// A raw socket's "port" is its protocol number; 136 is also an unassigned port.
 pub(super) fn raw(_: &mut Script) -> Result<(), Stop> {
     let local = SocketAddr::from(([127, 0, 0, 1], PORT));
     for protocol in [libc::IPPROTO_ICMP, libc::IPPROTO_UDPLITE, 255] {

@@ -1,0 +1,261 @@
+//! Deny rules: which binds fail, which cannot be denied, and when denying ends.
+
+use std::process::Command;
+
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+use super::rules::{file, recipe};
+use crate::{
+    assert_alert,
+    support::{Cgroup, Monitor, binary, finish, in_namespace},
+};
+
+/// Perl that prints the result of bind(2): `ok` or the error.
+fn bind_script(port: u16, transport: &str) -> String {
+    let kind = if transport == "tcp" {
+        "SOCK_STREAM"
+    } else {
+        "SOCK_DGRAM"
+    };
+    format!(
+        "use Socket; socket(my $s, PF_INET, {kind}, 0) or die; \
+         print bind($s, sockaddr_in({port}, INADDR_LOOPBACK)) ? \"ok\" : \"$!\", \"\\n\""
+    )
+}
+
+/// The result of bind(2) in that cgroup, as a user with CAP_NET_BIND_SERVICE.
+fn bind(cgroup: &Cgroup, port: u16, transport: &str, user: &str) -> String {
+    let script = bind_script(port, transport);
+    let mut binder = cgroup.start(
+        "setpriv",
+        &[
+            "--reuid",
+            user,
+            "--clear-groups",
+            "--inh-caps",
+            "+net_bind_service",
+            "--ambient-caps",
+            "+net_bind_service",
+            "perl",
+            "-e",
+            &script,
+        ],
+    );
+    let result = binder.line();
+    binder.wait();
+    result
+}
+
+const DENIED: &str = "Operation not permitted";
+
+#[test]
+fn denied_binds_fail_and_are_reported_until_the_monitor_ends() {
+    in_namespace(|namespace| {
+        let cgroup = Cgroup::new("denied");
+        let (_directory, path) = file(&recipe("Deny everything unassigned but ..."));
+        let arguments = [
+            "--config",
+            path.to_str().unwrap(),
+            "--cgroup",
+            cgroup.path().to_str().unwrap(),
+            "--no-aggregate",
+        ];
+        let monitor = Monitor::start_default(&arguments);
+        for (transport, port) in [("udp", 976), ("tcp", 976)] {
+            assert_eq!(bind(&cgroup, port, transport, "root"), DENIED);
+            assert_alert!(monitor.alert(namespace.inode), {
+                "event" => "deny",
+                "severity" => "warning",
+                "transport" => transport,
+                "port" => 976,
+                "address" => "127.0.0.1",
+                "process/comm" => "perl",
+                "process/user" => "root",
+                "rule/name" => "unassigned",
+                "rule/reason" => "nobody has business there",
+                "rule/decision" => "deny",
+                "rule/dry_run" => false,
+            });
+        }
+        // Assigned ports are not denied; the first rule exempts 955 for www-data only.
+        assert_eq!(bind(&cgroup, 123, "udp", "root"), "ok");
+        assert_eq!(bind(&cgroup, 955, "udp", "root"), DENIED);
+        assert_eq!(monitor.alert(namespace.inode)["event"], "deny");
+        assert_eq!(bind(&cgroup, 955, "udp", "www-data"), "ok");
+        for event in ["bind", "close"] {
+            assert_alert!(monitor.alert(namespace.inode), {
+                "event" => event,
+                "severity" => "notice",
+                "process/user" => "www-data",
+                "rule/name" => "web",
+            });
+        }
+        monitor.stop_without_more(namespace.inode);
+        assert_eq!(bind(&cgroup, 976, "udp", "root"), "ok");
+
+        let dry = Monitor::start_default(&[&arguments[..], &["--dry-run"]].concat());
+        assert_eq!(bind(&cgroup, 976, "udp", "root"), "ok");
+        for event in ["bind", "close"] {
+            assert_alert!(dry.alert(namespace.inode), {
+                "event" => event,
+                "rule/decision" => "deny",
+                "rule/dry_run" => true,
+            });
+        }
+        dry.stop_without_more(namespace.inode);
+    });
+}
+
+#[test]
+fn a_deny_rule_applies_to_cgroups_created_later() {
+    in_namespace(|namespace| {
+        let cgroup = Cgroup::new("by-cgroup");
+        let root = crate::support::cgroup_root();
+        let name = cgroup
+            .path()
+            .strip_prefix(&root)
+            .unwrap()
+            .display()
+            .to_string();
+        let (_directory, path) = file(&format!(
+            "[[rule]]\nname = \"inner\"\ndecide = \"ignore\"\nport = 976\ncgroup = \"/{name}/inner\"\n\
+             [[rule]]\nname = \"outer\"\ndecide = \"deny\"\nport = 976\ncgroup = \"/{name}\"\n"
+        ));
+        let config = path.to_str().unwrap();
+        let mut monitor = Monitor::start_default(&[
+            "--config",
+            config,
+            "--health-interval",
+            "1",
+            "--no-aggregate",
+        ]);
+        let warning = monitor.log_line();
+        assert!(warning.contains(&format!("/{name}/inner")), "{warning}");
+        let inner = cgroup.below("inner");
+        let deep = inner.below("deep");
+        // The next health check, within a second, finds the new cgroup.
+        while bind(&deep, 976, "udp", "root") == DENIED {
+            std::thread::sleep(std::time::Duration::from_millis(100));
+        }
+        assert_eq!(bind(&inner, 976, "udp", "root"), "ok");
+        assert_eq!(bind(&cgroup, 976, "udp", "root"), DENIED);
+        let denied = loop {
+            let alert = monitor.alert(namespace.inode);
+            let path = alert["process"]["cgroup"].as_str().unwrap_or("").to_owned();
+            assert_eq!(alert["event"], "deny", "{alert}");
+            if !path.contains("/inner") {
+                break alert;
+            }
+        };
+        assert_alert!(denied, { "rule/name" => "outer", "process/cgroup" => format!("/{name}") });
+        // The rule does not apply outside its cgroup.
+        let elsewhere = Cgroup::new("elsewhere");
+        assert_eq!(bind(&elsewhere, 976, "udp", "root"), "ok");
+        monitor.signal(Signal::SIGKILL);
+        monitor.finish();
+        assert_eq!(bind(&cgroup, 976, "udp", "root"), "ok");
+    });
+}
+
+#[test]
+fn fail_closed_denies_until_unpin() {
+    in_namespace(|_| {
+        let cgroup = Cgroup::new("closed");
+        let (_directory, path) = file("[[rule]]\nname = \"no\"\ndecide = \"deny\"\nport = 976\n");
+        // A new mount namespace, for a new BPF file system.
+        let script = format!(
+            "mount -t bpf bpf /sys/fs/bpf && mkfifo fifo && \
+             ({pw} run --fail-closed --cgroup {cgroup} --config {config} 2>fifo & echo $! >pid) && \
+             read line <fifo && case \"$line\" in *armed*) ;; *) echo \"$line\"; exit 1;; esac && \
+             kill -9 $(cat pid) && \
+             sh -c 'echo $$ >{cgroup}/cgroup.procs; exec perl -e \"$0\"' '{bind}' && \
+             {pw} unpin && \
+             sh -c 'echo $$ >{cgroup}/cgroup.procs; exec perl -e \"$0\"' '{bind}' && {pw} unpin",
+            pw = binary().display(),
+            cgroup = cgroup.path().display(),
+            config = path.display(),
+            bind = bind_script(976, "udp").replace('\'', ""),
+        );
+        let directory = tempfile::tempdir().unwrap();
+        let mut command = Command::new("unshare");
+        command
+            .args(["--mount", "sh", "-ec", &script])
+            .current_dir(directory.path());
+        let finished = finish(&mut command);
+        assert!(
+            finished.status.success(),
+            "{}{}",
+            finished.stdout,
+            finished.stderr
+        );
+        let results: Vec<&str> = finished.stdout.lines().collect();
+        assert_eq!(results, [DENIED, "ok"], "{}", finished.stderr);
+        assert!(
+            finished.stderr.contains("nothing is pinned"),
+            "{}",
+            finished.stderr
+        );
+    });
+}
+
+#[test]
+fn sockets_that_cannot_be_denied_are_reported_with_the_reason() {
+    in_namespace(|namespace| {
+        let cgroup = Cgroup::new("not-denied");
+        let (_directory, path) =
+            file("[[rule]]\nname = \"no\"\ndecide = \"deny\"\nport = \"976-978\"\n");
+        let mut existing = cgroup.start_perl(
+            "use Socket; socket(my $s, PF_INET, SOCK_DGRAM, 0) or die; \
+             bind($s, sockaddr_in(976, INADDR_LOOPBACK)) or die; \
+             $| = 1; print \"ready\\n\"; <STDIN>",
+        );
+        existing.wait_for("ready");
+        let monitor = Monitor::start_default(&[
+            "--config",
+            path.to_str().unwrap(),
+            "--cgroup",
+            cgroup.path().to_str().unwrap(),
+            "--no-aggregate",
+            // A scan reports the close of the kernel socket.
+            "--health-interval",
+            "1",
+        ]);
+        let assert_not_denied = |event: &str, port: u16, reason: &str| {
+            assert_alert!(monitor.alert(namespace.inode), {
+                "event" => event,
+                "port" => port,
+                "rule/name" => "no",
+                "rule/decision" => "deny",
+                "rule/dry_run" => false,
+                "detail" => format!("not denied: {reason}"),
+            });
+        };
+        let assert_closed = |port: u16| {
+            let close = monitor.alert(namespace.inode);
+            assert_alert!(close, { "event" => "close", "port" => port, "detail" => Value::Null });
+        };
+        assert_not_denied("bind", 976, "bound before the monitor started");
+        existing.resume();
+        existing.wait();
+        assert_closed(976);
+
+        // Makes 977 the only ephemeral port.
+        std::fs::write("/proc/sys/net/ipv4/ip_unprivileged_port_start", "0").unwrap();
+        std::fs::write("/proc/sys/net/ipv4/ip_local_port_range", "977 977").unwrap();
+        cgroup.perl(
+            "use Socket; socket(my $s, PF_INET, SOCK_STREAM, 0) or die; listen($s, 1) or die",
+        );
+        assert_not_denied("listen", 977, "no BPF hook for this operation");
+        assert_closed(977);
+
+        // A VXLAN device binds its port when it is brought up.
+        cgroup.perl(
+            "for ('add vxlan0 type vxlan id 7 dstport 978', 'set vxlan0 up', 'del vxlan0') { \
+             system(\"ip link $_\") == 0 or die }",
+        );
+        assert_not_denied("bind", 978, "kernel socket");
+        assert_closed(978);
+        monitor.stop_without_more(namespace.inode);
+    });
+}
