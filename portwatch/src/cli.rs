@@ -79,7 +79,6 @@ mod tests {
     use clap::CommandFactory as _;
 
     use super::*;
-    use crate::output::FormatName;
 
     #[test]
     fn the_command_line_is_consistent() {
@@ -88,12 +87,15 @@ mod tests {
 
     #[test]
     fn a_bare_call_and_run_take_the_same_options() {
-        let bare = Cli::parse_from(["portwatch", "--format", "json", "--all"]);
-        assert!(bare.command.is_none() && bare.run.all);
-        let run = Cli::parse_from(["portwatch", "run", "--format", "json", "--all"]);
+        let options = ["--format", "json", "--all", "--no-aggregate", "--dry-run"];
+        let bare = Cli::parse_from(["portwatch"].iter().chain(&options));
+        assert!(bare.command.is_none());
+        let run = Cli::parse_from(["portwatch", "run"].iter().chain(&options));
         let Some(Command::Run(args)) = run.command else {
             panic!("not run")
         };
-        assert_eq!((args.all, args.format), (true, FormatName::Json));
+        assert_eq!(format!("{:?}", bare.run), format!("{args:?}"));
+        let default = Cli::parse_from(["portwatch"]);
+        assert_ne!(format!("{:?}", default.run), format!("{args:?}"));
     }
 }

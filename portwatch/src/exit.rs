@@ -101,3 +101,42 @@ fn code(error: &anyhow::Error) -> Exit {
         Exit::Failure
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::{config::Source, registry::Registry};
+
+    #[test]
+    fn an_unreadable_input_file_is_named_with_the_cause_once() {
+        let path = Path::new("/no/such/file");
+        let source = Source {
+            path: Some(path.into()),
+            ..Source::default()
+        };
+        let errors = [
+            anyhow::Error::from(source.load().unwrap_err()),
+            Registry::from_csv(path, None).unwrap_err().into(),
+        ];
+        for error in errors {
+            assert_eq!(
+                format!("{error:#}"),
+                "cannot read /no/such/file: No such file or directory (os error 2)"
+            );
+            assert_eq!(code(&error), Exit::Input);
+        }
+    }
+
+    #[test]
+    fn every_code_is_in_the_help_text() {
+        let documented: Vec<u8> = EXIT_CODES
+            .lines()
+            .skip(1)
+            .map(|line| line.split_whitespace().next().unwrap().parse().unwrap())
+            .collect();
+        let all: Vec<u8> = (Exit::Success as u8..=Exit::InUse as u8).collect();
+        assert_eq!(documented, all);
+    }
+}

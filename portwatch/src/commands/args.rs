@@ -23,7 +23,7 @@ pub struct ConfigArgs {
 }
 
 impl ConfigArgs {
-    /// The source of the configuration, with what else the command line says.
+    /// The source of the configuration, with the other overrides of the command line.
     #[must_use]
     pub fn source(self, overrides: Overrides) -> Source {
         Source {

@@ -132,12 +132,12 @@ fn describe_checks(checks: &[Check]) -> Result<String> {
         detail,
     } in checks
     {
-        let word = match (ok, required) {
+        let state = match (ok, required) {
             (true, _) => "ok",
             (false, true) => "MISSING",
             (false, false) => "no",
         };
-        writeln!(text, "{name:<30} {word:<8} {detail}")?;
+        writeln!(text, "{name:<30} {state:<8} {detail}")?;
     }
     Ok(text)
 }
@@ -150,7 +150,7 @@ fn describe(verdict: &Verdict) -> String {
         slowest,
         ..
     } = verdict;
-    let word = match outcome {
+    let state = match outcome {
         Outcome::Ok => "ok",
         Outcome::Unavailable => "n/a",
         Outcome::Failed => "FAILED",
@@ -158,5 +158,6 @@ fn describe(verdict: &Verdict) -> String {
     let took = slowest
         .map(|slowest| format!("{} us", slowest.as_micros()))
         .unwrap_or_default();
-    format!("{scenario:<46} {word:<7} {took:>9} {detail}\n")
+    format!("{scenario:<46} {state:<7} {took:>9} {detail}
+")
 }

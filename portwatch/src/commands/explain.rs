@@ -183,7 +183,7 @@ mod tests {
 
     #[test]
     fn the_registry_entry_and_the_holder_are_printed() {
-        // From 1024 up, so that this needs no privilege and meets nobody.
+        // From 1024 up, so that this needs no privilege and no other test uses it.
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
         let registry = Registry::embedded().unwrap();

@@ -12,10 +12,10 @@ use crate::{config::Overrides, monitor, output::FormatName, sensor, util::consol
 pub struct Args {
     /// Output format
     #[arg(long, value_enum, default_value_t)]
-    pub format: FormatName,
+    format: FormatName,
     /// Watch assigned ports too
     #[arg(long)]
-    pub all: bool,
+    all: bool,
     /// Size of the ring buffer in bytes: a power of two, at least one page
     ///
     /// An event takes 128 bytes, and 1,584 more when its process has executed a new program. Events
@@ -53,6 +53,17 @@ pub struct Args {
     registry: RegistryArgs,
 }
 
+impl Args {
+    /// What they override in the configuration.
+    const fn overrides(&self) -> Overrides {
+        Overrides {
+            all: self.all,
+            dry_run: self.dry_run,
+            no_aggregate: self.no_aggregate || self.no_collapse,
+        }
+    }
+}
+
 /// Runs the monitor until SIGINT or SIGTERM. It takes stdout itself.
 ///
 /// # Errors
@@ -63,11 +74,7 @@ pub fn run(args: Args, _out: &mut impl io::Write) -> Result<()> {
         console::log("--no-collapse is now --no-aggregate");
     }
     let registry = args.registry.read()?;
-    let overrides = Overrides {
-        all: args.all,
-        dry_run: args.dry_run,
-        no_aggregate: args.no_aggregate || args.no_collapse,
-    };
+    let overrides = args.overrides();
     let options = monitor::Options {
         format: args.format,
         source: args.config.source(overrides),
@@ -79,4 +86,52 @@ pub fn run(args: Args, _out: &mut impl io::Write) -> Result<()> {
         health_interval: Duration::from_secs(args.health_interval),
     };
     monitor::run(&options, registry)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::{CommandFactory as _, Parser};
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Cli {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    #[test]
+    fn arguments_override_the_configuration() {
+        let none = Overrides::default();
+        for (arguments, expected) in [
+            (&[][..], none),
+            (&["--all"], Overrides { all: true, ..none }),
+            (
+                &["--dry-run"],
+                Overrides {
+                    dry_run: true,
+                    ..none
+                },
+            ),
+            (
+                &["--no-aggregate"],
+                Overrides {
+                    no_aggregate: true,
+                    ..none
+                },
+            ),
+            (
+                &["--no-collapse"],
+                Overrides {
+                    no_aggregate: true,
+                    ..none
+                },
+            ),
+        ] {
+            let cli = Cli::parse_from(["run"].iter().chain(arguments));
+            assert_eq!(cli.args.overrides(), expected, "{arguments:?}");
+        }
+        let help = Cli::command().render_long_help().to_string();
+        assert!(help.contains("--no-aggregate") && !help.contains("collapse"));
+    }
 }

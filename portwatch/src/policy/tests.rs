@@ -310,3 +310,18 @@ fn deny_rules_are_the_rules_up_to_the_last_that_denies() {
         crate::model::DenyRules::default()
     );
 }
+
+#[test]
+fn more_pairs_of_user_and_cgroup_than_the_kernel_holds_are_rejected() {
+    for (users, is_accepted) in [(64, true), (65, false)] {
+        let uids: Vec<String> = (0..users).map(|uid: u32| uid.to_string()).collect();
+        let rule = Rule {
+            name: "x".into(),
+            reason: None,
+            decision: Decision::Deny,
+            conditions: vec![condition("user", &uids.join(", "))],
+        };
+        let result = Policy::new(vec![rule]);
+        assert_eq!(result.is_ok(), is_accepted, "{users}: {result:?}");
+    }
+}

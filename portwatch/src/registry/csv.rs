@@ -1,5 +1,6 @@
 //! Reads IANA's `service-names-port-numbers.csv`: RFC 4180, UTF-8, twelve columns of which the
-//! first four and the two dates matter. Columns are read by position: their titles changed over the years.
+//! first four and the two dates matter. Columns are read by position: their titles changed over
+//! the years.
 
 use std::{fs::File, io::Read as _, path::Path, rc::Rc};
 

@@ -241,12 +241,12 @@ impl Registry {
             }
         }
         let mut entries = TRANSPORTS.map(|_| Vec::with_capacity(by_port.len()));
-        let nobody: Rc<[Printable]> = Rc::default();
+        let no_names: Rc<[Printable]> = Rc::default();
         for here in &by_port {
             let stated = TRANSPORTS.map(|transport| stated(here, transport));
             let statuses: Vec<Status> = stated.iter().flatten().map(|one| one.status).collect();
             for (entries, stated) in entries.iter_mut().zip(stated) {
-                entries.push(stated.unwrap_or_else(|| by_rule(&statuses, &nobody)));
+                entries.push(stated.unwrap_or_else(|| by_rule(&statuses, &no_names)));
             }
         }
         Self {
@@ -292,7 +292,7 @@ fn joined(services: &[Printable], more: &[Printable]) -> Rc<[Printable]> {
 }
 
 /// The entry of a transport without a row, from the status on the others.
-fn by_rule(others: &[Status], nobody: &Rc<[Printable]>) -> Entry {
+fn by_rule(others: &[Status], no_names: &Rc<[Printable]>) -> Entry {
     let taken = others
         .iter()
         .any(|status| matches!(status, Status::Assigned | Status::Reserved));
@@ -304,7 +304,7 @@ fn by_rule(others: &[Status], nobody: &Rc<[Printable]>) -> Entry {
     Entry {
         status,
         range: None,
-        services: Rc::clone(nobody),
+        services: Rc::clone(no_names),
         basis,
     }
 }
