@@ -96,7 +96,7 @@ struct Passwd {
     names: Bounded<u32, Option<Printable>>,
 }
 
-/// What changes with the file: device, inode, size, and modification time in seconds and nanoseconds.
+/// A version of the file: device, inode, size, and modification time in seconds and nanoseconds.
 type Stamp = (u64, u64, u64, i64, i64);
 
 impl Passwd {
@@ -263,7 +263,7 @@ mod tests {
 
     use super::*;
 
-    fn nobody(_: u32) -> Option<Printable> {
+    fn no_name(_: u32) -> Option<Printable> {
         None
     }
 
@@ -340,7 +340,7 @@ mod tests {
         fs::write(&first, "web:x:1000:1000::/:\nold:x:1001:1001::/:\n").unwrap();
         fs::write(&second, "db:x:1000:1000::/:\nold:x:1001:1001::/:\n").unwrap();
         symlink(&first, &path).unwrap();
-        let mut users = Users::of(path.clone(), nobody);
+        let mut users = Users::of(path.clone(), no_name);
         assert_eq!(users.name(1000).as_deref(), Some("web"));
         assert_eq!(users.name(7), None);
         fs::remove_file(&path).unwrap();
