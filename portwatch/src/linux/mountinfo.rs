@@ -113,4 +113,32 @@ mod tests {
             assert_eq!(found, expected, "{}", line.escape_ascii());
         }
     }
+
+    #[test]
+    fn a_mount_point_that_is_not_utf8_hides_no_other_mount() {
+        use nix::{
+            mount::{MsFlags, mount},
+            sched::{CloneFlags, unshare},
+        };
+
+        let directory = tempfile::tempdir().unwrap();
+        let odd = directory
+            .path()
+            .join(std::ffi::OsStr::from_bytes(b"\xff a\\"));
+        fs::create_dir(&odd).unwrap();
+        let point = odd.clone();
+        let of_thread = std::thread::spawn(move || {
+            let none = None::<&str>;
+            // Needs root. The mounts end with the thread.
+            unshare(CloneFlags::CLONE_NEWNS).unwrap();
+            let flags = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+            mount(none, "/", none, flags, none).unwrap();
+            mount(none, &point, Some("tmpfs"), MsFlags::empty(), none).unwrap();
+            (own(), super::super::cgroup::root())
+        });
+        let (mounts, root) = of_thread.join().unwrap();
+        assert!(mounts.iter().any(|mount| mount.mount_point == odd));
+        assert!(mounts.len() > own().len());
+        assert_eq!(root, super::super::cgroup::root());
+    }
 }

@@ -1,4 +1,4 @@
-//! Containers, by what their runtimes call the cgroups they make.
+//! Containers, by the names that runtimes give to their cgroups.
 
 use serde::Serialize;
 
@@ -11,9 +11,38 @@ pub struct Container {
     /// Its id or name, as its runtime calls it.
     pub id: Printable,
     /// `docker`, `containerd`, `cri-o`, `podman`, `lxc` or `systemd-nspawn`; None where the name of
-    /// the cgroup does not say (Kubernetes with cgroupfs).
+    /// the cgroup does not show it (Kubernetes with cgroupfs).
     pub runtime: Option<&'static str>,
 }
+
+/// Prefixes of the cgroup `PREFIX-ID` or `PREFIX-ID.scope`, where ID is 64 hexadecimal digits.
+/// Monitors (`libpod-conmon-ID.scope`, `crio-conmon-ID.scope`) are outside the container.
+const PREFIXES: [(&str, &str); 6] = [
+    // moby, daemon/oci_linux.go, WithCgroups, with systemd.
+    ("docker-", "docker"),
+    // containerd, internal/cri/server/podsandbox/helpers_linux.go, getCgroupsPath.
+    ("cri-containerd-", "containerd"),
+    // nerdctl, pkg/cmd/container/run_cgroup_linux.go, generateCgroupPath.
+    ("nerdctl-", "containerd"),
+    // cri-o, internal/config/cgmgr, CrioPrefix.
+    ("crio-", "cri-o"),
+    // podman, libpod/container_internal_linux.go, getOCICgroupPath: with systemd and cgroupfs, and
+    // with `--cgroups=split`.
+    ("libpod-", "podman"),
+    ("libpod-payload-", "podman"),
+];
+
+/// Parents of the cgroup `PARENT/ID`, where ID is 64 hexadecimal digits.
+const PARENTS: [(&str, &str); 5] = [
+    // moby, daemon/oci_linux.go, WithCgroups, with cgroupfs.
+    ("docker", "docker"),
+    // Namespaces of containerd, the parent in `WithNamespacedCgroup` (pkg/oci/spec_opts.go).
+    ("default", "containerd"),
+    ("k8s.io", "containerd"),
+    ("moby", "containerd"),
+    // podman, libpod/container.go, CgroupfsDefaultCgroupParent.
+    ("libpod_parent", "podman"),
+];
 
 /// The innermost container that one of the cgroups (proc_pid_cgroup(5)) belongs to.
 pub(super) fn of(cgroups: &[u8]) -> Option<Container> {
@@ -21,71 +50,87 @@ pub(super) fn of(cgroups: &[u8]) -> Option<Container> {
 }
 
 fn in_path(path: &[u8]) -> Option<Container> {
-    let path = std::str::from_utf8(path).ok()?;
-    let names: Vec<&str> = path.split('/').collect();
+    // A name that is not UTF-8 is of no runtime, and must not hide those above it.
+    let names: Vec<&str> = path
+        .split(|byte| *byte == b'/')
+        .map(|name| std::str::from_utf8(name).unwrap_or_default())
+        .collect();
     (0..names.len()).rev().find_map(|index| {
         let name = names[index];
-        let above = index.checked_sub(1).map_or("", |above| names[above]);
-        let below = names.get(index + 1).copied();
-        by_scope(name)
-            .or_else(|| by_folder(above, name))
-            .or_else(|| by_nspawn(name, below))
-            .map(|(id, runtime)| Container {
-                id: Printable::from(id),
-                runtime,
-            })
+        let parent = index.checked_sub(1).map_or("", |parent| names[parent]);
+        let child = names.get(index + 1).copied();
+        let (id, runtime) = by_prefix(name)
+            .or_else(|| by_parent(parent, name))
+            .or_else(|| by_lxc(parent, name))
+            .or_else(|| by_nspawn(name, child))?;
+        Some(Container {
+            id: Printable::from_bytes(&id),
+            runtime,
+        })
     })
 }
 
-/// `docker-ID.scope` and the like, where systemd makes the cgroups; podman without systemd makes
-/// `libpod-ID`. Its monitors (`libpod-conmon-`, `crio-conmon-`) are not in the container.
-fn by_scope(name: &str) -> Option<(&str, Option<&'static str>)> {
-    const PREFIXES: [(&str, &str); 5] = [
-        ("docker-", "docker"),
-        ("cri-containerd-", "containerd"),
-        ("nerdctl-", "containerd"),
-        ("crio-", "cri-o"),
-        ("libpod-", "podman"),
-    ];
+/// Id and runtime.
+type Named = (Vec<u8>, Option<&'static str>);
+
+fn by_prefix(name: &str) -> Option<Named> {
     let name = name.strip_suffix(".scope").unwrap_or(name);
     PREFIXES.iter().find_map(|(prefix, runtime)| {
         let id = name.strip_prefix(prefix).filter(|id| is_id(id))?;
-        Some((id, Some(*runtime)))
+        Some((id.into(), Some(*runtime)))
     })
 }
 
-/// `docker/ID`, `lxc.payload.NAME`, `kubepods/.../ID`, where the runtime makes the cgroups.
-fn by_folder<'a>(above: &str, name: &'a str) -> Option<(&'a str, Option<&'static str>)> {
-    if let Some(name) = name.strip_prefix("lxc.payload.") {
-        return Some((name, Some("lxc")));
-    }
-    if matches!(above, "lxc" | "lxc.payload") && !name.is_empty() {
-        return Some((name, Some("lxc")));
-    }
+fn by_parent(parent: &str, name: &str) -> Option<Named> {
+    // runc with a path meant for systemd and cgroupfs: `SLICE:cri-containerd:ID`.
     if let Some((_, id)) = name.rsplit_once(":cri-containerd:") {
-        return is_id(id).then_some((id, Some("containerd")));
+        return is_id(id).then(|| (id.into(), Some("containerd")));
     }
-    let runtime = match above {
-        "docker" => Some("docker"),
-        "default" | "k8s.io" | "moby" => Some("containerd"),
-        "libpod_parent" => Some("podman"),
-        _ => None,
-    };
-    is_id(name).then_some((name, runtime))
+    let runtime = PARENTS.iter().find(|(known, _)| *known == parent);
+    is_id(name).then(|| (name.into(), runtime.map(|(_, runtime)| *runtime)))
 }
 
-/// `systemd-nspawn@NAME.service`; `machine-NAME.scope` only with the folder that nspawn puts its
-/// payload into, since virtual machines are called so too.
-fn by_nspawn<'a>(name: &'a str, below: Option<&str>) -> Option<(&'a str, Option<&'static str>)> {
+/// `lxc.payload.NAME` from LXC 4.0 on, `lxc/NAME` before (src/lxc/cgroups/cgfsng.c).
+fn by_lxc(parent: &str, name: &str) -> Option<Named> {
+    let name = match name.strip_prefix("lxc.payload.") {
+        Some(name) => name,
+        None => Some(name).filter(|_| matches!(parent, "lxc" | "lxc.payload"))?,
+    };
+    (!name.is_empty()).then(|| (name.into(), Some("lxc")))
+}
+
+/// `systemd-nspawn@NAME.service`, or `machine-NAME.scope` with the child that nspawn moves the
+/// container into (src/nspawn/nspawn-cgroup.c): virtual machines have such scopes, too. The name in
+/// a scope is escaped (systemd-escape(1), src/machine/machine.c).
+fn by_nspawn(name: &str, child: Option<&str>) -> Option<Named> {
     const RUNTIME: Option<&str> = Some("systemd-nspawn");
     if let Some(name) = name.strip_prefix("systemd-nspawn@") {
-        return Some((name.strip_suffix(".service")?, RUNTIME));
+        return Some((name.strip_suffix(".service")?.into(), RUNTIME));
     }
     let name = name.strip_prefix("machine-")?.strip_suffix(".scope")?;
-    (below == Some("payload")).then_some((name, RUNTIME))
+    (child == Some("payload")).then(|| (unescape(name), RUNTIME))
 }
 
-/// Runtimes name containers by 64 hexadecimal digits.
+/// Decodes `\xNN` (systemd-escape(1)).
+fn unescape(name: &str) -> Vec<u8> {
+    let mut parts = name.split("\\x");
+    let mut bytes: Vec<u8> = parts.next().unwrap_or_default().into();
+    for part in parts {
+        match part.get(..2).map(|hex| u8::from_str_radix(hex, 16)) {
+            Some(Ok(byte)) => {
+                bytes.push(byte);
+                bytes.extend_from_slice(&part.as_bytes()[2..]);
+            }
+            _ => {
+                bytes.extend_from_slice(b"\\x");
+                bytes.extend_from_slice(part.as_bytes());
+            }
+        }
+    }
+    bytes
+}
+
+/// Most runtimes name containers by 64 hexadecimal digits.
 fn is_id(text: &str) -> bool {
     text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
@@ -96,69 +141,98 @@ mod tests {
 
     const ID: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
 
-    /// Id and runtime.
-    type Named = Option<(&'static str, Option<&'static str>)>;
-
     #[test]
-    fn each_runtimes_cgroups_name_the_container() {
-        let cases: [(&str, Named); 21] = [
-            ("/docker/ID", Some((ID, Some("docker")))),
-            ("/system.slice/docker-ID.scope", Some((ID, Some("docker")))),
-            (
-                "/system.slice/docker-ID.scope/init.scope",
-                Some((ID, Some("docker"))),
-            ),
+    fn cgroup_names_of_each_runtime_name_the_container() {
+        let docker = Some((ID, Some("docker")));
+        let containerd = Some((ID, Some("containerd")));
+        let crio = Some((ID, Some("cri-o")));
+        let podman = Some((ID, Some("podman")));
+        let lxc = Some(("web", Some("lxc")));
+        let nspawn = |name| Some((name, Some("systemd-nspawn")));
+        let unknown = Some((ID, None));
+        let cases = [
+            // PREFIXES
+            ("/system.slice/docker-ID.scope", docker),
+            ("/system.slice/docker-ID.scope/init.scope", docker),
             (
                 "/user.slice/user-1000.slice/user@1000.service/user.slice/docker-ID.scope",
-                Some((ID, Some("docker"))),
+                docker,
             ),
-            ("/docker/ID/docker/ID", Some((ID, Some("docker")))),
             (
                 "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod1.slice/cri-containerd-ID.scope",
-                Some((ID, Some("containerd"))),
+                containerd,
             ),
+            ("/system.slice/nerdctl-ID.scope", containerd),
+            ("/kubepods.slice/kubepods-pod1.slice/crio-ID.scope", crio),
             (
-                "/system.slice/containerd.service/kubepods-pod1.slice:cri-containerd:ID",
-                Some((ID, Some("containerd"))),
+                "/kubepods.slice/kubepods-pod1.slice/crio-ID.scope/container",
+                crio,
             ),
-            ("/default/ID", Some((ID, Some("containerd")))),
-            (
-                "/system.slice/nerdctl-ID.scope",
-                Some((ID, Some("containerd"))),
-            ),
-            ("/kubepods/burstable/pod1/ID", Some((ID, None))),
-            (
-                "/kubepods.slice/kubepods-pod1.slice/crio-ID.scope",
-                Some((ID, Some("cri-o"))),
-            ),
+            ("/kubepods/burstable/pod1/crio-ID", crio),
             (
                 "/kubepods.slice/kubepods-pod1.slice/crio-conmon-ID.scope",
                 None,
             ),
+            ("/machine.slice/libpod-ID.scope", podman),
             (
-                "/machine.slice/libpod-ID.scope/container",
-                Some((ID, Some("podman"))),
+                "/machine.slice/libpod-ID.scope/container/system.slice/x.service",
+                podman,
+            ),
+            (
+                "/machine.slice/machine-libpod_pod_ID.slice/libpod-ID.scope",
+                podman,
             ),
             ("/machine.slice/libpod-conmon-ID.scope", None),
-            ("/libpod_parent/libpod-ID", Some((ID, Some("podman")))),
-            ("/lxc/web/init.scope", Some(("web", Some("lxc")))),
+            ("/libpod_parent/libpod-ID", podman),
+            ("/libpod_parent/conmon", None),
+            ("/system.slice/web.service/libpod-payload-ID", podman),
             (
-                "/lxc.payload.web/system.slice/x.service",
-                Some(("web", Some("lxc"))),
+                "/system.slice/web.service/libpod-payload-ID/container",
+                podman,
             ),
+            ("/system.slice/web.service/supervisor", None),
+            ("/system.slice/web.service/runtime", None),
+            // PARENTS
+            ("/docker/ID", docker),
+            ("/docker/ID/docker/ID", docker),
+            ("/default/ID", containerd),
+            ("/k8s.io/ID", containerd),
+            ("/moby/ID", containerd),
+            ("/libpod_parent/ID", podman),
+            (
+                "/system.slice/containerd.service/kubepods-pod1.slice:cri-containerd:ID",
+                containerd,
+            ),
+            ("/kubepods/burstable/pod1/ID", unknown),
+            // Amazon ECS.
+            ("/ecs/task/ID", unknown),
+            // LXC
+            ("/lxc/web/init.scope", lxc),
+            ("/lxc.payload.web/system.slice/x.service", lxc),
+            ("/lxc.payload/web", lxc),
             ("/lxc.monitor.web", None),
+            ("/lxc.payload.", None),
+            // systemd-nspawn
             (
                 "/machine.slice/systemd-nspawn@web.service/payload",
-                Some(("web", Some("systemd-nspawn"))),
+                nspawn("web"),
+            ),
+            ("/machine.slice/machine-web.scope/payload", nspawn("web")),
+            (
+                "/machine.slice/machine-my\\x2dweb.scope/payload",
+                nspawn("my-web"),
             ),
             (
-                "/machine.slice/machine-web.scope/payload",
-                Some(("web", Some("systemd-nspawn"))),
+                "/machine.slice/machine-a\\xzz.scope/payload",
+                nspawn("a\\xzz"),
             ),
             (
                 "/machine.slice/machine-qemu\\x2d1\\x2dvm.scope/libvirt",
                 None,
             ),
+            // No container
+            ("/system.slice/docker.service", None),
+            ("/system.slice/docker-0123.scope", None),
         ];
         for (path, expected) in cases {
             let line = format!("0::{}\n", path.replace("ID", ID));
@@ -166,9 +240,17 @@ mod tests {
             let found = found.as_ref().map(|found| (&*found.id, found.runtime));
             assert_eq!(found, expected, "{path}");
         }
-        // Version 1: the second hierarchy's path says nothing.
-        let hybrid = format!("5:memory:/docker/{ID}\n0::/\n");
-        assert!(of(hybrid.as_bytes()).is_some());
-        assert!(of(b"0::/system.slice/docker.service\n").is_none());
+    }
+
+    #[test]
+    fn neither_another_hierarchy_nor_an_odd_name_below_hides_the_container() {
+        for cgroups in ["5:memory:/docker/ID\n0::/\n", "0::/docker/ID/\u{1}/x\n"] {
+            assert!(
+                of(cgroups.replace("ID", ID).as_bytes()).is_some(),
+                "{cgroups}"
+            );
+        }
+        let cgroups = [b"0::/docker/", ID.as_bytes(), b"/\xff\xfe\n"].concat();
+        assert!(of(&cgroups).is_some());
     }
 }

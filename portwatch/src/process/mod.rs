@@ -80,31 +80,33 @@ impl CachedProcess {
             && self.cgroup_id == task.cgroup_id
     }
 
-    /// The record of the thread, made from that of another thread where it is new. None when the
-    /// process must be read.
-    fn thread(&mut self, task: &Task, user: &Option<Printable>) -> Option<Rc<Process>> {
-        let tid = (task.tid != task.pid).then_some(task.tid);
-        let comm = limited(&task.comm, MAX_COMM);
-        let is_user = |one: &Process| (one.uid, one.gid) == (task.uid, task.gid);
-        let found = self.threads.iter().position(|one| {
-            (one.tid, &one.comm) == (tid, &comm) && is_user(one) && one.user == *user
+    /// The record of the thread; None when there is none yet.
+    fn find(&mut self, task: &Task, user: &Option<Printable>) -> Option<Rc<Process>> {
+        let (tid, comm) = name_of(task);
+        let index = self.threads.iter().position(|one| {
+            (one.tid, &one.comm) == (tid, &comm)
+                && (one.uid, one.gid) == (task.uid, task.gid)
+                && one.user == *user
+        })?;
+        let process = self.threads.remove(index);
+        self.threads.push(Rc::clone(&process));
+        Some(process)
+    }
+
+    /// A record of the thread, made from that of another one; None when the process must be read.
+    fn derive(&mut self, task: &Task, user: &Option<Printable>) -> Option<Rc<Process>> {
+        let (tid, comm) = name_of(task);
+        let mut threads = self.threads.iter();
+        let other = threads.find(|one| (one.uid, one.gid) == (task.uid, task.gid))?;
+        let process = Rc::new(Process {
+            tid,
+            comm,
+            user: user.clone(),
+            ..Process::clone(other)
         });
-        let process = match found {
-            Some(index) => self.threads.remove(index),
-            None => {
-                let other = self.threads.iter().find(|one| is_user(one))?;
-                let process = Process {
-                    tid,
-                    comm,
-                    user: user.clone(),
-                    ..Process::clone(other)
-                };
-                // The name of the user has changed.
-                self.threads
-                    .retain(|one| one.uid != task.uid || one.user == *user);
-                Rc::new(process)
-            }
-        };
+        // Outdated when the user has another name by now.
+        self.threads
+            .retain(|one| one.uid != task.uid || one.user == *user);
         self.threads.push(Rc::clone(&process));
         while self.threads.len() > 1
             && (self.threads.len() > MAX_THREADS || self.bytes() > MAX_CACHE_PER_PROCESS)
@@ -160,12 +162,15 @@ impl Processes {
             .cache
             .get_mut(&task.pid)
             .filter(|cached| cached.is_for(task));
-        if let Some(cached) = cached
-            && let Some(process) = cached.thread(task, &user)
-        {
-            let bytes = cached.bytes();
-            self.cache.resize(&task.pid, bytes);
-            return process;
+        if let Some(cached) = cached {
+            if let Some(process) = cached.find(task, &user) {
+                return process;
+            }
+            if let Some(process) = cached.derive(task, &user) {
+                let bytes = cached.bytes();
+                self.cache.resize(&task.pid, bytes);
+                return process;
+            }
         }
         let process = Rc::new(self.read(task, time));
         let cached = CachedProcess {
@@ -207,9 +212,9 @@ impl Processes {
     /// The fields that the task carries.
     fn minimal(&mut self, task: &Task) -> Process {
         let exec_info = task.exec_info.as_deref();
-        let comm = limited(&task.comm, MAX_COMM);
+        let (tid, comm) = name_of(task);
         Process {
-            tid: (task.tid != task.pid).then_some(task.tid),
+            tid,
             ppid: exec_info.map(|info| info.parent),
             started: task.start_ns.and_then(since_boot),
             user: self.users.name(task.uid),
@@ -281,6 +286,12 @@ impl Processes {
             process.ancestors = ancestors(process.ppid, start_ns);
         }
     }
+}
+
+/// The thread id, unless it is the main thread, and the thread's name.
+fn name_of(task: &Task) -> (Option<u32>, Printable) {
+    let tid = (task.tid != task.pid).then_some(task.tid);
+    (tid, limited(&task.comm, MAX_COMM))
 }
 
 /// Escapes the first `max` bytes.

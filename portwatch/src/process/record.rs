@@ -40,7 +40,7 @@ pub struct Process {
     pub user: Option<Printable>,
     /// Real group id in the initial user namespace.
     pub gid: u32,
-    /// The user that logged in, by audit; stays the same through su and sudo.
+    /// The login user, by audit; su and sudo do not change it.
     pub loginuid: Option<u32>,
     /// Unless the user is root: the capabilities in effect that allow binds to system ports.
     pub capabilities: Option<Vec<&'static str>>,

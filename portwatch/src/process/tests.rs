@@ -45,8 +45,8 @@ fn this_process_is_found_with_all_that_proc_shows() {
 }
 
 #[test]
-fn a_process_that_is_gone_keeps_what_its_event_carried() {
-    // Above the kernel's limit, so nobody has it.
+fn a_process_that_has_ended_is_described_by_its_event() {
+    // Above the kernel's limit: no process has it.
     let gone = Task {
         uid: 4_000_000,
         gid: 7,
@@ -64,8 +64,8 @@ fn a_process_that_is_gone_keeps_what_its_event_carried() {
     );
     assert_eq!((&process.user, &process.cgroup), (&None, &None));
 
-    // What the kernel side read of it is all there is, and its parent is still there.
-    let image = ExecInfo {
+    // Only what the BPF programs read is known; the parent still runs.
+    let info = ExecInfo {
         parent: std::process::id(),
         loginuid: Some(1000),
         exe: Some(b"/memfd:x".to_vec()),
@@ -75,7 +75,7 @@ fn a_process_that_is_gone_keeps_what_its_event_carried() {
     };
     let seen = Task {
         start_ns: Some(u64::MAX / 2),
-        exec_info: Some(Rc::new(image)),
+        exec_info: Some(Rc::new(info)),
         ..gone
     };
     let process = Processes::default().identify(&seen, Timestamp::now());
@@ -90,11 +90,11 @@ fn a_process_that_is_gone_keeps_what_its_event_carried() {
 }
 
 #[test]
-fn a_number_that_another_process_has_by_now_names_nobody() {
+fn a_reused_pid_is_not_named() {
     let me = std::process::id();
     let before = Timestamp::now() - SignedDuration::from_hours(24 * 365 * 30);
     let named = |task: &Task, time| Processes::default().identify(task, time).exe.is_some();
-    // By the time of the event, and where it is known by the time of the start.
+    // Decided by the time of the event, or by the start time where that is known.
     assert!(named(&task(me, b"x"), Timestamp::now()));
     assert!(!named(&task(me, b"x"), before));
     let started = |start_ns| Task {
@@ -128,13 +128,13 @@ fn a_process_that_acts_again_is_read_once_until_it_runs_something_else() {
         processes.identify(&other_thread, Timestamp::now()).tid,
         Some(me + 1)
     );
-    let image = ExecInfo {
+    let info = ExecInfo {
         exe: Some(b"/other".to_vec()),
         args: Some(vec![b"other".to_vec()]),
         ..ExecInfo::default()
     };
     let executed = Task {
-        exec_info: Some(Rc::new(image)),
+        exec_info: Some(Rc::new(info)),
         ..started
     };
     let second = processes.identify(&executed, Timestamp::now());
@@ -143,7 +143,7 @@ fn a_process_that_acts_again_is_read_once_until_it_runs_something_else() {
 
 #[test]
 fn a_script_is_named_beside_its_interpreter() {
-    let image = |execfn: &str, exe: &str, args: &[&str]| ExecInfo {
+    let info = |execfn: &str, exe: &str, args: &[&str]| ExecInfo {
         exe: Some(exe.into()),
         execfn: Some(execfn.into()),
         args: Some(args.iter().map(|word| word.as_bytes().to_vec()).collect()),
@@ -151,7 +151,7 @@ fn a_script_is_named_beside_its_interpreter() {
     };
     let cases = [
         (
-            image(
+            info(
                 "/opt/x.py",
                 "/usr/bin/python3.11",
                 &["/usr/bin/python3", "/opt/x.py", "-v"],
@@ -159,11 +159,11 @@ fn a_script_is_named_beside_its_interpreter() {
             Some("/opt/x.py"),
         ),
         (
-            image("./x", "/usr/bin/perl", &["/usr/bin/perl", "-w", "./x"]),
+            info("./x", "/usr/bin/perl", &["/usr/bin/perl", "-w", "./x"]),
             Some("/work/x"),
         ),
         (
-            image(
+            info(
                 "/usr/bin/python3",
                 "/usr/bin/python3.11",
                 &["python3", "/opt/x.py"],
@@ -171,20 +171,191 @@ fn a_script_is_named_beside_its_interpreter() {
             None,
         ),
         (
-            image("/usr/bin/nc", "/usr/bin/nc.openbsd", &["nc", "-l", "976"]),
+            info("/usr/bin/nc", "/usr/bin/nc.openbsd", &["nc", "-l", "976"]),
             None,
         ),
         (
-            image("/usr/bin/grep", "/usr/bin/grep", &["grep", "/usr/bin/grep"]),
+            info("/usr/bin/grep", "/usr/bin/grep", &["grep", "/usr/bin/grep"]),
             None,
         ),
-        (image("/bin/x", "/bin/y", &[]), None),
+        (info("/bin/x", "/bin/y", &[]), None),
     ];
-    for (image, expected) in cases {
+    for (info, expected) in cases {
         assert_eq!(
-            script(&image, Some("/work")).as_deref(),
+            script(&info, Some("/work")).as_deref(),
             expected,
-            "{image:?}"
+            "{info:?}"
         );
+    }
+}
+
+/// A child that sleeps until it is dropped.
+struct Sleeper(std::process::Child);
+
+impl Sleeper {
+    fn start(program: &std::path::Path) -> Self {
+        let child = std::process::Command::new(program).arg("1000").spawn();
+        Self(child.unwrap())
+    }
+
+    fn task(&self) -> Task {
+        let pid = self.0.id();
+        Task {
+            start_ns: Some(start_of(pid)),
+            ..task(pid, b"sleep")
+        }
+    }
+}
+
+impl Drop for Sleeper {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn a_name_that_is_cut_within_a_character_hides_no_process() {
+    use std::os::unix::ffi::OsStrExt as _;
+    let directory = tempfile::tempdir().unwrap();
+    // The kernel cuts names after 15 bytes: within the last ü.
+    for name in ["aaaaaaaaaaaaaaü".as_bytes(), b"\xff\xfe", b"a) R 1 (b\n1 1"] {
+        let path = directory.path().join(std::ffi::OsStr::from_bytes(name));
+        std::fs::copy("/bin/sleep", &path).unwrap();
+        let child = Sleeper::start(&path);
+        let context = name.escape_ascii();
+        let process = Processes::default().look_up(child.0.id());
+        let process = process.unwrap_or_else(|| panic!("{context} not found"));
+        let comm = limited(&name[..name.len().min(15)], MAX_COMM);
+        assert_eq!(process.comm, comm, "{context}");
+        assert_eq!(process.ppid, Some(std::process::id()), "{context}");
+        assert_eq!(process.exe, Some(Printable::from(path.as_os_str())));
+    }
+}
+
+#[test]
+fn a_process_in_another_cgroup_is_read_again() {
+    use std::os::unix::fs::MetadataExt as _;
+    struct Cgroup(std::path::PathBuf);
+    impl Drop for Cgroup {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_dir(&self.0);
+        }
+    }
+    let root = crate::linux::cgroup::root().expect("needs a mounted cgroup v2 hierarchy");
+    let name = |unit: &str| format!("portwatch-move-{}-{unit}.service", std::process::id());
+    let groups = ["a", "b"].map(|unit| {
+        let path = root.join(name(unit));
+        std::fs::create_dir(&path).unwrap();
+        Cgroup(path)
+    });
+    let child = Sleeper::start("/bin/sleep".as_ref());
+    let mut processes = Processes::default();
+    for (group, unit) in groups.iter().zip(["a", "b"]) {
+        let members = group.0.join("cgroup.procs");
+        std::fs::write(members, child.0.id().to_string()).unwrap();
+        let moved = Task {
+            cgroup_id: Some(std::fs::metadata(&group.0).unwrap().ino()),
+            ..child.task()
+        };
+        let first = processes.identify(&moved, Timestamp::now());
+        assert_eq!(first.unit.as_deref(), Some(&*name(unit)));
+        let again = processes.identify(&moved, Timestamp::now());
+        assert!(Rc::ptr_eq(&first, &again), "{unit}");
+    }
+    drop(child);
+}
+
+#[test]
+fn each_text_is_cut_at_its_limit() {
+    let long = vec![b'a'; 10_000];
+    let info = ExecInfo {
+        exe: Some(long.clone()),
+        execfn: Some([b"/", &long[..]].concat()),
+        args: Some(vec![long.clone(), [b"/", &long[..]].concat()]),
+        ..ExecInfo::default()
+    };
+    let gone = Task {
+        exec_info: Some(Rc::new(info)),
+        ..task(1 << 30, &long)
+    };
+    let process = Processes::default().identify(&gone, Timestamp::now());
+    assert_eq!(process.comm.len(), MAX_COMM);
+    assert_eq!(process.exe.as_ref().unwrap().len(), MAX_PATH);
+    assert_eq!(process.script.as_ref().unwrap().len(), MAX_PATH);
+    for (lens, expected) in [
+        (vec![10_000, 1], vec![4096]),
+        (vec![4000, 94, 1], vec![4000, 94]),
+        (vec![4000, 95, 1], vec![4000, 95]),
+        (vec![4000, 200], vec![4000, 95]),
+        (vec![0; 5000], vec![0; 4096]),
+    ] {
+        let args: Vec<Vec<u8>> = lens.iter().map(|len| vec![b'x'; *len]).collect();
+        let lens: Vec<usize> = cmdline(&args).iter().map(|word| word.len()).collect();
+        assert_eq!(lens, expected);
+    }
+}
+
+#[test]
+fn the_cache_is_bounded_in_bytes_whatever_processes_and_threads_call_themselves() {
+    let pids: Vec<u32> = (0..50).map(|index| (1 << 30) + index * 64).collect();
+    let mut processes = Processes::default();
+    for pid in &pids {
+        let long = |name: &str| format!("/{name}{pid}/{}", "d\u{1}".repeat(1500)).into_bytes();
+        let info = Rc::new(ExecInfo {
+            exe: Some(long("exe")),
+            args: Some(vec![long("arg")]),
+            ..ExecInfo::default()
+        });
+        for thread in 0..MAX_THREADS as u32 {
+            let event = Task {
+                tid: pid + thread,
+                start_ns: Some(1),
+                exec_info: Some(Rc::clone(&info)),
+                ..task(*pid, format!("thread-{thread}").as_bytes())
+            };
+            let process = processes.identify(&event, Timestamp::now());
+            let json = process.json().unwrap().get().len();
+            let exe = process.exe.as_ref().unwrap().len();
+            assert!(process.bytes() > json + 2 * exe, "{}", process.bytes());
+            assert!(Rc::ptr_eq(
+                &process,
+                &processes.identify(&event, Timestamp::now())
+            ));
+        }
+    }
+    let cached: Vec<usize> = pids
+        .iter()
+        .filter_map(|pid| processes.cache.get(pid).map(CachedProcess::bytes))
+        .collect();
+    assert!(cached.len() > 10);
+    assert!(cached.iter().all(|bytes| *bytes <= MAX_CACHE_PER_PROCESS));
+    assert!(cached.iter().sum::<usize>() <= MAX_CACHE);
+}
+
+#[test]
+fn a_user_name_that_is_known_later_is_shown_from_then_on() {
+    let directory = tempfile::tempdir().unwrap();
+    let passwd = directory.path().join("passwd");
+    let mut processes = Processes {
+        users: Users::of(passwd.clone(), |_| None),
+        ..Processes::default()
+    };
+    let me = std::process::id();
+    let event = Task {
+        start_ns: Some(start_of(me)),
+        ..task(me, b"x")
+    };
+    for name in [None, Some("first"), Some("second")] {
+        if let Some(name) = name {
+            std::fs::write(&passwd, format!("{name}:x:0:0::/:\n")).unwrap();
+        }
+        let deadline = std::time::Instant::now() + Duration::from_millis(1500);
+        while processes.identify(&event, Timestamp::now()).user.as_deref() != name {
+            assert!(std::time::Instant::now() < deadline, "{name:?}");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        let threads = &processes.cache.get(&me).unwrap().threads;
+        assert_eq!(threads.len(), 1, "outdated records are dropped");
     }
 }

@@ -96,7 +96,7 @@ struct Passwd {
     names: Bounded<u32, Option<Printable>>,
 }
 
-/// What changes with the file: device, inode, size, and modification time in seconds and nanoseconds.
+/// A version of the file: device, inode, size, and modification time in seconds and nanoseconds.
 type Stamp = (u64, u64, u64, i64, i64);
 
 impl Passwd {
@@ -247,6 +247,14 @@ impl Resolver {
 }
 
 #[cfg(test)]
+impl Users {
+    /// Reads another file, and resolves by `resolve`.
+    pub(super) fn of(passwd: PathBuf, resolve: fn(u32) -> Option<Printable>) -> Self {
+        Self::new(passwd, Resolver::new(resolve), Duration::ZERO)
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use std::{
         os::unix::fs::symlink,
@@ -255,12 +263,8 @@ mod tests {
 
     use super::*;
 
-    fn nobody(_: u32) -> Option<Printable> {
+    fn no_name(_: u32) -> Option<Printable> {
         None
-    }
-
-    fn users(passwd: PathBuf, resolve: fn(u32) -> Option<Printable>) -> Users {
-        Users::new(passwd, Resolver::new(resolve), Duration::ZERO)
     }
 
     #[test]
@@ -293,7 +297,7 @@ mod tests {
             }
             Some(limited(format!("user{uid}").as_bytes(), MAX_NAME))
         }
-        let mut users = users("/nonexistent".into(), slow);
+        let mut users = Users::of("/nonexistent".into(), slow);
         let begin = Instant::now();
         for uid in 0..10_000 {
             assert_eq!(users.name(uid), None);
@@ -316,7 +320,7 @@ mod tests {
             thread::sleep(Duration::from_secs(3600));
             None
         }
-        let mut users = users("/nonexistent".into(), hung);
+        let mut users = Users::of("/nonexistent".into(), hung);
         users.patience = Duration::from_millis(200);
         let begin = Instant::now();
         for uid in 0..100 {
@@ -336,7 +340,7 @@ mod tests {
         fs::write(&first, "web:x:1000:1000::/:\nold:x:1001:1001::/:\n").unwrap();
         fs::write(&second, "db:x:1000:1000::/:\nold:x:1001:1001::/:\n").unwrap();
         symlink(&first, &path).unwrap();
-        let mut users = users(path.clone(), nobody);
+        let mut users = Users::of(path.clone(), no_name);
         assert_eq!(users.name(1000).as_deref(), Some("web"));
         assert_eq!(users.name(7), None);
         fs::remove_file(&path).unwrap();
