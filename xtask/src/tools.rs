@@ -1,4 +1,4 @@
-//! What the build and the tests need beyond a Rust toolchain, and how it gets here.
+//! Tools and Debian packages that the build, tests and lints need, and their installation.
 
 use std::{
     env,
@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::{as_root, cargo, run};
 
-/// A tool that cargo installs, pinned, in a folder of its own.
+/// A tool that cargo installs, pinned, in a directory of its own.
 struct Tool {
     name: &'static str,
     version: &'static str,
@@ -43,7 +43,7 @@ const BENCH_PROGRAMS: [(&str, &str); 3] = [
     ("valgrind", "valgrind"),
 ];
 
-/// Programs that booting kernels takes, and the Debian packages that they come in.
+/// Programs that boot kernels, and the Debian packages that they come in.
 const VM_PROGRAMS: [(&str, &str); 4] = [
     ("apt-get", "apt"),
     ("dpkg-deb", "dpkg"),
@@ -51,8 +51,8 @@ const VM_PROGRAMS: [(&str, &str); 4] = [
     ("xz", "xz-utils"),
 ];
 
-/// Programs that portwatch is measured beside, and the Debian packages that they come in.
-const PEERS: [(&str, &str); 4] = [
+/// Programs that portwatch is compared with, and the Debian packages that they come in.
+const COMPARISON_PROGRAMS: [(&str, &str); 4] = [
     ("bpftrace", "bpftrace"),
     ("mount", "mount"),
     ("ss", "iproute2"),
@@ -70,23 +70,23 @@ pub(crate) fn set_up_tests() -> Result<()> {
     install_packages(&TEST_PROGRAMS)
 }
 
-/// Installs what the benchmark needs besides.
+/// Installs the programs that the benchmark runs.
 pub(crate) fn set_up_bench() -> Result<()> {
     install_packages(&BENCH_PROGRAMS)
 }
 
-/// Installs what booting kernels needs.
+/// Installs the programs that boot kernels.
 pub(crate) fn set_up_vm() -> Result<()> {
     install_packages(&VM_PROGRAMS)
 }
 
-/// Installs what portwatch is measured beside, on this host and in a guest.
-pub(crate) fn set_up_peers() -> Result<()> {
-    install_packages(&PEERS)?;
+/// Installs the programs that portwatch is compared with, on this host and in a guest.
+pub(crate) fn set_up_comparison() -> Result<()> {
+    install_packages(&COMPARISON_PROGRAMS)?;
     set_up_vm()
 }
 
-/// Installs the Debian packages of the programs that are not there.
+/// Installs the Debian packages of missing programs.
 fn install_packages(programs: &[(&str, &str)]) -> Result<()> {
     let missing: Vec<&str> = programs
         .iter()
@@ -133,7 +133,7 @@ impl Tool {
     /// The program's path; installs it when it is not there.
     fn install(&self) -> Result<PathBuf> {
         let Self { name, version } = self;
-        let root = folder()?.join(format!("{name}-{version}"));
+        let root = directory()?.join(format!("{name}-{version}"));
         let program = root.join("bin").join(name);
         if program.exists() {
             return Ok(program);
@@ -145,7 +145,7 @@ impl Tool {
         run(cargo()
             .args(["install", name, "--version", version, "--locked", "--root"])
             .arg(&root)
-            // Nothing of this workspace's own settings applies to it.
+            // This workspace's settings do not apply to it.
             .env_remove("CARGO_TARGET_DIR")
             .env_remove("CARGO_ENCODED_RUSTFLAGS")
             .env_remove("RUSTFLAGS"))?;
@@ -153,15 +153,15 @@ impl Tool {
     }
 }
 
-/// The project's own folder for tools: `$PORTWATCH_TOOLS`, or in the user's cache.
-fn folder() -> Result<PathBuf> {
+/// The directory of the tools: `$PORTWATCH_TOOLS`, or in the user's cache.
+fn directory() -> Result<PathBuf> {
     match env::var_os("PORTWATCH_TOOLS") {
-        Some(folder) => Ok(folder.into()),
+        Some(directory) => Ok(directory.into()),
         None => Ok(cache()?.join("tools")),
     }
 }
 
-/// The project's own folder in the user's cache.
+/// portwatch's directory in the user's cache.
 pub(crate) fn cache() -> Result<PathBuf> {
     let cache = env::var_os("XDG_CACHE_HOME")
         .map(PathBuf::from)
@@ -172,8 +172,8 @@ pub(crate) fn cache() -> Result<PathBuf> {
 
 fn is_on_path(program: &str) -> bool {
     let path = env::var_os("PATH").unwrap_or_default();
-    // Debian keeps some of them where a user's PATH does not look.
+    // Debian installs some of them outside a user's PATH.
     env::split_paths(&path)
         .chain(["/usr/sbin".into(), "/sbin".into()])
-        .any(|folder| folder.join(program).exists())
+        .any(|directory| directory.join(program).exists())
 }
