@@ -1,8 +1,10 @@
 //! `cargo xtask`: sets up what the build needs, builds, runs and tests portwatch.
 
 mod bench;
+mod lint;
 mod tools;
 mod vm;
+mod words;
 
 use std::{
     ffi::{OsStr, OsString},
@@ -57,9 +59,6 @@ enum Task {
 /// The embedded registry's file in the source tree.
 const TABLE: &str = "portwatch/src/registry/table.txt";
 
-/// The eBPF target: a little-endian host's.
-const BPF_TARGET: &str = "bpfel-unknown-none";
-
 fn main() -> ExitCode {
     match dispatch(Task::parse()) {
         Ok(()) => ExitCode::SUCCESS,
@@ -88,7 +87,7 @@ fn dispatch(task: Task) -> Result<()> {
         Task::Vm(options) => vm::run(&options),
         Task::Bench(options) => bench::run(&options),
         Task::BenchGuest(options) => bench::run_guest(&options),
-        Task::Lint => lint(),
+        Task::Lint => lint::run_all(),
         Task::Registry { file, as_of } => registry(&file, as_of.as_deref()),
     }
 }
@@ -118,68 +117,20 @@ fn test(arguments: &[OsString]) -> Result<()> {
     tools::set_up()?;
     tools::set_up_tests()?;
     let mut command = cargo();
-    command.args(["test", "--locked"]).args(arguments);
+    command.args(["test", "--locked"]);
+    // cargo rejects the feature when only other packages are selected.
+    if !arguments
+        .iter()
+        .any(|argument| argument == "-p" || argument == "--package")
+    {
+        command.args(["--features", "portwatch/testing"]);
+    }
+    command.args(arguments);
     if !is_root() {
         // Only the tests run as root, so that cargo's files belong to the user.
         command.args(["--config", "target.'cfg(unix)'.runner=['sudo','-E']"]);
     }
     run(&mut command)
-}
-
-fn lint() -> Result<()> {
-    tools::set_up()?;
-    let deny = tools::cargo_deny()?;
-    run(cargo().args(["fmt", "--all", "--check"]))?;
-    run(cargo().args([
-        "clippy",
-        "--locked",
-        "--all-targets",
-        "--",
-        "--deny",
-        "warnings",
-    ]))?;
-    run(cargo()
-        .args([
-            "clippy",
-            "--locked",
-            "--package",
-            "portwatch",
-            "--features",
-            "debug",
-        ])
-        .args(["--", "--deny", "warnings"]))?;
-    run(cargo()
-        .args([
-            "clippy",
-            "--locked",
-            "--package",
-            "portwatch-ebpf",
-            "--all-features",
-        ])
-        .args([
-            "--target",
-            BPF_TARGET,
-            "-Zbuild-std=core",
-            "--",
-            "--deny",
-            "warnings",
-        ])
-        .env("RUSTC_BOOTSTRAP", "1"))?;
-    run(cargo()
-        .args(["doc", "--locked", "--no-deps", "--document-private-items"])
-        .env("RUSTDOCFLAGS", "--deny warnings"))?;
-    run(Command::new(&deny).args(["check", "bans", "licenses", "sources"]))?;
-    // The advisories are in a git repository that not every network reaches.
-    if Command::new(&deny)
-        .args(["fetch", "db"])
-        .status()
-        .is_ok_and(|status| status.success())
-    {
-        run(Command::new(&deny).args(["check", "advisories"]))?;
-    } else {
-        eprintln!("xtask: NOT CHECKED: the advisory database cannot be reached from here");
-    }
-    Ok(())
 }
 
 fn registry(file: &Path, as_of: Option<&str>) -> Result<()> {

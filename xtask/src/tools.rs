@@ -10,22 +10,33 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::{as_root, cargo, run};
 
-/// A tool that cargo installs, pinned, in a directory of its own.
-struct Tool {
-    name: &'static str,
-    version: &'static str,
+/// A package that `cargo install` builds, pinned in tools.toml, in a directory of its own.
+pub(crate) struct Tool {
+    package: &'static str,
+    program: &'static str,
+    /// Further arguments of `cargo install`.
+    arguments: &'static [&'static str],
 }
 
-/// 0.11 needs a system LLVM; this one uses rustc's own. portwatch/build.rs looks for it here.
-const BPF_LINKER: Tool = Tool {
-    name: "bpf-linker",
-    version: "0.10.4",
+/// The package's version by name.
+const VERSIONS: &str = include_str!("../tools.toml");
+
+/// portwatch/build.rs looks for it in the same directory.
+const BPF_LINKER: Tool = Tool::new("bpf-linker", "bpf-linker");
+
+pub(crate) const CARGO_DENY: Tool = Tool::new("cargo-deny", "cargo-deny");
+
+/// Finds unused dependencies.
+pub(crate) const CARGO_MACHETE: Tool = Tool::new("cargo-machete", "cargo-machete");
+
+/// Checks the format of TOML files; without its language server and its schemas' HTTP client.
+pub(crate) const TAPLO: Tool = Tool {
+    arguments: &["--no-default-features"],
+    ..Tool::new("taplo-cli", "taplo")
 };
 
-const CARGO_DENY: Tool = Tool {
-    name: "cargo-deny",
-    version: "0.20.2",
-};
+/// Checks the spelling.
+pub(crate) const TYPOS: Tool = Tool::new("typos-cli", "typos");
 
 /// Programs that the tests run, and the Debian packages that they come in.
 const TEST_PROGRAMS: [(&str, &str); 5] = [
@@ -108,11 +119,6 @@ fn install_packages(programs: &[(&str, &str)]) -> Result<()> {
         .stdout(Stdio::null()))
 }
 
-/// The path of cargo-deny, installed if need be.
-pub(crate) fn cargo_deny() -> Result<PathBuf> {
-    CARGO_DENY.install()
-}
-
 /// The standard library's source, from which `core` is built for the BPF target.
 fn rust_src() -> Result<()> {
     let output = Command::new("rustc")
@@ -130,20 +136,31 @@ fn rust_src() -> Result<()> {
 }
 
 impl Tool {
-    /// The program's path; installs it when it is not there.
-    fn install(&self) -> Result<PathBuf> {
-        let Self { name, version } = self;
-        let root = directory()?.join(format!("{name}-{version}"));
-        let program = root.join("bin").join(name);
+    const fn new(package: &'static str, program: &'static str) -> Self {
+        Self {
+            package,
+            program,
+            arguments: &[],
+        }
+    }
+
+    /// The program's path; installs it when it is missing.
+    pub(crate) fn install(&self) -> Result<PathBuf> {
+        let package = self.package;
+        let version = version(package)?;
+        let root = directory()?.join(format!("{package}-{version}"));
+        let program = root.join("bin").join(self.program);
         if program.exists() {
             return Ok(program);
         }
         eprintln!(
-            "xtask: building {name} {version} into {} (once, a minute)",
+            "xtask: building {package} {version} into {} (once, a minute or two)",
             root.display()
         );
         run(cargo()
-            .args(["install", name, "--version", version, "--locked", "--root"])
+            .args(["install", package, "--version", version, "--locked"])
+            .args(self.arguments)
+            .arg("--root")
             .arg(&root)
             // This workspace's settings do not apply to it.
             .env_remove("CARGO_TARGET_DIR")
@@ -151,6 +168,18 @@ impl Tool {
             .env_remove("RUSTFLAGS"))?;
         Ok(program)
     }
+}
+
+/// The pinned version of a package.
+fn version(package: &str) -> Result<&'static str> {
+    VERSIONS
+        .lines()
+        .find_map(|line| {
+            line.strip_prefix(package)?
+                .strip_prefix(" = \"")?
+                .strip_suffix('"')
+        })
+        .with_context(|| format!("xtask/tools.toml has no version of {package}"))
 }
 
 /// The directory of the tools: `$PORTWATCH_TOOLS`, or in the user's cache.
@@ -176,4 +205,18 @@ fn is_on_path(program: &str) -> bool {
     env::split_paths(&path)
         .chain(["/usr/sbin".into(), "/sbin".into()])
         .any(|directory| directory.join(program).exists())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_tool_has_a_version() {
+        for tool in [BPF_LINKER, CARGO_DENY, CARGO_MACHETE, TAPLO, TYPOS] {
+            let version = version(tool.package).unwrap();
+            assert_eq!(version.split('.').count(), 3, "{}: {version}", tool.package);
+        }
+        assert!(version("bpf").is_err());
+    }
 }
