@@ -96,6 +96,7 @@ const EXCEPTIONS: &[(&str, &str, &str)] = &[
         "collapse",
         "tests that the old names are still read",
     ),
+    ("taplo.toml", "array_auto_collapse", "an option of taplo"),
     ("", "connection refused", "the text of ECONNREFUSED"),
     ("", "--quiet", "an option of cargo and others"),
     ("", "cargo_term_quiet", "a variable of cargo"),
