@@ -5,8 +5,9 @@ use std::{env, path::PathBuf};
 use anyhow::{Context as _, Result};
 use aya_build::{Package, Toolchain};
 
-/// The toolchain of rust-toolchain.toml.
-const TOOLCHAIN: &str = "1.95.0";
+/// Where the versions of the tools and of the toolchain are pinned.
+const TOOLS: &str = include_str!("../xtask/tools.toml");
+const TOOLCHAIN: &str = include_str!("../rust-toolchain.toml");
 
 fn main() -> Result<()> {
     println!("cargo::rerun-if-changed=build.rs");
@@ -16,13 +17,15 @@ fn main() -> Result<()> {
         println!("cargo::rerun-if-env-changed={name}");
     }
 
-    let Some(linker_folder) = linker_folder().filter(|folder| folder.join("bpf-linker").exists())
+    let version = pinned(TOOLS, "bpf-linker").context("xtask/tools.toml pins no bpf-linker")?;
+    let Some(linker_directory) =
+        linker_directory(version).filter(|directory| directory.join("bpf-linker").exists())
     else {
-        println!("cargo::error=bpf-linker 0.10.4 is missing: run `cargo xtask setup`");
+        println!("cargo::error=bpf-linker {version} is missing: run `cargo xtask setup`");
         return Ok(());
     };
     let path = env::var_os("PATH").unwrap_or_default();
-    let path = env::join_paths(std::iter::once(linker_folder).chain(env::split_paths(&path)))?;
+    let path = env::join_paths(std::iter::once(linker_directory).chain(env::split_paths(&path)))?;
     // SAFETY: no other thread runs in this build script yet.
     unsafe {
         env::set_var("PATH", path);
@@ -32,7 +35,8 @@ fn main() -> Result<()> {
         env::set_var("CARGO_TERM_QUIET", "true");
     }
 
-    let manifest = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").context("no manifest folder")?);
+    let manifest =
+        PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").context("no manifest directory")?);
     let root_dir = manifest.join("../portwatch-ebpf");
     let features: &[&str] = if env::var_os("CARGO_FEATURE_DEBUG").is_some() {
         &["debug"]
@@ -48,17 +52,28 @@ fn main() -> Result<()> {
             no_default_features: false,
             features,
         }],
-        Toolchain::Custom(TOOLCHAIN),
+        Toolchain::Custom(
+            pinned(TOOLCHAIN, "channel").context("rust-toolchain.toml pins no channel")?,
+        ),
     )
 }
 
 /// Where `cargo xtask setup` puts bpf-linker; xtask/src/tools.rs must agree.
-fn linker_folder() -> Option<PathBuf> {
+fn linker_directory(version: &str) -> Option<PathBuf> {
     let cache = env::var_os("XDG_CACHE_HOME")
         .map(PathBuf::from)
         .or_else(|| env::home_dir().map(|home| home.join(".cache")));
     let tools = env::var_os("PORTWATCH_TOOLS")
         .map(PathBuf::from)
         .or_else(|| cache.map(|cache| cache.join("portwatch/tools")))?;
-    Some(tools.join("bpf-linker-0.10.4/bin"))
+    Some(tools.join(format!("bpf-linker-{version}/bin")))
+}
+
+/// The value of a line `key = "value"`.
+fn pinned(text: &'static str, key: &str) -> Option<&'static str> {
+    text.lines().find_map(|line| {
+        line.strip_prefix(key)?
+            .strip_prefix(" = \"")?
+            .strip_suffix('"')
+    })
 }

@@ -1,5 +1,7 @@
-//! The agent's parts, by criterion. `--names` prints their names; with `--count TIMES PART` the part is
-//! done that often and nothing else, for callgrind, and the nanoseconds of one are printed.
+//! Measures the monitor's parts with criterion. `--names` prints their names; `--count TIMES PART` runs one
+//! part that often and nothing else, for callgrind, and prints the nanoseconds per run.
+
+#![forbid(unsafe_code)]
 
 use std::time::Instant;
 
@@ -11,19 +13,19 @@ fn main() -> Result<()> {
     let mut arguments = std::env::args().skip(1);
     match arguments.next().as_deref() {
         Some("--names") => {
-            for (name, _) in parts::all()? {
+            for (name, _) in testing::parts()? {
                 println!("{name}");
             }
             return Ok(());
         }
         Some("--count") => {
-            let times = arguments.next().context("how often?")?.parse()?;
-            return count(times, &arguments.next().context("which part?")?);
+            let times = arguments.next().context("missing TIMES")?.parse()?;
+            return count(times, &arguments.next().context("missing PART")?);
         }
         _ => {}
     }
     let mut criterion = Criterion::default().configure_from_args();
-    for (name, mut part) in parts::all()? {
+    for (name, mut part) in testing::parts()? {
         criterion.bench_function(name, |bencher| bencher.iter(&mut part));
     }
     criterion.final_summary();
@@ -31,10 +33,10 @@ fn main() -> Result<()> {
 }
 
 fn count(times: u32, name: &str) -> Result<()> {
-    let mut parts = parts::all()?.into_iter();
+    let mut parts = testing::parts()?.into_iter();
     let (_, mut part) = parts
         .find(|(other, _)| *other == name)
-        .with_context(|| format!("no part {name}"))?;
+        .with_context(|| format!("unknown part {name}"))?;
     let began = Instant::now();
     for _ in 0..times {
         part();

@@ -1,4 +1,7 @@
-//! The agent's parts one by one, on inputs as they come: what the benches measure and callgrind counts.
+//! The monitor's parts with typical inputs, for `benches/parts.rs`, which times them and counts their
+//! instructions. Compiled with feature `testing` only.
+
+#![forbid(unsafe_code)]
 
 use std::{hint::black_box, rc::Rc, time::Instant};
 
@@ -6,7 +9,7 @@ use anyhow::{Context as _, Result};
 use jiff::Timestamp;
 
 use crate::{
-    aggregate::Aggregator,
+    aggregate::{Aggregator, Settings},
     alert::Alert,
     model::{Event, EventKind, Printable, SocketKey, Task, Transport},
     output::FormatName,
@@ -16,23 +19,23 @@ use crate::{
     tracker::{ThisHost, Tracker},
 };
 
-/// A part's name, and what it does once.
+/// A part's name, and a closure that runs it once.
 pub type Part = (&'static str, Box<dyn FnMut()>);
 
-/// Every part.
+/// All parts.
 ///
 /// # Errors
 ///
-/// The built-in registry's, and those of reading this process.
-pub fn all() -> Result<Vec<Part>> {
+/// When the built-in registry cannot be parsed, or this process is not readable in /proc.
+pub fn parts() -> Result<Vec<Part>> {
     let alert = alert()?;
     let mut parts = vec![
-        registry("registry: an unassigned port", 976)?,
-        registry("registry: an assigned port", 80)?,
-        occupancy()?,
-        collapse(&alert),
-        format("a line of text", FormatName::Text, &alert),
-        format("a line of JSON", FormatName::Json, &alert),
+        registry("registry: unassigned port", 976)?,
+        registry("registry: assigned port", 80)?,
+        bind_and_close()?,
+        aggregation(&alert),
+        format("output: text line", FormatName::Text, &alert),
+        format("output: JSON line", FormatName::Json, &alert),
     ];
     parts.extend(decode());
     Ok(parts)
@@ -40,15 +43,15 @@ pub fn all() -> Result<Vec<Part>> {
 
 fn decode() -> [Part; 2] {
     let mut records = Records::default();
-    let mut others = Records::default();
+    let mut exec_infos = Records::default();
     [
         (
-            "decode: a report",
+            "decode: socket event",
             Box::new(move || drop(black_box(records.report()))),
         ),
         (
-            "decode: an image",
-            Box::new(move || drop(black_box(others.image()))),
+            "decode: exec info",
+            Box::new(move || drop(black_box(exec_infos.image()))),
         ),
     ]
 }
@@ -61,13 +64,13 @@ fn registry(name: &'static str, port: u16) -> Result<Part> {
     Ok((name, Box::new(look_up)))
 }
 
-/// A bind of a UDP socket by this process, and its close.
-fn occupancy() -> Result<Part> {
+/// This process binds a UDP socket and closes it.
+fn bind_and_close() -> Result<Part> {
     let mut tracker = tracker()?;
     let mut alerts = Vec::new();
     let mut cookie = 0;
     let task = task()?;
-    let bind_and_close = move || {
+    let run = move || {
         cookie += 1;
         for kind in [EventKind::Bind, EventKind::Close] {
             tracker.observe(event(kind, cookie, &task), &mut alerts);
@@ -75,20 +78,20 @@ fn occupancy() -> Result<Part> {
         black_box(&alerts);
         alerts.clear();
     };
-    Ok(("occupancy: a bind and its close", Box::new(bind_and_close)))
+    Ok(("tracker: bind and close", Box::new(run)))
 }
 
-fn collapse(alert: &Alert) -> Part {
-    let mut collapse = Aggregator::new(Settings::default(), Printable::from("host"));
-    let mut told = Vec::new();
+fn aggregation(alert: &Alert) -> Part {
+    let mut aggregator = Aggregator::new(Settings::default(), Printable::from("host"));
+    let mut alerts = Vec::new();
     let now = Instant::now();
     let alert = alert.clone();
     let pass = move || {
-        collapse.pass(alert.clone(), now, &mut told);
-        black_box(&told);
-        told.clear();
+        aggregator.pass(alert.clone(), now, &mut alerts);
+        black_box(&alerts);
+        alerts.clear();
     };
-    ("collapse: one of a burst", Box::new(pass))
+    ("aggregation: one event of a burst", Box::new(pass))
 }
 
 fn format(name: &'static str, format: FormatName, alert: &Alert) -> Part {
@@ -113,10 +116,10 @@ fn tracker() -> Result<Tracker<ThisHost>> {
 fn alert() -> Result<Alert> {
     let mut alerts = Vec::new();
     tracker()?.observe(event(EventKind::Bind, 1, &task()?), &mut alerts);
-    alerts.pop().context("a bind on 976 is no alert")
+    alerts.pop().context("the bind on port 976 raised no alert")
 }
 
-/// This process, as the kernel names it at a bind.
+/// This process, as the BPF programs report it at a bind.
 fn task() -> Result<Task> {
     let pid = std::process::id();
     let me = ThisHost::default().look_up(pid).context("no /proc/self")?;
@@ -132,7 +135,7 @@ fn task() -> Result<Task> {
     })
 }
 
-/// What the sensor says of a socket on 976/udp.
+/// An event of a socket on 976/udp.
 fn event(kind: EventKind, cookie: u64, task: &Task) -> Event {
     Event {
         kind,

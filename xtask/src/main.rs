@@ -1,8 +1,10 @@
 //! `cargo xtask`: sets up what the build needs, builds, runs and tests portwatch.
 
 mod bench;
+mod lint;
 mod tools;
 mod vm;
+mod words;
 
 use std::{
     ffi::{OsStr, OsString},
@@ -19,9 +21,9 @@ use clap::Parser;
 #[derive(Parser)]
 #[command(name = "cargo xtask")]
 enum Task {
-    /// Install what the build needs: rust-src, and bpf-linker into a folder of the project's own
+    /// Install the build's tools: rust-src, and bpf-linker into a directory of its own
     Setup,
-    /// Set up, and build the agent with the eBPF object inside it: target/release/portwatch
+    /// Set up, and build target/release/portwatch with the BPF object embedded
     Build,
     /// Set up, build, and run the monitor on this host (through sudo when not root)
     Run {
@@ -29,36 +31,33 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<OsString>,
     },
-    /// Set up, install what the tests need, and run every test (through sudo when not root)
+    /// Set up, install the tests' programs, and run every test (through sudo when not root)
     Test {
         /// Arguments of `cargo test`
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<OsString>,
     },
-    /// Run the suite of paths on Debian's kernels, each booted in QEMU, and print one table
+    /// Run the conformance suite on Debian's kernels in QEMU and print one table
     Vm(vm::Options),
-    /// Measure what portwatch costs, beside the same work without it (as root)
+    /// Measure the cost of portwatch against the same work without it (as root)
     Bench(bench::Options),
-    /// Be the first process of a guest of `bench`
+    /// Run as the first process of a guest of `bench`
     #[command(hide = true)]
     BenchGuest(bench::GuestOptions),
-    /// Check formatting, lints, documentation, licences and sources
+    /// Check formatting, lints, spelling, wording, documentation, dependencies and licences
     Lint,
-    /// Write the registry that the agent embeds from IANA's CSV
+    /// Generate the embedded registry from IANA's CSV
     Registry {
         /// IANA's service-names-port-numbers.csv
         file: PathBuf,
-        /// The date of the file; by default the newest date in it
+        /// Date of the file [default: the newest date in it]
         #[arg(long, value_name = "YYYY-MM-DD")]
         as_of: Option<String>,
     },
 }
 
-/// Where the embedded registry stands in the source tree.
+/// The embedded registry's file in the source tree.
 const TABLE: &str = "portwatch/src/registry/table.txt";
-
-/// The eBPF target: a little-endian host's.
-const BPF_TARGET: &str = "bpfel-unknown-none";
 
 fn main() -> ExitCode {
     match dispatch(Task::parse()) {
@@ -88,7 +87,7 @@ fn dispatch(task: Task) -> Result<()> {
         Task::Vm(options) => vm::run(&options),
         Task::Bench(options) => bench::run(&options),
         Task::BenchGuest(options) => bench::run_guest(&options),
-        Task::Lint => lint(),
+        Task::Lint => lint::run_all(),
         Task::Registry { file, as_of } => registry(&file, as_of.as_deref()),
     }
 }
@@ -96,7 +95,7 @@ fn dispatch(task: Task) -> Result<()> {
 fn workspace() -> Result<&'static Path> {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .parent()
-        .context("xtask has no parent folder")
+        .context("xtask has no parent directory")
 }
 
 /// Where `cargo xtask build` leaves the agent.
@@ -118,68 +117,20 @@ fn test(arguments: &[OsString]) -> Result<()> {
     tools::set_up()?;
     tools::set_up_tests()?;
     let mut command = cargo();
-    command.args(["test", "--locked"]).args(arguments);
+    command.args(["test", "--locked"]);
+    // cargo rejects the feature when only other packages are selected.
+    if !arguments
+        .iter()
+        .any(|argument| argument == "-p" || argument == "--package")
+    {
+        command.args(["--features", "portwatch/testing"]);
+    }
+    command.args(arguments);
     if !is_root() {
-        // Only the tests themselves run as root; what cargo writes stays the user's.
+        // Only the tests run as root, so that cargo's files belong to the user.
         command.args(["--config", "target.'cfg(unix)'.runner=['sudo','-E']"]);
     }
     run(&mut command)
-}
-
-fn lint() -> Result<()> {
-    tools::set_up()?;
-    let deny = tools::cargo_deny()?;
-    run(cargo().args(["fmt", "--all", "--check"]))?;
-    run(cargo().args([
-        "clippy",
-        "--locked",
-        "--all-targets",
-        "--",
-        "--deny",
-        "warnings",
-    ]))?;
-    run(cargo()
-        .args([
-            "clippy",
-            "--locked",
-            "--package",
-            "portwatch",
-            "--features",
-            "debug",
-        ])
-        .args(["--", "--deny", "warnings"]))?;
-    run(cargo()
-        .args([
-            "clippy",
-            "--locked",
-            "--package",
-            "portwatch-ebpf",
-            "--all-features",
-        ])
-        .args([
-            "--target",
-            BPF_TARGET,
-            "-Zbuild-std=core",
-            "--",
-            "--deny",
-            "warnings",
-        ])
-        .env("RUSTC_BOOTSTRAP", "1"))?;
-    run(cargo()
-        .args(["doc", "--locked", "--no-deps", "--document-private-items"])
-        .env("RUSTDOCFLAGS", "--deny warnings"))?;
-    run(Command::new(&deny).args(["check", "bans", "licenses", "sources"]))?;
-    // The advisories live in a git repository that not every network reaches.
-    if Command::new(&deny)
-        .args(["fetch", "db"])
-        .status()
-        .is_ok_and(|status| status.success())
-    {
-        run(Command::new(&deny).args(["check", "advisories"]))?;
-    } else {
-        eprintln!("xtask: NOT CHECKED: the advisory database cannot be reached from here");
-    }
-    Ok(())
 }
 
 fn registry(file: &Path, as_of: Option<&str>) -> Result<()> {
@@ -218,7 +169,7 @@ fn cargo() -> Command {
     Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
 }
 
-/// Runs a command to its end, showing what it prints.
+/// Runs a command to its end; its output goes to the terminal.
 fn run(command: &mut Command) -> Result<()> {
     let name = format!("{command:?}").replace('"', "");
     let status = command

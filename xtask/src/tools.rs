@@ -1,4 +1,4 @@
-//! What the build and the tests need beyond a Rust toolchain, and how it gets here.
+//! Tools and Debian packages that the build, tests and lints need, and their installation.
 
 use std::{
     env,
@@ -10,22 +10,33 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::{as_root, cargo, run};
 
-/// A tool that cargo installs, pinned, in a folder of its own.
-struct Tool {
-    name: &'static str,
-    version: &'static str,
+/// A package that `cargo install` builds, pinned in tools.toml, in a directory of its own.
+pub(crate) struct Tool {
+    package: &'static str,
+    program: &'static str,
+    /// Further arguments of `cargo install`.
+    arguments: &'static [&'static str],
 }
 
-/// 0.11 needs a system LLVM; this one uses rustc's own. portwatch/build.rs looks for it here.
-const BPF_LINKER: Tool = Tool {
-    name: "bpf-linker",
-    version: "0.10.4",
+/// The package's version by name.
+const VERSIONS: &str = include_str!("../tools.toml");
+
+/// portwatch/build.rs looks for it in the same directory.
+const BPF_LINKER: Tool = Tool::new("bpf-linker", "bpf-linker");
+
+pub(crate) const CARGO_DENY: Tool = Tool::new("cargo-deny", "cargo-deny");
+
+/// Finds unused dependencies.
+pub(crate) const CARGO_MACHETE: Tool = Tool::new("cargo-machete", "cargo-machete");
+
+/// Checks the format of TOML files; without its language server and its schemas' HTTP client.
+pub(crate) const TAPLO: Tool = Tool {
+    arguments: &["--no-default-features"],
+    ..Tool::new("taplo-cli", "taplo")
 };
 
-const CARGO_DENY: Tool = Tool {
-    name: "cargo-deny",
-    version: "0.20.2",
-};
+/// Checks the spelling.
+pub(crate) const TYPOS: Tool = Tool::new("typos-cli", "typos");
 
 /// Programs that the tests run, and the Debian packages that they come in.
 const TEST_PROGRAMS: [(&str, &str); 5] = [
@@ -43,7 +54,7 @@ const BENCH_PROGRAMS: [(&str, &str); 3] = [
     ("valgrind", "valgrind"),
 ];
 
-/// Programs that booting kernels takes, and the Debian packages that they come in.
+/// Programs that boot kernels, and the Debian packages that they come in.
 const VM_PROGRAMS: [(&str, &str); 4] = [
     ("apt-get", "apt"),
     ("dpkg-deb", "dpkg"),
@@ -51,8 +62,8 @@ const VM_PROGRAMS: [(&str, &str); 4] = [
     ("xz", "xz-utils"),
 ];
 
-/// Programs that portwatch is measured beside, and the Debian packages that they come in.
-const PEERS: [(&str, &str); 4] = [
+/// Programs that portwatch is compared with, and the Debian packages that they come in.
+const COMPARISON_PROGRAMS: [(&str, &str); 4] = [
     ("bpftrace", "bpftrace"),
     ("mount", "mount"),
     ("ss", "iproute2"),
@@ -70,23 +81,23 @@ pub(crate) fn set_up_tests() -> Result<()> {
     install_packages(&TEST_PROGRAMS)
 }
 
-/// Installs what the benchmark needs besides.
+/// Installs the programs that the benchmark runs.
 pub(crate) fn set_up_bench() -> Result<()> {
     install_packages(&BENCH_PROGRAMS)
 }
 
-/// Installs what booting kernels needs.
+/// Installs the programs that boot kernels.
 pub(crate) fn set_up_vm() -> Result<()> {
     install_packages(&VM_PROGRAMS)
 }
 
-/// Installs what portwatch is measured beside, on this host and in a guest.
-pub(crate) fn set_up_peers() -> Result<()> {
-    install_packages(&PEERS)?;
+/// Installs the programs that portwatch is compared with, on this host and in a guest.
+pub(crate) fn set_up_comparison() -> Result<()> {
+    install_packages(&COMPARISON_PROGRAMS)?;
     set_up_vm()
 }
 
-/// Installs the Debian packages of the programs that are not there.
+/// Installs the Debian packages of missing programs.
 fn install_packages(programs: &[(&str, &str)]) -> Result<()> {
     let missing: Vec<&str> = programs
         .iter()
@@ -108,11 +119,6 @@ fn install_packages(programs: &[(&str, &str)]) -> Result<()> {
         .stdout(Stdio::null()))
 }
 
-/// The path of cargo-deny, installed if need be.
-pub(crate) fn cargo_deny() -> Result<PathBuf> {
-    CARGO_DENY.install()
-}
-
 /// The standard library's source, from which `core` is built for the BPF target.
 fn rust_src() -> Result<()> {
     let output = Command::new("rustc")
@@ -130,22 +136,33 @@ fn rust_src() -> Result<()> {
 }
 
 impl Tool {
-    /// The program's path; installs it when it is not there.
-    fn install(&self) -> Result<PathBuf> {
-        let Self { name, version } = self;
-        let root = folder()?.join(format!("{name}-{version}"));
-        let program = root.join("bin").join(name);
+    const fn new(package: &'static str, program: &'static str) -> Self {
+        Self {
+            package,
+            program,
+            arguments: &[],
+        }
+    }
+
+    /// The program's path; installs it when it is missing.
+    pub(crate) fn install(&self) -> Result<PathBuf> {
+        let package = self.package;
+        let version = version(package)?;
+        let root = directory()?.join(format!("{package}-{version}"));
+        let program = root.join("bin").join(self.program);
         if program.exists() {
             return Ok(program);
         }
         eprintln!(
-            "xtask: building {name} {version} into {} (once, a minute)",
+            "xtask: building {package} {version} into {} (once, a minute or two)",
             root.display()
         );
         run(cargo()
-            .args(["install", name, "--version", version, "--locked", "--root"])
+            .args(["install", package, "--version", version, "--locked"])
+            .args(self.arguments)
+            .arg("--root")
             .arg(&root)
-            // Nothing of this workspace's own settings applies to it.
+            // This workspace's settings do not apply to it.
             .env_remove("CARGO_TARGET_DIR")
             .env_remove("CARGO_ENCODED_RUSTFLAGS")
             .env_remove("RUSTFLAGS"))?;
@@ -153,15 +170,27 @@ impl Tool {
     }
 }
 
-/// The project's own folder for tools: `$PORTWATCH_TOOLS`, or in the user's cache.
-fn folder() -> Result<PathBuf> {
+/// The pinned version of a package.
+fn version(package: &str) -> Result<&'static str> {
+    VERSIONS
+        .lines()
+        .find_map(|line| {
+            line.strip_prefix(package)?
+                .strip_prefix(" = \"")?
+                .strip_suffix('"')
+        })
+        .with_context(|| format!("xtask/tools.toml has no version of {package}"))
+}
+
+/// The directory of the tools: `$PORTWATCH_TOOLS`, or in the user's cache.
+fn directory() -> Result<PathBuf> {
     match env::var_os("PORTWATCH_TOOLS") {
-        Some(folder) => Ok(folder.into()),
+        Some(directory) => Ok(directory.into()),
         None => Ok(cache()?.join("tools")),
     }
 }
 
-/// The project's own folder in the user's cache.
+/// portwatch's directory in the user's cache.
 pub(crate) fn cache() -> Result<PathBuf> {
     let cache = env::var_os("XDG_CACHE_HOME")
         .map(PathBuf::from)
@@ -172,8 +201,22 @@ pub(crate) fn cache() -> Result<PathBuf> {
 
 fn is_on_path(program: &str) -> bool {
     let path = env::var_os("PATH").unwrap_or_default();
-    // Debian keeps some of them where a user's PATH does not look.
+    // Debian installs some of them outside a user's PATH.
     env::split_paths(&path)
         .chain(["/usr/sbin".into(), "/sbin".into()])
-        .any(|folder| folder.join(program).exists())
+        .any(|directory| directory.join(program).exists())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_tool_has_a_version() {
+        for tool in [BPF_LINKER, CARGO_DENY, CARGO_MACHETE, TAPLO, TYPOS] {
+            let version = version(tool.package).unwrap();
+            assert_eq!(version.split('.').count(), 3, "{}: {version}", tool.package);
+        }
+        assert!(version("bpf").is_err());
+    }
 }

@@ -1,4 +1,4 @@
-//! The monitor as a child, and what the kernel says that it took.
+//! The monitor as a child process, and its processor time and memory.
 
 use std::{
     fs,
@@ -13,23 +13,23 @@ use nix::{
     unistd::Pid,
 };
 
-/// What a pipe holds (pipe(7)).
+/// The capacity of a pipe in bytes (pipe(7)).
 const PIPE: usize = 65_536;
 
 /// A running monitor without rules.
 pub(super) struct Agent {
     child: Child,
-    /// From exec to armed.
+    /// From exec to the start line.
     pub(super) armed_in: Duration,
 }
 
 impl Agent {
-    /// Starts it; what it prints goes nowhere.
+    /// Starts it with its alerts discarded.
     pub(super) fn start(arguments: &[&str]) -> Result<Self> {
         Self::spawn(arguments, Stdio::null())
     }
 
-    /// Starts it; what it prints comes through a pipe.
+    /// Starts it with its alerts on a pipe.
     pub(super) fn piped(arguments: &[&str]) -> Result<(Self, BufReader<ChildStdout>)> {
         let mut agent = Self::spawn(arguments, Stdio::piped())?;
         let stdout = agent.child.stdout.take().context("no pipe")?;
@@ -46,25 +46,27 @@ impl Agent {
             .stderr(Stdio::piped())
             .spawn()
             .context("starting the monitor")?;
-        let mut said = String::new();
+        let mut line = String::new();
         let stderr = child.stderr.take().context("no pipe")?;
         let mut stderr = BufReader::new(stderr);
-        stderr.read_line(&mut said)?;
+        stderr.read_line(&mut line)?;
         let armed_in = began.elapsed();
-        if !said.contains("armed") {
-            bail!("the monitor does not start: {said}");
+        if !line.contains("armed") {
+            bail!("the monitor did not start: {line}");
         }
-        // What it says later must not fill the pipe.
+        // Later messages must not fill the pipe.
         std::thread::spawn(move || std::io::copy(&mut stderr, &mut std::io::sink()));
-        // The snapshot at its start is no part of anything here.
+        // The scan at its start is not measured.
         std::thread::sleep(Duration::from_millis(300));
         Ok(Self { child, armed_in })
     }
 
-    /// Processor time so far, in seconds: the ticks of proc_pid_stat(5).
+    /// User and system time so far, in seconds (proc_pid_stat(5)).
     pub(super) fn processor_time(&self) -> Result<f64> {
         let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;
-        let (_, rest) = stat.rsplit_once(')').context("an odd /proc/PID/stat")?;
+        let (_, rest) = stat
+            .rsplit_once(')')
+            .context("unexpected format of /proc/PID/stat")?;
         let mut words = rest.split_ascii_whitespace().skip(11);
         let mut ticks = || {
             words
@@ -75,7 +77,7 @@ impl Agent {
         Ok((ticks() + ticks()) / 100.0)
     }
 
-    /// A line of /proc/PID/smaps_rollup, in kilobytes.
+    /// A value of /proc/PID/smaps_rollup, in kilobytes.
     pub(super) fn memory(&self, key: &str) -> Result<u64> {
         let text = fs::read_to_string(format!("/proc/{}/smaps_rollup", self.child.id()))?;
         text.lines()

@@ -1,4 +1,4 @@
-//! bpf(2), for what the loader's crate does not offer.
+//! bpf(2) commands that aya does not offer.
 
 use std::{
     io,
@@ -28,9 +28,9 @@ pub(super) fn call<T>(command: libc::c_long, attributes: &mut T) -> io::Result<l
     Ok(answer)
 }
 
-/// What asking for a program's information takes.
+/// The fields of `union bpf_attr` that `BPF_OBJ_GET_INFO_BY_FD` reads.
 #[repr(C)]
-struct Question {
+struct InfoRequest {
     program: u32,
     length: u32,
     answer: u64,
@@ -49,18 +49,18 @@ struct Info {
     instructions: u64,
 }
 
-/// How many bytes of stack the deepest function of a loaded program uses: the lowest address below
-/// the frame pointer that its instructions name.
+/// Bytes of stack that the deepest function of a loaded program uses: the lowest address below the
+/// frame pointer in its instructions.
 pub(super) fn stack(program: BorrowedFd<'_>) -> io::Result<u32> {
     let mut info = Info::default();
-    ask(program, &mut info)?;
+    read_info(program, &mut info)?;
     let mut instructions = vec![[0_u8; 8]; info.length as usize / 8];
     info = Info {
         length: info.length,
         instructions: instructions.as_mut_ptr() as u64,
         ..Info::default()
     };
-    ask(program, &mut info)?;
+    read_info(program, &mut info)?;
     let mut deepest = 0;
     // The register that holds a copy of the frame pointer, from the instruction before.
     let mut copy = None;
@@ -80,7 +80,7 @@ pub(super) fn stack(program: BorrowedFd<'_>) -> io::Result<u32> {
     Ok(deepest.unsigned_abs())
 }
 
-/// Classes and codes of instructions (RFC 9669, sections 3 and 4), and the frame pointer's register.
+/// Instruction classes and opcodes (RFC 9669, sections 3 and 4), and the frame pointer's register.
 const LOAD_FROM: u8 = 1;
 const STORE: u8 = 2;
 const STORE_REGISTER: u8 = 3;
@@ -88,11 +88,11 @@ const ADD: u8 = 0x07;
 const MOVE: u8 = 0xbf;
 const FRAME: u8 = 10;
 
-fn ask(program: BorrowedFd<'_>, info: &mut Info) -> io::Result<()> {
-    let mut question = Question {
+fn read_info(program: BorrowedFd<'_>, info: &mut Info) -> io::Result<()> {
+    let mut request = InfoRequest {
         program: program.as_raw_fd() as u32,
         length: size_of::<Info>() as u32,
         answer: std::ptr::from_mut(info) as u64,
     };
-    call(INFO, &mut question).map(drop)
+    call(INFO, &mut request).map(drop)
 }

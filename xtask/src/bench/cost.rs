@@ -1,4 +1,4 @@
-//! What others pay: those who are not watched, and those who are.
+//! The cost for other programs: of events on unwatched ports and of reported events.
 
 use std::{collections::BTreeMap, net::TcpListener, os::fd::AsFd as _, thread, time::Duration};
 
@@ -8,13 +8,15 @@ use aya::{
     sys::{Stats, enable_stats},
 };
 
-use super::{Effort, Figure, Row, agent::Agent, bpf, empty::Empty, median, quantile, spread, work};
+use super::{
+    Figure, Profile, Row, agent::Agent, bpf, empty::Empty, median, quantile, spread, work,
+};
 
 type Work = Box<dyn FnMut() -> std::io::Result<()>>;
 
-/// Work on ports that nobody watches, with nothing, with empty programs on the same hooks and with
-/// portwatch, in turns.
-pub(super) fn bystanders(effort: Effort) -> Result<Vec<Row>> {
+/// Work on unwatched ports: without programs, with empty programs on the same hooks, and with portwatch,
+/// in turns.
+pub(super) fn unwatched(profile: Profile) -> Result<Vec<Row>> {
     let listener = TcpListener::bind("127.0.0.1:0")?;
     let works: Vec<(&str, u32, Work)> = vec![
         ("UDP socket, bind, close", 1, Box::new(|| work::bind(0))),
@@ -27,27 +29,27 @@ pub(super) fn bystanders(effort: Effort) -> Result<Vec<Row>> {
     ];
     works
         .into_iter()
-        .map(|(what, share, mut work)| bystander(what, effort, share, &mut *work))
+        .map(|(what, share, mut work)| unwatched_row(what, profile, share, &mut *work))
         .collect()
 }
 
-const REST: Duration = Duration::from_millis(300);
+const PAUSE: Duration = Duration::from_millis(300);
 
-fn bystander(
+fn unwatched_row(
     what: &str,
-    effort: Effort,
+    profile: Profile,
     share: u32,
     work: &mut dyn FnMut() -> std::io::Result<()>,
 ) -> Result<Row> {
-    let operations = effort.operations / share / 2;
+    let operations = profile.operations / share / 2;
     let [mut off, mut floors, mut ratios] = [const { Vec::new() }; 3];
-    // Each time after the same rest; the first operations wake the processor.
+    // After the same pause each time; the first operations wake the processor.
     let mut time = || -> Result<f64> {
-        thread::sleep(REST);
+        thread::sleep(PAUSE);
         work::time(operations / 8, &mut *work)?;
         work::time(operations, &mut *work)
     };
-    for _ in 0..effort.rounds * 2 {
+    for _ in 0..profile.rounds * 2 {
         let before = time()?;
         let empty = Empty::attach()?;
         let floor = time()?;
@@ -55,38 +57,41 @@ fn bystander(
         let agent = Agent::start(&[])?;
         let with = time()?;
         agent.stop()?;
-        // On both sides, so that a host that is getting slower is no cost.
+        // Before and after, so that a host that slows down does not count as cost.
         let without = f64::midpoint(before, time()?);
         off.push(without);
         floors.push(floor / without);
         ratios.push(with / without);
     }
     Ok(Row::new(what)
-        .with("off, ns", median(&mut off, 0))
-        .with("with empty programs (middle half)", spread(&mut floors, 3))
-        .with("with portwatch (middle half)", spread(&mut ratios, 3)))
+        .with("without portwatch, ns", median(&mut off, 0))
+        .with(
+            "ratio with empty programs (middle half)",
+            spread(&mut floors, 3),
+        )
+        .with("ratio with portwatch (middle half)", spread(&mut ratios, 3)))
 }
 
-/// A bind that is reported, and what each BPF program takes of it.
-pub(super) fn event(effort: Effort) -> Result<Vec<Row>> {
+/// A reported bind, and the share of each BPF program.
+pub(super) fn event(profile: Profile) -> Result<Vec<Row>> {
     let mut watched = || work::bind(976);
     let mut rows = vec![
         in_turns(
-            "UDP bind and close on 976, as it comes",
-            effort,
-            effort.operations,
+            "UDP bind and close on port 976",
+            profile,
+            profile.operations,
             &[],
             &mut watched,
         )?,
         in_turns(
-            "the same with --no-collapse",
-            effort,
-            effort.operations,
-            &["--no-collapse"],
+            "the same with --no-aggregate",
+            profile,
+            profile.operations,
+            &["--no-aggregate"],
             &mut watched,
         )?,
     ];
-    let filtered = |operations| -> Result<()> {
+    let unwatched = |operations| -> Result<()> {
         work::time(operations, || work::bind(0))?;
         let listener = TcpListener::bind("127.0.0.1:0")?;
         work::time(operations / 4, || work::connect(&listener))?;
@@ -97,14 +102,14 @@ pub(super) fn event(effort: Effort) -> Result<Vec<Row>> {
         Ok(())
     };
     let _stats = enable_stats(Stats::RunTime)?;
-    let operations = effort.operations / 4;
+    let operations = profile.operations / 4;
     for (name, work) in [
-        ("filtered", &filtered as &dyn Fn(u32) -> Result<()>),
+        ("unwatched", &unwatched as &dyn Fn(u32) -> Result<()>),
         ("reported", &reported),
     ] {
         let (mut floors, mut ours) = (Runs::new(), Runs::new());
-        // A run that is interrupted counts as long as the interruption: hence medians.
-        for _ in 0..effort.rounds {
+        // An interrupted run includes the interruption: hence medians.
+        for _ in 0..profile.rounds {
             let empty = Empty::attach()?;
             runs(|| work(operations), &mut floors)?;
             drop(empty);
@@ -125,9 +130,9 @@ pub(super) fn event(effort: Effort) -> Result<Vec<Row>> {
             }
             let (ns, floor) = (quantile(&mut one.ns, 0.5), quantile(&mut floor.ns, 0.5));
             let row = Row::new(format!("{program}, {name}"))
-                .with("ns a run", Figure::Number(ns, 0))
-                .with("an empty program", Figure::Number(floor, 0))
-                .with("net", Figure::Number(ns - floor, 0))
+                .with("ns per run", Figure::Number(ns, 0))
+                .with("empty program, ns", Figure::Number(floor, 0))
+                .with("difference, ns", Figure::Number(ns - floor, 0))
                 .with("runs", Figure::count(one.runs))
                 .with("verified instructions", Figure::count(one.verified))
                 .with("stack, bytes", Figure::count(one.stack));
@@ -139,14 +144,14 @@ pub(super) fn event(effort: Effort) -> Result<Vec<Row>> {
 
 fn in_turns(
     what: &str,
-    effort: Effort,
+    profile: Profile,
     operations: u32,
     arguments: &[&str],
     work: &mut dyn FnMut() -> std::io::Result<()>,
 ) -> Result<Row> {
     let (mut off, mut on, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
     work::time(operations / 4, &mut *work)?;
-    for _ in 0..effort.rounds {
+    for _ in 0..profile.rounds {
         let without = work::time(operations, &mut *work)?;
         let agent = Agent::start(arguments)?;
         let with = work::time(operations, &mut *work)?;
@@ -156,12 +161,12 @@ fn in_turns(
         ratios.push(with / without);
     }
     Ok(Row::new(what)
-        .with("off, ns", median(&mut off, 0))
-        .with("on, ns", median(&mut on, 0))
+        .with("without portwatch, ns", median(&mut off, 0))
+        .with("with portwatch, ns", median(&mut on, 0))
         .with("ratio (middle half)", spread(&mut ratios, 3)))
 }
 
-/// What the kernel has counted of a program (`BPF_ENABLE_STATS`).
+/// The kernel's counters of a program (`BPF_ENABLE_STATS`).
 struct Counted {
     runs: u64,
     time_ns: u64,
@@ -169,11 +174,11 @@ struct Counted {
     stack: u32,
 }
 
-/// What a program does of some work that is done several times.
+/// A program's share of a workload that is repeated.
 #[derive(Default)]
 struct Run {
     runs: u64,
-    /// Nanoseconds a run, each time.
+    /// Nanoseconds per run, one value per repetition.
     ns: Vec<f64>,
     verified: u32,
     stack: u32,
@@ -181,7 +186,7 @@ struct Run {
 
 type Runs = BTreeMap<String, Run>;
 
-/// Adds what each program does of that work.
+/// Runs the work and adds each program's counters.
 fn runs(work: impl FnOnce() -> Result<()>, all: &mut Runs) -> Result<()> {
     let before = programs()?;
     work()?;

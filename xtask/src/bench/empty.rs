@@ -1,5 +1,5 @@
-//! Programs that do nothing, on the hooks that portwatch is on: what the kernel's own measuring counts
-//! of each run is what it counts of theirs.
+//! Empty programs on portwatch's hooks: the time that the kernel measures for them is the cost of calling
+//! and measuring a program.
 
 use std::{
     fs::File,
@@ -24,7 +24,7 @@ const HOOKS: [(&str, u32, u32); 3] = [
 /// r0 = 1; exit.
 const INSTRUCTIONS: [u64; 2] = [0x1_0000_00b7, 0x95];
 
-/// The part of `union bpf_attr` that loading takes, in its order.
+/// The fields of `union bpf_attr` that `BPF_PROG_LOAD` reads (include/uapi/linux/bpf.h).
 #[repr(C)]
 struct Program {
     kind: u32,
@@ -41,7 +41,7 @@ struct Program {
     attach_type: u32,
 }
 
-/// The part that attaching takes.
+/// The fields that `BPF_PROG_ATTACH` and `BPF_PROG_DETACH` read.
 #[repr(C)]
 struct Attachment {
     target: u32,
@@ -50,20 +50,20 @@ struct Attachment {
     flags: u32,
 }
 
-/// The programs, for as long as this lives.
+/// The programs, attached until this is dropped.
 pub(super) struct Empty {
     cgroup: File,
     programs: Vec<(OwnedFd, u32)>,
 }
 
 impl Empty {
-    /// Attaches them to the whole host.
+    /// Attaches them to the root cgroup.
     pub(super) fn attach() -> Result<Self> {
         let mounts = std::fs::read_to_string("/proc/mounts")?;
         let root = mounts
             .lines()
             .filter_map(|line| line.split_once(' ')?.1.split_once(" cgroup2 "))
-            .map(|(place, _)| place)
+            .map(|(mount_point, _)| mount_point)
             .next()
             .context("no cgroup v2 is mounted")?;
         let cgroup = File::open(root).with_context(|| format!("opening {root}"))?;
@@ -121,6 +121,6 @@ fn load(name: &str, kind: u32, attach_type: u32) -> io::Result<OwnedFd> {
         attach_type,
     };
     let fd = call(LOAD, &mut program)?;
-    // SAFETY: the kernel's new descriptor, which nobody else has.
+    // SAFETY: a new descriptor from the kernel, owned by nothing else.
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }

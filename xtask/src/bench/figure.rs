@@ -1,20 +1,20 @@
-//! What the table is made of: text for people, numbers in the JSON.
+//! Rows and figures: text in the table, numbers in the JSON.
 
 use std::{fmt, iter};
 
 use serde_json::{Value, json};
 
-/// One measured thing.
+/// One row of a table.
 pub(crate) struct Row {
     pub(crate) what: String,
     pub(crate) figures: Vec<(&'static str, Figure)>,
 }
 
-/// One figure of it.
+/// One figure of a row.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Figure {
     Count(i64),
-    /// With that many digits behind the point.
+    /// With that many digits after the decimal point.
     Number(f64, usize),
     /// The median and the middle half, with that many digits.
     Spread {
@@ -23,9 +23,9 @@ pub(crate) enum Figure {
         high: f64,
         digits: usize,
     },
-    /// So many of so many.
+    /// A count and the total that it is part of.
     Share(i64, i64),
-    /// There is none.
+    /// Not measured.
     None,
 }
 
@@ -42,7 +42,7 @@ impl Row {
         self
     }
 
-    /// A row of these names; figures that there are not are [`Figure::None`].
+    /// A row with these figure names; missing figures are [`Figure::None`].
     pub(crate) fn of(
         what: impl Into<String>,
         names: &'static [&'static str],
@@ -63,7 +63,7 @@ impl Row {
 }
 
 impl Figure {
-    /// Of so many: the lengths of what is measured here fit.
+    /// A count; [`Figure::None`] above `i64::MAX`.
     pub(crate) fn count(count: impl TryInto<i64>) -> Self {
         count.try_into().map_or(Self::None, Self::Count)
     }
@@ -91,7 +91,7 @@ impl Figure {
         }
     }
 
-    /// What [`Row::as_json`] made, numbers with that many digits; spreads are not read.
+    /// Reads a figure written by [`Row::as_json`], with that many digits; spreads are not read.
     pub(crate) fn from_json(value: &Value, digits: usize) -> Self {
         let share = || Some((value["count"].as_i64()?, value["of"].as_i64()?));
         if let Some(count) = value.as_i64() {
@@ -121,7 +121,7 @@ impl fmt::Display for Figure {
     }
 }
 
-/// A Markdown table; rows with other figures than the one before begin a new one.
+/// Markdown tables: a row whose figure names differ from the previous row's starts a new one.
 pub(crate) fn table(rows: &[Row]) -> String {
     let mut text = String::new();
     let mut before: Vec<&str> = Vec::new();
@@ -148,7 +148,7 @@ pub(crate) fn table(rows: &[Row]) -> String {
     text
 }
 
-/// The value below which that share of the values is.
+/// The value below which that share of the values lies.
 pub(crate) fn quantile(values: &mut [f64], share: f64) -> f64 {
     values.sort_by(f64::total_cmp);
     let index = (values.len().saturating_sub(1)) as f64 * share;
@@ -179,7 +179,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn figures_are_text_for_people_and_numbers_for_programs() {
+    fn figures_are_text_in_tables_and_numbers_in_json() {
         let cases = [
             (Figure::Count(3), "3", json!(3)),
             (Figure::Number(1.0, 2), "1.00", json!(1.0)),
@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn other_figures_begin_another_table() {
+    fn different_figures_start_a_new_table() {
         let rows = [
             Row::new("a").with("x", Figure::Count(1)),
             Row::new("b").with("x", Figure::Count(2)),

@@ -1,4 +1,4 @@
-//! From bind() to a line that can be read.
+//! The delay from bind() to a readable alert.
 
 use std::{
     io::BufRead as _,
@@ -10,11 +10,11 @@ use std::{
 
 use anyhow::{Context as _, Result};
 
-use super::{Effort, Figure, Row, agent::Agent, quantile, work::again};
+use super::{Figure, Profile, Row, agent::Agent, quantile, work::again};
 
-/// UDP binds one after the other; the host does nothing else.
-pub(super) fn measure(effort: Effort) -> Result<Vec<Row>> {
-    let (agent, mut lines) = Agent::piped(&["--no-collapse"])?;
+/// UDP binds one after the other, on an otherwise idle host.
+pub(super) fn measure(profile: Profile) -> Result<Vec<Row>> {
+    let (agent, mut lines) = Agent::piped(&["--no-aggregate"])?;
     let (sender, times) = mpsc::channel();
     thread::spawn(move || {
         let mut line = String::new();
@@ -28,12 +28,12 @@ pub(super) fn measure(effort: Effort) -> Result<Vec<Row>> {
         }
     });
     let mut delays = Vec::new();
-    for _ in 0..effort.operations / 20 {
+    for _ in 0..profile.operations / 20 {
         let socket = again(|| UdpSocket::bind("127.0.0.1:976"))?;
         let bound = Instant::now();
         let read = times
             .recv_timeout(Duration::from_secs(10))
-            .context("no alert came")?;
+            .context("no alert within 10 s")?;
         delays.push(read.saturating_duration_since(bound).as_nanos() as f64 / 1e3);
         drop(socket);
         thread::sleep(Duration::from_millis(1));
@@ -42,7 +42,7 @@ pub(super) fn measure(effort: Effort) -> Result<Vec<Row>> {
     let count = delays.len();
     let mut at = |share| Figure::Number(quantile(&mut delays, share), 0);
     Ok(vec![
-        Row::new(format!("bind() to the line on the pipe, {count} binds"))
+        Row::new(format!("bind() to a readable alert, {count} binds"))
             .with("p50, us", at(0.5))
             .with("p99, us", at(0.99))
             .with("max, us", at(1.0)),

@@ -1,18 +1,18 @@
-//! `cargo xtask bench`: what portwatch costs, each figure beside the same work without it, in one run.
+//! `cargo xtask bench`: the cost of portwatch, each figure against the same work without it, in one run.
 //!
-//! Rounds with and without the agent take turns, so that what else the machine does falls on both. Only
-//! ratios and counts of one run mean anything.
+//! Rounds with and without the monitor alternate, so that other load on the machine affects both. Only
+//! ratios and counts of one run are meaningful.
 
 mod agent;
 mod bpf;
+mod comparison;
 mod cost;
 mod empty;
 mod figure;
+mod footprint;
 mod latency;
 mod parts;
-mod peers;
 mod snapshot;
-mod standing;
 mod throughput;
 mod work;
 
@@ -25,47 +25,47 @@ use serde_json::{Value, json};
 
 use self::figure::table;
 pub(crate) use self::{
+    comparison::{GuestOptions, run_guest},
     figure::{Figure, Row, median, quantile, spread},
-    peers::{GuestOptions, run_guest},
 };
 use crate::tools;
 
-/// What of it is measured.
+/// A section of the benchmark; its help text is the title of its table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Section {
-    /// What those pay who are not watched
-    Bystanders,
-    /// What a reported event costs, and each BPF program
+    /// Cost of events on unwatched ports
+    Unwatched,
+    /// Cost of a reported event, in total and per BPF program
     Event,
-    /// The agent's parts
+    /// Instructions and time of the monitor's parts
     Parts,
-    /// From bind() to the line on the pipe
+    /// Delay from bind() to a readable alert
     Latency,
-    /// How many events a second get through, and what that costs
+    /// Throughput and losses at full rate
     Throughput,
-    /// Start, memory, idle time, size
-    Standing,
-    /// `portwatch list` beside ss and lsof
+    /// Start time, memory, idle processor time, size
+    Footprint,
+    /// `portwatch list` compared with ss and lsof
     Snapshot,
-    /// bpftrace, polling ss, and bcc's tools in a guest, at the same binds and accepts
-    Peers,
+    /// Comparison with bpftrace, polling ss, and bcc's tools in a guest
+    Comparison,
 }
 
 #[derive(Args)]
 pub(crate) struct Options {
-    /// What to measure [default: all]
+    /// Sections to measure [default: all]
     sections: Vec<Section>,
-    /// Some minutes instead of twenty; its figures are no more than signs that the harness works
+    /// Take some minutes instead of twenty: checks that the harness works, the figures are too noisy
     #[arg(long)]
     quick: bool,
-    /// Write the figures as JSON, too
+    /// Also write the figures as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
 }
 
-/// How long and how often.
+/// How long and how often each section measures.
 #[derive(Clone, Copy)]
-pub(crate) struct Effort {
+pub(crate) struct Profile {
     pub(crate) rounds: usize,
     pub(crate) operations: u32,
     pub(crate) seconds: Duration,
@@ -79,15 +79,15 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     super::build()?;
     tools::set_up_tests()?;
     tools::set_up_bench()?;
-    let effort = if options.quick {
-        Effort {
+    let profile = if options.quick {
+        Profile {
             rounds: 3,
             operations: 5_000,
             seconds: Duration::from_secs(2),
             sockets: &[(100, 1), (1_000, 10)],
         }
     } else {
-        Effort {
+        Profile {
             rounds: 11,
             operations: 40_000,
             seconds: Duration::from_secs(10),
@@ -113,14 +113,14 @@ pub(crate) fn run(options: &Options) -> Result<()> {
             .unwrap_or_default();
         println!("\n{title}\n");
         let rows = match section {
-            Section::Bystanders => isolated(|| cost::bystanders(effort)),
-            Section::Event => isolated(|| cost::event(effort)),
-            Section::Parts => parts::measure(effort),
-            Section::Latency => isolated(|| latency::measure(effort)),
-            Section::Throughput => isolated(|| throughput::measure(effort)),
-            Section::Standing => isolated(|| standing::measure(effort)),
-            Section::Snapshot => isolated(|| snapshot::measure(effort)),
-            Section::Peers => peers::measure(effort),
+            Section::Unwatched => isolated(|| cost::unwatched(profile)),
+            Section::Event => isolated(|| cost::event(profile)),
+            Section::Parts => parts::measure(profile),
+            Section::Latency => isolated(|| latency::measure(profile)),
+            Section::Throughput => isolated(|| throughput::measure(profile)),
+            Section::Footprint => isolated(|| footprint::measure(profile)),
+            Section::Snapshot => isolated(|| snapshot::measure(profile)),
+            Section::Comparison => comparison::measure(profile),
         }?;
         print!("{}", table(&rows));
         let rows: Vec<Value> = rows.iter().map(Row::as_json).collect();
@@ -134,7 +134,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// What the figures are of.
+/// The machine that the figures come from.
 fn machine() -> String {
     let kernel = nix::sys::utsname::uname().map_or_else(
         |_| "an unknown kernel".into(),
@@ -150,7 +150,7 @@ fn machine() -> String {
     format!("{count} x {model}, Linux {kernel}")
 }
 
-/// Works in a network namespace of its own: nobody else's ports are in the way, nor these in anybody's.
+/// Runs `work` in a new network namespace, so that its ports conflict with nobody's.
 pub(crate) fn isolated<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
     thread::scope(|scope| {
         let inside = scope.spawn(|| {
@@ -158,7 +158,9 @@ pub(crate) fn isolated<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> Resu
             loopback("ip")?;
             work()
         });
-        inside.join().map_err(|_| anyhow!("it ended early"))?
+        inside
+            .join()
+            .map_err(|_| anyhow!("the measuring thread panicked"))?
     })
 }
 

@@ -1,18 +1,18 @@
-//! The agent's parts, in instructions: the figure that is the same on a busy machine.
+//! The monitor's parts, in instructions, which other load on the machine does not change.
 
 use std::process::{Command, Output};
 
 use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
 
-use super::{Effort, Figure, Row};
+use super::{Figure, Profile, Row};
 use crate::cargo;
 
-/// How often a part is done under callgrind, the first time; the second time it is twice that, so that
-/// the difference is without the start.
+/// Iterations of a part under callgrind in the first run; the second has twice as many, so that the
+/// difference excludes the start.
 const TIMES: u32 = 500;
 
-pub(super) fn measure(effort: Effort) -> Result<Vec<Row>> {
+pub(super) fn measure(profile: Profile) -> Result<Vec<Row>> {
     let program = build()?;
     let names = output(Command::new(&program).arg("--names"))?;
     let names = String::from_utf8_lossy(&names.stdout).into_owned();
@@ -23,7 +23,7 @@ pub(super) fn measure(effort: Effort) -> Result<Vec<Row>> {
             let each = twice?.saturating_sub(once?) / u64::from(TIMES);
             let timed = output(Command::new(&program).args([
                 "--count",
-                &effort.operations.to_string(),
+                &profile.operations.to_string(),
                 name,
             ]))?;
             let ns = String::from_utf8_lossy(&timed.stdout).trim().parse()?;
@@ -34,8 +34,8 @@ pub(super) fn measure(effort: Effort) -> Result<Vec<Row>> {
         .collect()
 }
 
-/// The benches' program, as cargo builds it: elsewhere, since it builds the agent too, and not as it is
-/// shipped.
+/// Builds the bench program, in a target directory of its own: it builds the monitor with other features
+/// than the released one.
 fn build() -> Result<String> {
     let target = crate::target().join("parts");
     let target = target.to_str().context("a path that is not UTF-8")?;
@@ -46,6 +46,8 @@ fn build() -> Result<String> {
         "portwatch",
         "--bench",
         "parts",
+        "--features",
+        "testing",
     ];
     let built = output(
         cargo()
@@ -60,10 +62,10 @@ fn build() -> Result<String> {
     messages
         .filter(|message| message["target"]["name"] == "parts")
         .find_map(|message| Some(message["executable"].as_str()?.to_owned()))
-        .context("cargo names no program")
+        .context("cargo built no program")
 }
 
-/// What callgrind counts of all that the program does.
+/// The instructions of a whole run, counted by callgrind.
 fn instructions(program: &str, name: &str, times: u32) -> Result<u64> {
     let counted = output(
         Command::new("valgrind")
@@ -74,10 +76,11 @@ fn instructions(program: &str, name: &str, times: u32) -> Result<u64> {
             ])
             .args(["--count", &times.to_string(), name]),
     )?;
-    let said = String::from_utf8_lossy(&counted.stderr);
-    said.lines()
+    let stderr = String::from_utf8_lossy(&counted.stderr);
+    stderr
+        .lines()
         .find_map(|line| line.split_once("Collected : ")?.1.parse().ok())
-        .with_context(|| format!("valgrind counts nothing: {said}"))
+        .with_context(|| format!("no instruction count in valgrind's output: {stderr}"))
 }
 
 fn output(command: &mut Command) -> Result<Output> {
@@ -85,8 +88,8 @@ fn output(command: &mut Command) -> Result<Output> {
         .output()
         .with_context(|| format!("starting {command:?}"))?;
     if !output.status.success() {
-        let said = String::from_utf8_lossy(&output.stderr);
-        bail!("{command:?}: {}: {}", output.status, said.trim());
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        bail!("{command:?}: {}: {}", output.status, stderr.trim());
     }
     Ok(output)
 }

@@ -1,4 +1,4 @@
-//! `portwatch list` beside ss and lsof, which look at one network namespace only.
+//! `portwatch list` compared with ss and lsof, which read one network namespace only.
 
 use std::{
     io::{BufRead as _, BufReader},
@@ -8,16 +8,16 @@ use std::{
 
 use anyhow::{Context as _, Result};
 
-use super::{Effort, Figure, Row, quantile};
+use super::{Figure, Profile, Row, quantile};
 
-pub(super) fn measure(effort: Effort) -> Result<Vec<Row>> {
+pub(super) fn measure(profile: Profile) -> Result<Vec<Row>> {
     let mut rows = Vec::new();
-    for (sockets, namespaces) in effort.sockets {
+    for (sockets, namespaces) in profile.sockets {
         let mut holder = hold(*sockets, *namespaces)?;
         let list = crate::agent();
         let list = list.to_str().context("a path that is not UTF-8")?;
         let mut times: [Vec<f64>; 3] = Default::default();
-        for _ in 0..effort.rounds {
+        for _ in 0..profile.rounds {
             for (times, command) in times.iter_mut().zip([
                 &[list, "list", "--all", "--config", "/dev/null"][..],
                 &["ss", "-lntup"],
@@ -40,7 +40,7 @@ pub(super) fn measure(effort: Effort) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
-/// Milliseconds that a command takes.
+/// Runs a command; milliseconds.
 fn run(command: &[&str]) -> Result<f64> {
     let (program, arguments) = command.split_first().context("no command")?;
     let began = Instant::now();
@@ -53,8 +53,8 @@ fn run(command: &[&str]) -> Result<f64> {
     Ok(began.elapsed().as_secs_f64() * 1e3)
 }
 
-/// Listening sockets, spread over network namespaces, for as long as the child lives. The first
-/// namespace is this one; in each other there is one on a watched port, too.
+/// Opens listening sockets, spread over network namespaces, for the lifetime of the child. The first
+/// namespace is this one; each other one also has a socket on a watched port.
 fn hold(sockets: usize, namespaces: usize) -> Result<Child> {
     let script = format!(
         "use Socket; use POSIX; my @children; for my $number (0..{last}) {{ pipe(my $r, my $w); \
@@ -77,6 +77,6 @@ fn hold(sockets: usize, namespaces: usize) -> Result<Child> {
         .context("starting perl")?;
     let mut line = String::new();
     BufReader::new(child.stdout.take().context("no pipe")?).read_line(&mut line)?;
-    anyhow::ensure!(line == "ready\n", "the sockets could not be taken");
+    anyhow::ensure!(line == "ready\n", "the sockets could not be opened");
     Ok(child)
 }

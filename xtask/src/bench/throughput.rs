@@ -1,4 +1,4 @@
-//! All that one core or all cores can bind: what of it is told, and what that takes.
+//! Binds at the full rate of one core and of all cores: how many events are reported, and at which cost.
 
 use std::{
     io::BufRead as _,
@@ -10,26 +10,26 @@ use std::{
 use anyhow::Result;
 use serde_json::Value;
 
-use super::{Effort, Figure, Row, agent::Agent};
+use super::{Figure, Profile, Row, agent::Agent};
 
 /// Unassigned, one for each thread.
 const FIRST_PORT: u16 = 955;
 
-pub(super) fn measure(effort: Effort) -> Result<Vec<Row>> {
+pub(super) fn measure(profile: Profile) -> Result<Vec<Row>> {
     let cores = thread::available_parallelism()?.get().min(30);
     let mut rows = Vec::new();
     for (threads, arguments, how) in [
-        (1, &["--no-collapse"][..], "one core, --no-collapse"),
-        (cores, &["--no-collapse"], "all cores, --no-collapse"),
-        (1, &[], "one core, collapsed"),
-        (cores, &[], "all cores, collapsed"),
+        (1, &["--no-aggregate"][..], "one core, --no-aggregate"),
+        (cores, &["--no-aggregate"], "all cores, --no-aggregate"),
+        (1, &[], "one core, aggregated"),
+        (cores, &[], "all cores, aggregated"),
     ] {
-        rows.push(one(effort, threads, arguments, how)?);
+        rows.push(one(profile, threads, arguments, how)?);
     }
     Ok(rows)
 }
 
-fn one(effort: Effort, threads: usize, arguments: &[&str], how: &str) -> Result<Row> {
+fn one(profile: Profile, threads: usize, arguments: &[&str], how: &str) -> Result<Row> {
     let (agent, mut lines) = Agent::piped(arguments)?;
     let reader = thread::spawn(move || {
         let mut read = Read::default();
@@ -44,7 +44,7 @@ fn one(effort: Effort, threads: usize, arguments: &[&str], how: &str) -> Result<
         read
     });
     let before = agent.processor_time()?;
-    let end = Instant::now() + effort.seconds;
+    let end = Instant::now() + profile.seconds;
     let binders: Vec<_> = (FIRST_PORT..)
         .take(threads)
         .map(|port| {
@@ -63,52 +63,52 @@ fn one(effort: Effort, threads: usize, arguments: &[&str], how: &str) -> Result<
         .into_iter()
         .filter_map(|binder| binder.join().ok())
         .sum();
-    // What is in the ring is still to be told.
+    // Events in the ring are still to be reported.
     thread::sleep(Duration::from_secs(2));
     let spent = agent.processor_time()? - before;
     agent.stop()?;
     let read = reader
         .join()
-        .map_err(|_| anyhow::anyhow!("reading ended early"))?;
+        .map_err(|_| anyhow::anyhow!("the reading thread panicked"))?;
     let events = binds * 2;
-    let missing = events as i64 - (read.told + read.summed + read.lost) as i64;
+    let unaccounted = events as i64 - (read.reported + read.aggregated + read.lost) as i64;
     let taken = events.saturating_sub(read.lost).max(1);
     Ok(Row::new(how)
         .with("events", Figure::count(events))
-        .with("told", Figure::count(read.told))
-        .with("summed up", Figure::count(read.summed))
+        .with("reported", Figure::count(read.reported))
+        .with("aggregated", Figure::count(read.aggregated))
         .with("lost", Figure::count(read.lost))
-        .with("missing", Figure::Count(missing))
+        .with("unaccounted", Figure::Count(unaccounted))
         .with(
-            "agent, us an event",
+            "monitor, us per event",
             Figure::Number(spent * 1e6 / taken as f64, 2),
         ))
 }
 
-/// What the lines say of how many events.
+/// Events by the lines that were read.
 #[derive(Default)]
 struct Read {
-    told: u64,
-    summed: u64,
+    reported: u64,
+    aggregated: u64,
     lost: u64,
 }
 
-/// Where the event's name is at the latest: only that much is looked at of most lines, so that the
-/// reader is not what the monitor waits for.
+/// The event's name is within these first bytes of a line. Most lines are not parsed further, so that the
+/// reader is not the bottleneck.
 const HEAD: usize = 160;
 
 impl Read {
     fn line(&mut self, line: &[u8]) {
         let head = &line[..line.len().min(HEAD)];
-        let says = |event: &[u8]| head.windows(event.len()).any(|bytes| bytes == event);
-        if says(b"\"event\":\"loss\"") || says(b"\"event\":\"summary\"") {
+        let has = |event: &[u8]| head.windows(event.len()).any(|bytes| bytes == event);
+        if has(b"\"event\":\"loss\"") || has(b"\"event\":\"summary\"") {
             let value: Value = serde_json::from_slice(line).unwrap_or_default();
             self.lost += value["lost"].as_u64().unwrap_or(0);
             let counts = value["summary"]["counts"].as_object();
             let counts = counts.into_iter().flat_map(|counts| counts.values());
-            self.summed += counts.filter_map(Value::as_u64).sum::<u64>();
-        } else if !says(b"\"event\":\"health\"") {
-            self.told += 1;
+            self.aggregated += counts.filter_map(Value::as_u64).sum::<u64>();
+        } else if !has(b"\"event\":\"health\"") {
+            self.reported += 1;
         }
     }
 }

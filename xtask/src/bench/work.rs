@@ -1,4 +1,4 @@
-//! The work that is measured.
+//! The workloads.
 
 use std::{
     io::{self, ErrorKind},
@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::Result;
 
-/// Nanoseconds for one of `count` calls of `work`.
+/// Nanoseconds per call, over `count` calls of `work`.
 pub(super) fn time(count: u32, mut work: impl FnMut() -> io::Result<()>) -> Result<f64> {
     let began = Instant::now();
     for _ in 0..count {
@@ -19,13 +19,13 @@ pub(super) fn time(count: u32, mut work: impl FnMut() -> io::Result<()>) -> Resu
 
 const HERE: Ipv4Addr = Ipv4Addr::LOCALHOST;
 
-/// socket, bind, close: on that UDP port, 0 for one that the kernel picks.
+/// socket, bind, close on a UDP port; 0 lets the kernel pick one.
 pub(super) fn bind(port: u16) -> io::Result<()> {
     again(|| UdpSocket::bind(SocketAddrV4::new(HERE, port))).map(drop)
 }
 
-/// Who reads /proc/PID/fd, as every list of sockets with their processes does, can hold a socket for a
-/// moment that its process has closed: its port is then still taken.
+/// Retries while the address is in use: a reader of /proc/PID/fd (ss, lsof, the monitor's scans) can hold
+/// a closed socket open for a moment.
 pub(super) fn again<T>(bind: impl Fn() -> io::Result<T>) -> io::Result<T> {
     loop {
         match bind() {
@@ -44,7 +44,7 @@ pub(super) fn listen() -> io::Result<()> {
 pub(super) fn connect(listener: &TcpListener) -> io::Result<()> {
     let client = TcpStream::connect(listener.local_addr()?)?;
     let (server, _) = listener.accept()?;
-    // The server's end first, so that no port of the client's stays in TIME_WAIT.
+    // The server's end first, so that no client port is left in TIME_WAIT.
     drop(server);
     drop(client);
     Ok(())

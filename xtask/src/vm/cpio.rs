@@ -1,21 +1,21 @@
-//! The initramfs: a cpio archive in the "newc" form
+//! The initramfs: a cpio archive in the "newc" format
 //! (Documentation/driver-api/early-userspace/buffer-format.rst in the kernel's tree).
 
-/// An archive in the making.
+/// An archive under construction.
 #[derive(Default)]
 pub(crate) struct Archive {
     bytes: Vec<u8>,
     entries: u32,
 }
 
-const FOLDER: u32 = 0o040_755;
+const DIRECTORY: u32 = 0o040_755;
 const PROGRAM: u32 = 0o100_755;
 const CHARACTER_DEVICE: u32 = 0o020_600;
 const LINK: u32 = 0o120_777;
 
 impl Archive {
-    pub(crate) fn folder(&mut self, name: &str) {
-        self.entry(name, FOLDER, (0, 0), &[]);
+    pub(crate) fn directory(&mut self, name: &str) {
+        self.entry(name, DIRECTORY, (0, 0), &[]);
     }
 
     pub(crate) fn file(&mut self, name: &str, contents: &[u8]) {
@@ -32,7 +32,7 @@ impl Archive {
         self.entry("dev/console", CHARACTER_DEVICE, (5, 1), &[]);
     }
 
-    /// The archive, closed.
+    /// Appends the trailer and returns the bytes.
     pub(crate) fn finish(mut self) -> Vec<u8> {
         self.entry("TRAILER!!!", 0, (0, 0), &[]);
         self.bytes

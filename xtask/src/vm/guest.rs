@@ -1,4 +1,4 @@
-//! One guest: the suite as its first process, the monitor beside it, the console as the way out.
+//! One guest: the suite is its first process and starts the monitor; results come over the console.
 
 use std::{
     fs,
@@ -19,7 +19,7 @@ use super::{
 };
 use crate::cargo;
 
-/// The programs of the guest, linked statically: there is nothing else in it.
+/// The guest's programs, linked statically: it has no libraries.
 pub(super) struct Binaries {
     suite: Vec<u8>,
     monitor: Vec<u8>,
@@ -35,9 +35,9 @@ pub(super) fn build() -> Result<Binaries> {
         "--package",
         "portwatch",
         "--test",
-        "paths",
+        "conformance",
     ];
-    let [suite, monitor] = static_programs(&arguments, "vm", ["paths", "portwatch"])?;
+    let [suite, monitor] = static_programs(&arguments, "vm", ["conformance", "portwatch"])?;
     Ok(Binaries { suite, monitor })
 }
 
@@ -105,11 +105,11 @@ pub(super) fn run(kernel: &'static Kernel, binaries: &Binaries, timeout: Duratio
 fn boot(column: &mut Column, binaries: &Binaries, timeout: Duration) -> Result<()> {
     let files = column.kernel.files()?;
     column.release.clone_from(&files.release);
-    let folder = Path::new("target/vm").join(column.kernel.name);
-    fs::create_dir_all(&folder)?;
-    let initramfs = folder.join("initramfs.cpio");
+    let directory = Path::new("target/vm").join(column.kernel.name);
+    fs::create_dir_all(&directory)?;
+    let initramfs = directory.join("initramfs.cpio");
     fs::write(&initramfs, archive(&files, binaries)?)?;
-    let console = folder.join("console.log");
+    let console = directory.join("console.log");
     let end = emulate(&Guest {
         kernel: column.kernel,
         image: &files.image,
@@ -127,11 +127,11 @@ fn boot(column: &mut Column, binaries: &Binaries, timeout: Duration) -> Result<(
         (end, _) => {
             let problem = end
                 .err()
-                .map_or_else(|| "it ended early".into(), |error| error.to_string());
+                .map_or_else(|| "the suite ended early".into(), |error| error.to_string());
             let last: Vec<&str> = text.lines().collect();
             let last = last[last.len().saturating_sub(30)..].join("\n    ");
             bail!(
-                "{problem}; the console ({}) ends so:\n    {last}",
+                "{problem}; the console ({}) ends with:\n    {last}",
                 console.display()
             )
         }
@@ -140,8 +140,8 @@ fn boot(column: &mut Column, binaries: &Binaries, timeout: Duration) -> Result<(
 
 fn archive(files: &Files, binaries: &Binaries) -> Result<Vec<u8>> {
     let mut archive = Archive::default();
-    for folder in ["dev", "proc", "sys", "tmp", "modules"] {
-        archive.folder(folder);
+    for directory in ["dev", "proc", "sys", "tmp", "modules"] {
+        archive.directory(directory);
     }
     archive.console();
     archive.file("init", &binaries.suite);
@@ -158,15 +158,15 @@ fn archive(files: &Files, binaries: &Binaries) -> Result<Vec<u8>> {
     Ok(archive.finish())
 }
 
-/// What a machine is made of.
+/// A virtual machine's configuration.
 pub(crate) struct Guest<'a> {
     pub(crate) kernel: &'a Kernel,
     pub(crate) image: &'a Path,
     pub(crate) initramfs: &'a Path,
-    /// The file that takes what it prints.
+    /// The file that its console output goes to.
     pub(crate) console: &'a Path,
     pub(crate) megabytes: u32,
-    /// Those of its first process.
+    /// Arguments of its first process, separated by spaces.
     pub(crate) arguments: &'a str,
     pub(crate) timeout: Duration,
 }
@@ -179,7 +179,7 @@ pub(crate) fn emulate(guest: &Guest<'_>) -> Result<()> {
         guest.arguments
     );
     let mut machine = Command::new("qemu-system-x86_64")
-        // Emulated, so that it runs wherever this does.
+        // Emulated, so that it runs without /dev/kvm.
         .args([
             "-accel",
             "tcg,thread=single",
@@ -214,24 +214,27 @@ pub(crate) fn emulate(guest: &Guest<'_>) -> Result<()> {
         if Instant::now() > deadline {
             machine.kill()?;
             machine.wait()?;
-            bail!("it hung: {} s were not enough", guest.timeout.as_secs());
+            bail!(
+                "the guest hung: it did not end within {} s",
+                guest.timeout.as_secs()
+            );
         }
         thread::sleep(Duration::from_millis(200));
     }
 }
 
-/// Reads what the suite told; whether it came to its end.
+/// Reads the suite's results; whether the suite ran to its end.
 fn read_rows(console: &str, rows: &mut Vec<Row>) -> bool {
     let mut done = false;
     for line in console.lines() {
-        // A kernel message can stand in front of it.
+        // A kernel message can precede it on the line.
         if let Some((_, json)) = line.split_once("@row ")
             && let Ok(row) = serde_json::from_str::<Value>(json.trim())
         {
             let text = |key: &str| row[key].as_str().unwrap_or_default().to_owned();
-            let (path, outcome, detail) = (text("path"), text("outcome"), text("detail"));
+            let (scenario, outcome, detail) = (text("scenario"), text("outcome"), text("detail"));
             rows.push(Row {
-                path,
+                scenario,
                 outcome,
                 detail,
             });

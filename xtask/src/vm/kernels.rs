@@ -1,4 +1,4 @@
-//! Debian's cloud kernels, fetched with an apt of our own and unpacked, never installed.
+//! Debian's cloud kernels, fetched with a private apt state and unpacked, never installed.
 
 use std::{
     fs,
@@ -13,20 +13,20 @@ use crate::{run, tools};
 
 /// A kernel of the matrix.
 pub(crate) struct Kernel {
-    /// What it is called, here and in the table.
+    /// Its name on the command line and in the table.
     pub(super) name: &'static str,
-    /// Debian's release that has it.
+    /// The Debian release that ships it.
     suite: &'static str,
-    /// Where that release gets its security updates, if its kernel comes from there.
+    /// The suite of that release's security updates, if its kernel comes from there.
     security: Option<&'static str>,
-    /// QEMU's CPU for it.
+    /// QEMU's `-cpu` for it.
     pub(super) cpu: &'static str,
-    /// Whether its failure is ours; sid's can be the kernel's.
+    /// Whether its failure fails the run; sid's can be the kernel's fault.
     pub(super) must_pass: bool,
 }
 
 /// QEMU 7.2's cmpxchg16b can leave garbage in the flags register, on which 6.12 crashed in one boot
-/// of three; kernels up to that one do without the instruction.
+/// of three; kernels up to that one work without the instruction.
 const WITHOUT_CX16: &str = "qemu64,-cx16";
 
 /// Oldest first.
@@ -67,11 +67,11 @@ pub(crate) struct Files {
     pub(crate) image: PathBuf,
     /// `lib/modules/RELEASE`.
     pub(super) modules: PathBuf,
-    /// As `uname -r` will say.
+    /// As `uname -r` prints it.
     pub(crate) release: String,
 }
 
-/// The kernels of those names; all when there are none.
+/// The kernels of those names; all for an empty list.
 pub(super) fn select(names: &[String]) -> Result<Vec<&'static Kernel>> {
     if names.is_empty() {
         return Ok(ALL.iter().collect());
@@ -83,32 +83,32 @@ pub(super) fn select(names: &[String]) -> Result<Vec<&'static Kernel>> {
 pub(crate) fn named(name: &str) -> Result<&'static Kernel> {
     ALL.iter()
         .find(|kernel| kernel.name == name || kernel.suite == name)
-        .with_context(|| format!("there is no kernel {name}: 5.10, 6.1, 6.12 or sid"))
+        .with_context(|| format!("unknown kernel {name}: use 5.10, 6.1, 6.12 or sid"))
 }
 
 /// The meta-package whose dependency is the kernel.
 const META: &str = "linux-image-cloud-amd64";
 
-/// apt's private state is one per kernel, but dpkg-deb and the downloads want the same network.
+/// apt's private state is one per kernel, but the downloads share one network.
 static FETCHING: Mutex<()> = Mutex::new(());
 
 impl Kernel {
     /// The kernel's files, from the user's cache or the host's Debian mirror.
     pub(crate) fn files(&self) -> Result<Files> {
-        let folder = tools::cache()?.join("kernels").join(self.suite);
-        if let Ok(files) = find(&folder.join("root")) {
+        let directory = tools::cache()?.join("kernels").join(self.suite);
+        if let Ok(files) = find(&directory.join("root")) {
             return Ok(files);
         }
         let _alone = FETCHING.lock();
         eprintln!("xtask: fetching Debian's {} kernel", self.suite);
-        let unpacking = folder.join("unpacking");
+        let unpacking = directory.join("unpacking");
         let _ = fs::remove_dir_all(&unpacking);
         fs::create_dir_all(&unpacking)?;
-        let apt = Apt::new(&folder.join("apt"), self)?;
+        let apt = Apt::new(&directory.join("apt"), self)?;
         apt.run("apt-get", &["update"])?;
         let kernel = apt
             .dependency(META, &["linux-image-"])?
-            .context("no kernel in that release")?;
+            .context("no kernel package in that release")?;
         let mut packages = vec![kernel.clone()];
         // Newer releases split the package.
         packages.extend(apt.dependency(&kernel, &["linux-binary-"])?);
@@ -116,19 +116,19 @@ impl Kernel {
         for package in &packages {
             apt.run("apt-get", &["download", package])?;
         }
-        unpack(&apt.folder, &unpacking)?;
-        let root = folder.join("root");
+        unpack(&apt.directory, &unpacking)?;
+        let root = directory.join("root");
         let _ = fs::remove_dir_all(&root);
         fs::rename(&unpacking, &root)?;
-        fs::remove_dir_all(&apt.folder)?;
+        fs::remove_dir_all(&apt.directory)?;
         find(&root)
     }
 
-    /// Packages of its release with all that they depend on, and its headers: unpacked together, in
-    /// the user's cache.
+    /// Packages of its release with their dependencies, and its headers, unpacked together in the
+    /// user's cache.
     pub(crate) fn packages(&self, release: &str, wanted: &[&str]) -> Result<PathBuf> {
-        let folder = tools::cache()?.join("kernels").join(self.suite);
-        let root = folder.join(format!("{}-for-{release}", wanted.join("-")));
+        let directory = tools::cache()?.join("kernels").join(self.suite);
+        let root = directory.join(format!("{}-for-{release}", wanted.join("-")));
         if root.exists() {
             return Ok(root);
         }
@@ -138,16 +138,16 @@ impl Kernel {
             wanted.join(", "),
             self.suite
         );
-        let unpacking = folder.join("unpacking-packages");
+        let unpacking = directory.join("unpacking-packages");
         let _ = fs::remove_dir_all(&unpacking);
         fs::create_dir_all(&unpacking)?;
-        let apt = Apt::new(&folder.join("apt-packages"), self)?;
+        let apt = Apt::new(&directory.join("apt-packages"), self)?;
         apt.run("apt-get", &["update"])?;
-        // Without what they depend on, which is a compiler.
+        // Without their dependencies, which include a compiler.
         let headers = format!("linux-headers-{release}");
         let common = apt
             .dependency(&headers, &["linux-headers-"])?
-            .with_context(|| format!("Debian has no {headers} any more"))?;
+            .with_context(|| format!("Debian no longer has {headers}"))?;
         apt.run("apt-get", &["download", &headers, &common])?;
         let install = [
             "install",
@@ -156,15 +156,15 @@ impl Kernel {
             "--yes",
         ];
         apt.run("apt-get", &[&install[..], wanted].concat())?;
-        unpack(&apt.folder, &unpacking)?;
-        unpack(&apt.folder.join("cache/archives"), &unpacking)?;
+        unpack(&apt.directory, &unpacking)?;
+        unpack(&apt.directory.join("cache/archives"), &unpacking)?;
         fs::rename(&unpacking, &root)?;
-        fs::remove_dir_all(&apt.folder)?;
+        fs::remove_dir_all(&apt.directory)?;
         Ok(root)
     }
 }
 
-/// Unpacks the Debian packages in a folder.
+/// Unpacks the Debian packages in a directory.
 fn unpack(packages: &Path, to: &Path) -> Result<()> {
     for entry in fs::read_dir(packages)? {
         let path = entry?.path();
@@ -175,7 +175,7 @@ fn unpack(packages: &Path, to: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The image and the modules in an unpacked package, wherever that release puts them.
+/// The image and the modules in an unpacked package; releases differ in where they put them.
 fn find(root: &Path) -> Result<Files> {
     for modules in ["lib/modules", "usr/lib/modules"] {
         let Ok(releases) = fs::read_dir(root.join(modules)) else {
@@ -202,35 +202,35 @@ fn find(root: &Path) -> Result<Files> {
             }
         }
     }
-    bail!("{} holds no kernel", root.display())
+    bail!("{} contains no kernel", root.display())
 }
 
-/// An apt that leaves the host's alone.
+/// apt with a state of its own, so that the host's is unchanged.
 struct Apt {
-    folder: PathBuf,
+    directory: PathBuf,
 }
 
 impl Apt {
-    fn new(folder: &Path, kernel: &Kernel) -> Result<Self> {
-        let _ = fs::remove_dir_all(folder);
+    fn new(directory: &Path, kernel: &Kernel) -> Result<Self> {
+        let _ = fs::remove_dir_all(directory);
         for part in ["lists/partial", "cache/archives/partial"] {
-            fs::create_dir_all(folder.join(part))?;
+            fs::create_dir_all(directory.join(part))?;
         }
-        fs::write(folder.join("status"), "")?;
+        fs::write(directory.join("status"), "")?;
         let mut sources = source("/debian", kernel.suite)?;
         if let Some(security) = kernel.security {
             sources += &source("/debian-security", security)?;
         }
-        fs::write(folder.join("sources.list"), sources)?;
+        fs::write(directory.join("sources.list"), sources)?;
         Ok(Self {
-            folder: folder.into(),
+            directory: directory.into(),
         })
     }
 
     fn command(&self, program: &str) -> Command {
         let mut command = Command::new(program);
         let option = |name: &str, value: &str| format!("{name}={value}");
-        let path = |part: &str| self.folder.join(part).display().to_string();
+        let path = |part: &str| self.directory.join(part).display().to_string();
         for (name, value) in [
             ("Dir::State", path("")),
             ("Dir::State::status", path("status")),
@@ -244,7 +244,7 @@ impl Apt {
         ] {
             command.args(["-o", &option(name, &value)]);
         }
-        command.current_dir(&self.folder).stdin(Stdio::null());
+        command.current_dir(&self.directory).stdin(Stdio::null());
         command
     }
 

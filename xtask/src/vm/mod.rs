@@ -1,4 +1,4 @@
-//! `cargo xtask vm`: the suite of paths on Debian's kernels, each booted in QEMU.
+//! `cargo xtask vm`: the conformance suite on Debian's kernels, each booted in QEMU.
 
 mod cpio;
 mod guest;
@@ -22,15 +22,15 @@ pub(crate) use self::{
 use self::{guest::Binaries, kernels::Kernel, table::Column};
 use crate::tools;
 
-/// What `cargo xtask vm` is asked to do.
+/// Options of `cargo xtask vm`.
 #[derive(clap::Args)]
 pub(crate) struct Options {
     /// Kernels to boot: 5.10, 6.1, 6.12, sid [default: all]
     kernels: Vec<String>,
-    /// Fail when the newest kernel, sid's, fails too
+    /// Fail also when the newest kernel, sid's, fails
     #[arg(long)]
     strict: bool,
-    /// Kernels that run at the same time [default: one a CPU]
+    /// Kernels that run at the same time [default: one per CPU]
     #[arg(long)]
     jobs: Option<usize>,
     /// Seconds after which a kernel counts as hung
@@ -41,8 +41,7 @@ pub(crate) struct Options {
     write: bool,
 }
 
-/// Boots the kernels, prints the table, and fails when a kernel fails or the table that is checked
-/// in says otherwise.
+/// Boots the kernels, prints the table, and fails when a kernel fails or the committed table differs.
 pub(crate) fn run(options: &Options) -> Result<()> {
     let started = Instant::now();
     let kernels = kernels::select(&options.kernels)?;
@@ -64,7 +63,9 @@ pub(crate) fn run(options: &Options) -> Result<()> {
             if column.kernel.must_pass || options.strict {
                 failed.push(column.kernel.name);
             } else {
-                eprintln!("xtask: LOOK AT THIS: the newest kernel breaks something");
+                eprintln!(
+                    "xtask: NOT CHECKED STRICTLY: the newest kernel fails (see above; --strict makes this an error)"
+                );
             }
         }
     }
@@ -79,7 +80,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// Runs the suite on each kernel, some at a time; the columns in the order of `kernels`.
+/// Runs the suite on each kernel, `--jobs` at a time; returns the columns in the order of `kernels`.
 fn run_all(kernels: &[&'static Kernel], binaries: &Binaries, options: &Options) -> Vec<Column> {
     let jobs = options
         .jobs

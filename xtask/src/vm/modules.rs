@@ -1,4 +1,4 @@
-//! The kernel modules that paths need, with what they depend on, in the order to load them.
+//! The kernel modules that scenarios need and their dependencies, in load order.
 
 use std::{
     collections::HashMap,
@@ -9,8 +9,8 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-/// Where a kernel has them as modules: SCTP, VXLAN's sockets, vsock with a transport, and what shows sockets,
-/// which a host loads when it is asked for.
+/// Loaded where a kernel has them as modules: SCTP, VXLAN's sockets, vsock with a transport, and
+/// sock_diag's modules, which a host loads on demand.
 const WANTED: [&str; 7] = [
     "sctp",
     "vxlan",
@@ -24,10 +24,10 @@ const WANTED: [&str; 7] = [
 /// A module's file name and contents.
 pub(super) type Module = (String, Vec<u8>);
 
-/// The wanted modules of a kernel and what they need, in the order to load them.
-pub(super) fn collect(folder: &Path) -> Result<Vec<Module>> {
+/// The wanted modules of a kernel and their dependencies, in load order.
+pub(super) fn collect(directory: &Path) -> Result<Vec<Module>> {
     let mut files = HashMap::new();
-    index(&folder.join("kernel"), &mut files)?;
+    index(&directory.join("kernel"), &mut files)?;
     let mut modules = Vec::new();
     for name in WANTED {
         add(name, &files, &mut modules)?;
@@ -36,8 +36,8 @@ pub(super) fn collect(folder: &Path) -> Result<Vec<Module>> {
 }
 
 /// Files by the module's name, in which `-` and `_` are the same.
-fn index(folder: &Path, files: &mut HashMap<String, PathBuf>) -> Result<()> {
-    for entry in fs::read_dir(folder)? {
+fn index(directory: &Path, files: &mut HashMap<String, PathBuf>) -> Result<()> {
+    for entry in fs::read_dir(directory)? {
         let path = entry?.path();
         if path.is_dir() {
             index(&path, files)?;
@@ -54,7 +54,7 @@ fn index(folder: &Path, files: &mut HashMap<String, PathBuf>) -> Result<()> {
 
 fn add(name: &str, files: &HashMap<String, PathBuf>, modules: &mut Vec<Module>) -> Result<()> {
     let file_name = format!("{name}.ko");
-    // Without a file it is built in, or not there at all: the path will tell.
+    // Without a file it is built in or missing: the scenario's result shows which.
     let Some(path) = files.get(name) else {
         return Ok(());
     };
@@ -69,7 +69,7 @@ fn add(name: &str, files: &HashMap<String, PathBuf>, modules: &mut Vec<Module>) 
     Ok(())
 }
 
-/// `depends=` and softly `softdep=pre:` of the module's .modinfo section, which is text.
+/// `depends=` and `softdep=pre:` of the module's .modinfo section, which is text.
 fn depends(module: &[u8]) -> Vec<String> {
     let value = |key: &[u8]| {
         let start = module.windows(key.len()).position(|window| window == key)? + key.len();

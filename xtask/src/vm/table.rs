@@ -1,4 +1,4 @@
-//! The table of paths and kernels: on the terminal, and in docs/coverage.md.
+//! The table of scenarios and kernels, on the terminal and in docs/coverage.md.
 
 use std::{fmt::Write as _, fs};
 
@@ -6,26 +6,26 @@ use anyhow::{Context as _, Result, bail};
 
 use super::kernels::Kernel;
 
-/// What became of one path on one kernel.
+/// The result of one scenario on one kernel.
 pub(super) struct Row {
-    pub(super) path: String,
+    pub(super) scenario: String,
     /// `ok`, `n/a` or `failed`.
     pub(super) outcome: String,
     pub(super) detail: String,
 }
 
-/// What became of all paths on one kernel.
+/// The results of all scenarios on one kernel.
 pub(super) struct Column {
     pub(super) kernel: &'static Kernel,
     pub(super) release: String,
     pub(super) rows: Vec<Row>,
-    /// Why the guest did not come to its end.
+    /// Why the guest did not finish the suite.
     pub(super) error: Option<String>,
     pub(super) seconds: u64,
 }
 
 impl Column {
-    /// What is wrong with this kernel's run.
+    /// Why this kernel's run failed.
     pub(super) fn problem(&self) -> Option<String> {
         if let Some(error) = &self.error {
             return Some(error.clone());
@@ -34,45 +34,45 @@ impl Column {
             .rows
             .iter()
             .filter(|row| row.outcome == "failed")
-            .map(|row| format!("{}: {}", row.path, row.detail))
+            .map(|row| format!("{}: {}", row.scenario, row.detail))
             .collect();
         (!failed.is_empty()).then(|| failed.join("\n    "))
     }
 
-    fn outcome(&self, path: &str) -> Option<&Row> {
-        self.rows.iter().find(|row| row.path == path)
+    fn outcome(&self, scenario: &str) -> Option<&Row> {
+        self.rows.iter().find(|row| row.scenario == scenario)
     }
 }
 
-/// The paths in the order of the first kernel that told them.
-fn paths(columns: &[Column]) -> Vec<&str> {
-    let mut paths = Vec::new();
+/// The scenarios in the order of the first kernel that ran them.
+fn scenarios(columns: &[Column]) -> Vec<&str> {
+    let mut scenarios = Vec::new();
     for row in columns.iter().flat_map(|column| &column.rows) {
-        if !paths.contains(&row.path.as_str()) {
-            paths.push(&row.path);
+        if !scenarios.contains(&row.scenario.as_str()) {
+            scenarios.push(&row.scenario);
         }
     }
-    paths
+    scenarios
 }
 
 /// The table as aligned text.
 pub(super) fn print(columns: &[Column]) -> String {
-    let paths = paths(columns);
-    let width = paths
+    let scenarios = scenarios(columns);
+    let width = scenarios
         .iter()
-        .map(|path| path.len())
+        .map(|scenario| scenario.len())
         .max()
         .unwrap_or_default();
-    let mut text = format!("\n{:width$}", "path");
+    let mut text = format!("\n{:width$}", "scenario");
     for column in columns {
         let _ = write!(text, "  {:8}", column.kernel.name);
     }
     text.push('\n');
-    for path in &paths {
-        let _ = write!(text, "{path:width$}");
+    for scenario in &scenarios {
+        let _ = write!(text, "{scenario:width$}");
         for column in columns {
             let word = column
-                .outcome(path)
+                .outcome(scenario)
                 .map_or("-", |row| match row.outcome.as_str() {
                     "failed" => "FAILED",
                     other => other,
@@ -100,7 +100,7 @@ pub(super) fn print(columns: &[Column]) -> String {
             column.seconds
         );
         for row in column.rows.iter().filter(|row| row.outcome != "ok") {
-            let _ = writeln!(text, "  {} {}: {}", row.outcome, row.path, row.detail);
+            let _ = writeln!(text, "  {} {}: {}", row.outcome, row.scenario, row.detail);
         }
     }
     text
@@ -110,9 +110,9 @@ const FILE: &str = "docs/coverage.md";
 const BEGIN: &str = "<!-- table: written by `cargo xtask vm --write` -->\n";
 const END: &str = "<!-- end of table -->\n";
 
-/// The table as Markdown. What can change without us stays out: releases, times and sid's words.
+/// The table as Markdown. Values that change without us are left out: releases and times.
 fn markdown(columns: &[Column]) -> String {
-    let mut text = String::from("| path |");
+    let mut text = String::from("| scenario |");
     for column in columns {
         let _ = write!(text, " {} |", column.kernel.name);
     }
@@ -120,10 +120,10 @@ fn markdown(columns: &[Column]) -> String {
     text.push_str(&"---|".repeat(columns.len()));
     text.push('\n');
     let mut reasons: Vec<&str> = Vec::new();
-    for path in paths(columns) {
-        let _ = write!(text, "| {path} |");
+    for scenario in scenarios(columns) {
+        let _ = write!(text, "| {scenario} |");
         for column in columns {
-            let Some(row) = column.outcome(path) else {
+            let Some(row) = column.outcome(scenario) else {
                 text.push_str(" - |");
                 continue;
             };
@@ -159,7 +159,7 @@ pub(super) fn write(columns: &[Column]) -> Result<()> {
     Ok(())
 }
 
-/// Compares the table with docs/coverage.md, but for sid's column, which changes without us.
+/// Compares the table with docs/coverage.md, except sid's column, which changes without us.
 pub(super) fn check(columns: &[Column]) -> Result<()> {
     let text = fs::read_to_string(FILE).context(FILE)?;
     let (_, table, _) = parts(&text)?;
@@ -180,12 +180,12 @@ pub(super) fn check(columns: &[Column]) -> Result<()> {
             .collect()
     };
     if rows(table) != rows(&ours) {
-        bail!("{FILE} is stale: run `cargo xtask vm --write` and look at the difference");
+        bail!("{FILE} is stale: run `cargo xtask vm --write` and review the difference");
     }
     Ok(())
 }
 
-/// What stands before, in and behind the table.
+/// The text before, in and after the table.
 fn parts(text: &str) -> Result<(&str, &str, &str)> {
     let (before, rest) = text
         .split_once(BEGIN)

@@ -1,14 +1,14 @@
-//! What it takes to have it there.
+//! Start time, memory, idle processor time and size.
 
 use std::{process::Command, thread};
 
 use anyhow::{Context as _, Result};
 
-use super::{Effort, Figure, Row, agent::Agent, spread, work};
+use super::{Figure, Profile, Row, agent::Agent, spread, work};
 
-pub(super) fn measure(effort: Effort) -> Result<Vec<Row>> {
+pub(super) fn measure(profile: Profile) -> Result<Vec<Row>> {
     let mut armed = Vec::new();
-    for _ in 0..effort.rounds {
+    for _ in 0..profile.rounds {
         let agent = Agent::start(&[])?;
         armed.push(agent.armed_in.as_secs_f64() * 1e3);
         agent.stop()?;
@@ -20,10 +20,10 @@ pub(super) fn measure(effort: Effort) -> Result<Vec<Row>> {
     };
     let idle_memory = memory()?;
     let before = agent.processor_time()?;
-    let idle = effort.seconds * 6;
+    let idle = profile.seconds * 6;
     thread::sleep(idle);
     let idle_share = (agent.processor_time()? - before) / idle.as_secs_f64() * 100.0;
-    let binds = effort.operations * 12;
+    let binds = profile.operations * 12;
     work::time(binds, || work::bind(976))?;
     thread::sleep(std::time::Duration::from_secs(2));
     let memory_after = memory()?;
@@ -51,7 +51,7 @@ pub(super) fn measure(effort: Effort) -> Result<Vec<Row>> {
     crates.dedup();
     let [rss, pss] = idle_memory;
     let [rss_after, pss_after] = memory_after;
-    let idle_time = format!("processor over {} idle seconds, %", idle.as_secs());
+    let idle_time = format!("processor time over {} idle seconds, %", idle.as_secs());
     let events = binds * 2;
     Ok([
         ("exec to armed, ms (middle half)", spread(&mut armed, 1)),
@@ -61,12 +61,12 @@ pub(super) fn measure(effort: Effort) -> Result<Vec<Row>> {
         (&format!("PSS after {events} events, kB"), pss_after),
         (&idle_time, Figure::Number(idle_share, 2)),
         (
-            "the program, stripped, MB",
+            "executable, stripped, MB",
             Figure::Number(size as f64 / 1e6, 1),
         ),
-        ("crates in it", Figure::count(crates.len())),
+        ("crates linked", Figure::count(crates.len())),
     ]
     .into_iter()
-    .map(|(what, figure)| Row::new(what).with("figure", figure))
+    .map(|(what, figure)| Row::new(what).with("value", figure))
     .collect())
 }

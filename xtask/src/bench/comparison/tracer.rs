@@ -1,4 +1,4 @@
-//! One who tells of binds or accepts, as a child whose lines are counted.
+//! A tracer of binds or accepts, as a child process whose lines are counted.
 
 use std::{
     fs,
@@ -18,18 +18,18 @@ use nix::{
 
 use super::rounds::Work;
 
-/// What a line must hold to be about the work: other programs take ports, too.
+/// A text that a line about the work contains; other programs bind ports, too.
 pub(super) enum Mark {
     Text(String),
     Word(String),
 }
 
-/// A program to compare, and how its lines are known.
+/// A program to compare, and how its lines are recognised.
 pub(super) struct Tracer {
     pub(super) name: &'static str,
     pub(super) command: Vec<String>,
     pub(super) marks: Vec<Mark>,
-    /// For one that starts a program again and again: that program, whose memory counts.
+    /// For a polling shell loop: the program that it runs, whose memory is measured.
     pub(super) repeats: Option<Vec<String>>,
 }
 
@@ -51,16 +51,16 @@ impl Tracer {
     }
 }
 
-/// Longer than a poll takes to come round.
-const QUIET: Duration = Duration::from_millis(1300);
+/// Longer than the interval of a polling tracer.
+const SILENCE: Duration = Duration::from_millis(1300);
 
-/// bcc compiles its program first, and does so for half a minute in an emulated machine.
-const PATIENCE: Duration = Duration::from_secs(300);
+/// bcc compiles its program first, which takes half a minute in an emulated machine.
+const START_TIMEOUT: Duration = Duration::from_secs(300);
 
-/// How often a program that is started again and again is looked at.
+/// How often the program of a polling loop is run to measure its memory.
 const RUNS: u32 = 10;
 
-/// A tracer at work.
+/// A running tracer.
 pub(super) struct Running {
     child: Child,
     lines: mpsc::Receiver<Instant>,
@@ -69,12 +69,12 @@ pub(super) struct Running {
 }
 
 impl Running {
-    /// Starts it and waits until it has told of the work once, and of nothing any more.
+    /// Starts it, waits for its first line about the work, and discards the lines that follow.
     pub(super) fn start(tracer: &Arc<Tracer>, work: &Work) -> Result<Self> {
         let (program, arguments) = tracer.command.split_first().context("no command")?;
         let mut child = Command::new(program)
             .args(arguments)
-            // bcc's tools are Python, which else keeps its lines back from a pipe.
+            // bcc's tools are Python, which buffers lines on a pipe.
             .env("PYTHONUNBUFFERED", "1")
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -86,9 +86,9 @@ impl Running {
         let other = Arc::new(Mutex::new(String::new()));
         let stdout = child.stdout.take().context("no pipe")?;
         let stderr = child.stderr.take().context("no pipe")?;
-        let nobody = mpsc::channel().0;
+        let unused = mpsc::channel().0;
         read(stdout, Arc::clone(tracer), sender, Arc::clone(&other));
-        read(stderr, Arc::clone(tracer), nobody, Arc::clone(&other));
+        read(stderr, Arc::clone(tracer), unused, Arc::clone(&other));
         let mut running = Self {
             child,
             lines,
@@ -100,35 +100,35 @@ impl Running {
     }
 
     fn wait_until_ready(&mut self, work: &Work) -> Result<()> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + START_TIMEOUT;
         loop {
-            let _held = work.take()?;
+            let _held = work.open()?;
             if self.next(Duration::from_millis(20)).is_some() {
                 break;
             }
             let ended = self.child.try_wait()?;
             if ended.is_some() || Instant::now() > deadline {
-                // What it said last is still on its way.
+                // Its last lines may not have been read yet.
                 thread::sleep(Duration::from_millis(100));
-                let said = self.other.lock().map(|said| said.clone());
-                let said = said.unwrap_or_default();
-                let end = ended.map_or("silent".into(), |status| status.to_string());
-                bail!("refused: {end}: {}", said.replace(['\n', '|'], " ").trim());
+                let output = self.other.lock().map(|text| text.clone());
+                let output = output.unwrap_or_default();
+                let end = ended.map_or("no output".into(), |status| status.to_string());
+                bail!("failed: {end}: {}", output.replace(['\n', '|'], " ").trim());
             }
         }
         self.drain();
         Ok(())
     }
 
-    /// When the next line about the work could be read.
+    /// When the next line about the work was read.
     pub(super) fn next(&self, within: Duration) -> Option<Instant> {
         self.lines.recv_timeout(within).ok()
     }
 
-    /// How many lines about the work still come.
+    /// Discards and counts the remaining lines about the work.
     pub(super) fn drain(&self) -> i64 {
         let mut count = 0;
-        while self.next(QUIET).is_some() {
+        while self.next(SILENCE).is_some() {
             count += 1;
         }
         count
@@ -141,13 +141,13 @@ impl Running {
         };
         let (program, arguments) = repeats.split_first().context("no command")?;
         let mut peak = 0;
-        // It is quick: not each time is it seen at its largest.
+        // It ends quickly: not every run is sampled at its peak.
         for _ in 0..RUNS {
             let mut child = Command::new(program)
                 .args(arguments)
                 .stdout(Stdio::null())
                 .spawn()?;
-            // A program that has ended has no memory, and its status does not say so any more.
+            // The status of a process that has ended has no memory lines.
             while let Some(memory) = status(child.id(), "VmHWM:") {
                 peak = peak.max(memory);
             }
@@ -159,13 +159,13 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // What it has started goes with it.
+        // Its children are in its process group.
         let _ = killpg(Pid::from_raw(self.child.id() as i32), Signal::SIGKILL);
         let _ = self.child.wait();
     }
 }
 
-/// Sends the time of each line about the work, and keeps the end of what else there is.
+/// Sends the time of each line about the work, and keeps the last other lines.
 fn read(
     from: impl Read + Send + 'static,
     tracer: Arc<Tracer>,

@@ -11,56 +11,56 @@ use serde_json::Value;
 
 use super::rounds::RATIOS;
 use crate::{
-    bench::{Effort, Figure, Row},
+    bench::{Figure, Profile, Row},
     vm::{Archive, Guest, emulate, kernel, static_programs},
 };
 
-/// Whose bcc is made for it: both come from one release of Debian's.
+/// The kernel of the Debian release that bcc's packages come from.
 const KERNEL: &str = "6.1";
 
 /// bindsnoop; tcpaccept, which libbpf-tools does not have; stdbuf; ip.
 const PACKAGES: [&str; 4] = ["libbpf-tools", "bpfcc-tools", "coreutils", "iproute2"];
 
-/// What no program of the guest reads, of 440 MB.
+/// Directories of the packages that no program of the guest reads.
 const UNUSED: [&str; 3] = ["usr/share", "usr/lib/x86_64-linux-gnu/gconv", "var"];
 
-/// The rows of one boot, or one that says why there are none.
-pub(super) fn measure(effort: Effort) -> Vec<Row> {
-    boot(effort).unwrap_or_else(|error| {
+/// The rows of one boot, or one row with the error.
+pub(super) fn measure(profile: Profile) -> Vec<Row> {
+    boot(profile).unwrap_or_else(|error| {
         let text = format!("{error:#}").replace(['\n', '|'], " ");
         vec![Row::of(
-            format!("QEMU, {KERNEL}: refused: {text}"),
+            format!("QEMU, {KERNEL}: failed: {text}"),
             &RATIOS,
             [],
         )]
     })
 }
 
-fn boot(effort: Effort) -> Result<Vec<Row>> {
+fn boot(profile: Profile) -> Result<Vec<Row>> {
     let kernel = kernel(KERNEL)?;
     let files = kernel.files()?;
-    let peers = kernel.packages(&files.release, &PACKAGES)?;
-    // What users run is what is measured, so it is the release, only linked statically.
+    let packages = kernel.packages(&files.release, &PACKAGES)?;
+    // The release profile, as users run it, but linked statically.
     let [init, monitor] = static_programs(
         &["build", "--package", "xtask", "--package", "portwatch"],
         "release",
         ["xtask", "portwatch"],
     )?;
-    let folder = Path::new("target/vm/peers");
-    fs::create_dir_all(folder)?;
-    let initramfs = folder.join("initramfs.cpio");
+    let directory = Path::new("target/vm/comparison");
+    fs::create_dir_all(directory)?;
+    let initramfs = directory.join("initramfs.cpio");
     let mut archive = Archive::default();
-    archive.folder("dev");
+    archive.directory("dev");
     archive.console();
     archive.file("init", &init);
     archive.file("portwatch", &monitor);
-    add(&mut archive, &peers, Path::new(""))?;
+    add(&mut archive, &packages, Path::new(""))?;
     fs::write(&initramfs, archive.finish())?;
-    // bcc takes half a minute to start there.
-    let rounds = effort.rounds.div_ceil(3);
-    let operations = effort.operations / 10;
-    let seconds = effort.seconds.as_secs();
-    let console = folder.join("console.log");
+    // bcc takes half a minute to start in the guest.
+    let rounds = profile.rounds.div_ceil(3);
+    let operations = profile.operations / 10;
+    let seconds = profile.seconds.as_secs();
+    let console = directory.join("console.log");
     let guest = Guest {
         kernel,
         image: &files.image,
@@ -84,20 +84,20 @@ fn boot(effort: Effort) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
-/// A row as the guest told it.
+/// A row of the guest's console output.
 fn read(line: &str) -> Option<Row> {
     let (_, json) = line.split_once("@row ")?;
-    let told: Value = serde_json::from_str(json.trim()).ok()?;
-    let values = RATIOS.map(|name| Figure::from_json(&told["figures"][name], 2));
-    let what = told["what"].as_str()?;
+    let row: Value = serde_json::from_str(json.trim()).ok()?;
+    let values = RATIOS.map(|name| Figure::from_json(&row["figures"][name], 2));
+    let what = row["what"].as_str()?;
     Some(Row::of(format!("QEMU, {KERNEL}: {what}"), &RATIOS, values))
 }
 
-/// Puts what is under `root` into the archive, as far as it is of use.
-fn add(archive: &mut Archive, root: &Path, folder: &Path) -> Result<()> {
+/// Adds the files below `root` to the archive, without [`UNUSED`] and other architectures' headers.
+fn add(archive: &mut Archive, root: &Path, directory: &Path) -> Result<()> {
     let mut paths: Vec<PathBuf> = Vec::new();
-    for entry in fs::read_dir(root.join(folder))? {
-        paths.push(folder.join(entry?.file_name()));
+    for entry in fs::read_dir(root.join(directory))? {
+        paths.push(directory.join(entry?.file_name()));
     }
     paths.sort();
     for path in paths {
@@ -110,7 +110,7 @@ fn add(archive: &mut Archive, root: &Path, folder: &Path) -> Result<()> {
             let target = fs::read_link(&here)?;
             archive.link(name, target.to_str().context("a link that is not UTF-8")?);
         } else if data.is_dir() {
-            archive.folder(name);
+            archive.directory(name);
             add(archive, root, &path)?;
         } else if data.is_file() {
             archive.file(name, &fs::read(&here)?);
@@ -143,10 +143,10 @@ mod tests {
     }
 
     #[test]
-    fn a_row_is_found_behind_what_the_kernel_says() {
-        let line = r#"[  3.2] x@row {"what":"nobody","figures":{"ratio":1.0}}"#;
+    fn a_row_is_found_after_a_kernel_message() {
+        let line = r#"[  3.2] x@row {"what":"no tracer","figures":{"ratio":1.0}}"#;
         let row = read(line).unwrap();
-        assert_eq!(row.what, "QEMU, 6.1: nobody");
+        assert_eq!(row.what, "QEMU, 6.1: no tracer");
         assert_eq!(row.figures[0], ("ratio", Figure::Number(1.0, 2)));
         assert!(
             row.figures[1..]

@@ -1,4 +1,4 @@
-//! The same work with nobody and with each tracer, in turns: on the host and in the guest.
+//! The same work without a tracer and with each tracer, in turns, on the host and in the guest.
 
 use std::{
     net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream, UdpSocket},
@@ -18,7 +18,7 @@ use super::{
     tracer::{Running, Tracer},
 };
 
-/// What is told of, always on an unassigned port.
+/// The traced work, always on an unassigned port.
 pub(super) enum Work {
     /// socket, bind, close
     Bind,
@@ -35,9 +35,9 @@ impl Work {
         Ok(Self::Accept(TcpListener::bind(HERE)?))
     }
 
-    /// The sockets that it makes; the server's is closed first, so that no client's port stays in
+    /// Opens its sockets; the server's comes first and is closed first, so that no client port is left in
     /// TIME_WAIT.
-    pub(super) fn take(&self) -> std::io::Result<[Option<OwnedFd>; 2]> {
+    pub(super) fn open(&self) -> std::io::Result<[Option<OwnedFd>; 2]> {
         match self {
             Self::Bind => Ok([Some(again(|| UdpSocket::bind(HERE))?.into()), None]),
             Self::Accept(listener) => {
@@ -49,19 +49,19 @@ impl Work {
     }
 }
 
-/// How much of it.
+/// How much work is done.
 #[derive(Clone, Copy)]
 pub(super) struct Plan {
     pub(super) rounds: usize,
-    /// At the full rate of one core, each round.
+    /// Operations per round at the full rate of one core.
     pub(super) operations: u32,
-    /// One after the other, each round.
+    /// Operations per round, one after the other.
     pub(super) samples: u32,
-    /// For as long, once, what lives for 50 ms.
+    /// How long sockets that live for 50 ms are opened, in the last round.
     pub(super) short: Duration,
 }
 
-/// What became of one tracer.
+/// The measurements of one tracer.
 #[derive(Default)]
 struct Figures {
     times: Vec<f64>,
@@ -69,25 +69,25 @@ struct Figures {
     delays: Vec<f64>,
     memory: u64,
     made: i64,
-    told: i64,
+    reported: i64,
     made_short: i64,
-    told_short: i64,
+    reported_short: i64,
 }
 
-/// All that was measured.
+/// All measurements.
 pub(super) struct Outcome {
-    nobody: Vec<f64>,
+    baseline: Vec<f64>,
     tracers: Vec<(&'static str, Result<Figures>)>,
 }
 
 pub(super) fn measure(work: &Work, tracers: Vec<Tracer>, plan: Plan) -> Result<Outcome> {
     let tracers: Vec<Arc<Tracer>> = tracers.into_iter().map(Arc::new).collect();
-    let mut nobody = Vec::new();
+    let mut baseline = Vec::new();
     let mut all: Vec<Result<Figures>> = tracers.iter().map(|_| Ok(Figures::default())).collect();
     full_rate(work, plan.operations / 4)?;
     for round in 1..=plan.rounds {
         let without = full_rate(work, plan.operations)?;
-        nobody.push(without);
+        baseline.push(without);
         for (tracer, outcome) in tracers.iter().zip(&mut all) {
             if let Ok(figures) = outcome {
                 let is_last = round == plan.rounds;
@@ -99,17 +99,17 @@ pub(super) fn measure(work: &Work, tracers: Vec<Tracer>, plan: Plan) -> Result<O
     }
     let names = tracers.iter().map(|tracer| tracer.name);
     Ok(Outcome {
-        nobody,
+        baseline,
         tracers: names.zip(all).collect(),
     })
 }
 
-/// Nanoseconds for each, as fast as it goes.
+/// Nanoseconds per operation at full rate.
 fn full_rate(work: &Work, operations: u32) -> Result<f64> {
-    work::time(operations, || work.take().map(drop))
+    work::time(operations, || work.open().map(drop))
 }
 
-/// One round of one tracer, from its start to its end.
+/// One round of one tracer, from start to stop.
 fn turn(
     figures: &mut Figures,
     tracer: &Arc<Tracer>,
@@ -123,17 +123,17 @@ fn turn(
     figures.times.push(with);
     figures.ratios.push(with / without);
     figures.made += i64::from(plan.operations);
-    figures.told += running.drain();
+    figures.reported += running.drain();
 
-    // Who polls takes a second for each.
+    // A polling tracer takes a second per sample.
     let end = Instant::now() + Duration::from_secs(2);
     for _ in 0..plan.samples {
         let began = Instant::now();
-        let held = work.take()?;
+        let held = work.open()?;
         let mut pause = Duration::from_millis(2);
         if let Some(read) = running.next(Duration::from_secs(5)) {
             let delay = read.saturating_duration_since(began);
-            // Who polls is not to be asked right after a poll each time.
+            // Varied, so that samples do not always follow a poll directly.
             let share = (figures.delays.len() as f64 * 0.618).fract();
             pause += delay.mul_f64(share);
             figures.delays.push(delay.as_nanos() as f64 / 1e3);
@@ -151,14 +151,14 @@ fn turn(
     }
     let end = Instant::now() + plan.short;
     while Instant::now() < end {
-        let held = work.take()?;
+        let held = work.open()?;
         thread::sleep(Duration::from_millis(50));
         drop(held);
         figures.made_short += 1;
-        // No part of a second, so that a poll does not come at the same moment each time.
+        // Not a divisor of a second, so that polls come at varying moments.
         thread::sleep(Duration::from_millis(187));
     }
-    figures.told_short = running.drain();
+    figures.reported_short = running.drain();
     Ok(())
 }
 
@@ -171,10 +171,10 @@ pub(super) const FIGURES: [&str; 8] = [
     "samples",
     "RSS, kB",
     "lost at full rate",
-    "lost of 50 ms each",
+    "lost, 50 ms sockets",
 ];
 
-/// The figures of an emulated machine, where only what stands beside them means anything.
+/// The figures of an emulated machine, where only ratios within one run are meaningful.
 pub(super) const RATIOS: [&str; 7] = [
     "ratio",
     "p50 to portwatch's",
@@ -182,13 +182,13 @@ pub(super) const RATIOS: [&str; 7] = [
     "samples",
     "RSS, kB",
     "lost at full rate",
-    "lost of 50 ms each",
+    "lost, 50 ms sockets",
 ];
 
 impl Outcome {
     pub(super) fn figures(mut self) -> Vec<Row> {
-        let first = [median(&mut self.nobody, 0), Figure::Number(1.0, 2)];
-        let mut rows = vec![Row::of("nobody", &FIGURES, first)];
+        let first = [median(&mut self.baseline, 0), Figure::Number(1.0, 2)];
+        let mut rows = vec![Row::of("no tracer", &FIGURES, first)];
         for (name, outcome) in self.tracers {
             rows.push(match outcome {
                 Ok(mut figures) => {
@@ -207,10 +207,14 @@ impl Outcome {
         rows
     }
 
-    /// The first tracer is what the others' delays are compared with.
+    /// Delays as ratios to the first tracer's.
     pub(super) fn ratios(self, what: &str) -> Vec<Row> {
         let name = |name: &str| format!("{what}: {name}");
-        let mut rows = vec![Row::of(name("nobody"), &RATIOS, [Figure::Number(1.0, 2)])];
+        let mut rows = vec![Row::of(
+            name("no tracer"),
+            &RATIOS,
+            [Figure::Number(1.0, 2)],
+        )];
         let mut ours = None;
         for (tracer, outcome) in self.tracers {
             rows.push(match outcome {
@@ -238,8 +242,8 @@ impl Figures {
         [
             Figure::count(self.delays.len()),
             Figure::count(self.memory),
-            Figure::Share(self.made - self.told, self.made),
-            Figure::Share(self.made_short - self.told_short, self.made_short),
+            Figure::Share(self.made - self.reported, self.made),
+            Figure::Share(self.made_short - self.reported_short, self.made_short),
         ]
     }
 }
@@ -249,13 +253,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_is_refused_has_dashes_and_a_reason() {
+    fn a_failed_tracer_has_dashes_and_a_reason() {
         let outcome = Outcome {
-            nobody: vec![1000.0],
-            tracers: vec![("peer", Err(anyhow::anyhow!("refused: no kprobes")))],
+            baseline: vec![1000.0],
+            tracers: vec![("other", Err(anyhow::anyhow!("failed: no kprobes")))],
         };
         let rows = outcome.figures();
-        assert_eq!(rows[1].what, "peer: refused: no kprobes");
+        assert_eq!(rows[1].what, "other: failed: no kprobes");
         assert!(
             rows[1]
                 .figures
@@ -270,12 +274,12 @@ mod tests {
             ratios: vec![2.0],
             delays: vec![delay],
             made: 10,
-            told: 7,
+            reported: 7,
             ..Figures::default()
         };
         let outcome = Outcome {
-            nobody: vec![1000.0],
-            tracers: vec![("ours", Ok(tracer(40.0))), ("peer", Ok(tracer(60.0)))],
+            baseline: vec![1000.0],
+            tracers: vec![("ours", Ok(tracer(40.0))), ("other", Ok(tracer(60.0)))],
         };
         let rows = outcome.ratios("work");
         let values: Vec<String> = rows[2]

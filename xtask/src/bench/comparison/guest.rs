@@ -1,5 +1,5 @@
-//! This program as the first process of a virtual machine that has kprobes: it measures, and tells over
-//! the console. `@row` and JSON for each row, `@done` at the end.
+//! This program as the first process of a virtual machine that has kprobes. It measures and prints to the
+//! console: `@row` and JSON per row, `@done` at the end.
 
 use std::{fs, time::Duration};
 
@@ -17,7 +17,7 @@ use super::{
     words,
 };
 
-/// What the kernel's command line gives to its first process.
+/// Passed by the kernel's command line.
 #[derive(clap::Args)]
 pub(crate) struct Options {
     rounds: usize,
@@ -27,8 +27,11 @@ pub(crate) struct Options {
 
 /// Measures and switches the machine off.
 pub(crate) fn run(options: &Options) -> Result<()> {
-    // Another process than the first has nothing to mount and nothing to switch off.
-    anyhow::ensure!(std::process::id() == 1, "this is for a guest only");
+    // Any other process must not mount file systems or power off the machine.
+    anyhow::ensure!(
+        std::process::id() == 1,
+        "bench-guest runs only as the first process of a guest"
+    );
     match rows(options) {
         Ok(()) => println!("@done"),
         Err(error) => println!("@failed {error:#}"),
@@ -46,16 +49,16 @@ fn rows(options: &Options) -> Result<()> {
         samples: options.operations / 10,
         short: Duration::from_secs(options.seconds),
     };
-    // Into a pipe it would write whole buffers only.
+    // On a pipe it would buffer its lines.
     let bindsnoop = ["/usr/bin/stdbuf", "-oL", "/usr/sbin/bindsnoop"];
     let bindsnoop = Tracer::new("bindsnoop (libbpf-tools)", &bindsnoop, words());
     let tracers = vec![portwatch("/portwatch", "bind"), bindsnoop];
-    tell("UDP bind, close", &Work::Bind, tracers, plan)?;
+    print("UDP bind, close", &Work::Bind, tracers, plan)?;
 
     let tcpaccept = ["/usr/sbin/tcpaccept-bpfcc"];
     let tcpaccept = Tracer::new("tcpaccept (bpfcc-tools)", &tcpaccept, words());
     let tracers = vec![portwatch("/portwatch", "accept"), tcpaccept];
-    tell(
+    print(
         "TCP connect, accept, close",
         &Work::accept()?,
         tracers,
@@ -63,7 +66,7 @@ fn rows(options: &Options) -> Result<()> {
     )
 }
 
-fn tell(what: &str, work: &Work, tracers: Vec<Tracer>, plan: Plan) -> Result<()> {
+fn print(what: &str, work: &Work, tracers: Vec<Tracer>, plan: Plan) -> Result<()> {
     for row in measure(work, tracers, plan)?.ratios(what) {
         println!("@row {}", row.as_json());
     }
@@ -88,7 +91,7 @@ fn mount_all() -> Result<()> {
             MsFlags::empty(),
             None::<&str>,
         ) {
-            // The kernel can have mounted /dev by itself.
+            // The kernel may have mounted /dev (CONFIG_DEVTMPFS_MOUNT).
             Ok(()) | Err(nix::errno::Errno::EBUSY) => {}
             Err(error) => return Err(error).context(format!("mounting {kind} on {target}")),
         }

@@ -1,5 +1,5 @@
-//! Those who tell of binds in other ways, at the same work in the same run. What is lost is counted by
-//! the lines that arrived, never by what the peer says of itself.
+//! Other tracers of binds and accepts, on the same work in the same run. Losses are counted from the lines
+//! that arrived, not from the tracer's own counters.
 
 mod guest;
 mod rounds;
@@ -14,23 +14,23 @@ use self::{
     rounds::{PORT, Plan, Work},
     tracer::{Mark, Tracer},
 };
-use super::{Effort, Figure, Row, isolated};
+use super::{Figure, Profile, Row, isolated};
 use crate::tools;
 
-pub(super) fn measure(effort: Effort) -> Result<Vec<Row>> {
-    tools::set_up_peers()?;
+pub(super) fn measure(profile: Profile) -> Result<Vec<Row>> {
+    tools::set_up_comparison()?;
     let plan = Plan {
-        rounds: effort.rounds,
-        operations: effort.operations,
-        samples: effort.operations / 20 / effort.rounds as u32,
-        short: effort.seconds,
+        rounds: profile.rounds,
+        operations: profile.operations,
+        samples: profile.operations / 20 / profile.rounds as u32,
+        short: profile.seconds,
     };
     let agent = crate::agent();
     let agent = agent.to_str().context("a path that is not UTF-8")?;
     let tracers = vec![portwatch(agent, "bind"), bpftrace(), ss()];
     let outcome = isolated(|| rounds::measure(&Work::Bind, tracers, plan))?;
     let mut rows = outcome.figures();
-    rows.extend(vm::measure(effort));
+    rows.extend(vm::measure(profile));
     let has_none = |row: &&Row| row.figures.iter().all(|(_, one)| *one == Figure::None);
     if let Some(row) = rows.iter().find(has_none)
         && std::env::var_os("CI").is_some_and(|ci| ci == "true")
@@ -46,11 +46,11 @@ fn portwatch(program: &str, event: &str) -> Tracer {
         Mark::Text(format!(":{PORT} ")),
         Mark::Text(format!("[{}] ", std::process::id())),
     ];
-    let command = [program, "run", "--no-collapse", "--config", "/dev/null"];
-    Tracer::new("portwatch --no-collapse", &command, marks)
+    let command = [program, "run", "--no-aggregate", "--config", "/dev/null"];
+    Tracer::new("portwatch --no-aggregate", &command, marks)
 }
 
-/// A table's line, which has the pid and the port as words of their own.
+/// The marks of a tabular line: the pid and the port are words in it.
 fn words() -> Vec<Mark> {
     vec![
         Mark::Word(std::process::id().to_string()),
@@ -62,7 +62,7 @@ fn bpftrace() -> Tracer {
     let script = "tracepoint:syscalls:sys_enter_bind { \
                   $port = ((struct sockaddr_in *)uptr(args->umyaddr))->sin_port; \
                   printf(\"%d %s %d\\n\", pid, comm, ($port >> 8) | (($port & 255) << 8)); }";
-    // It reads the tracepoint's form in tracefs, which need not be mounted for others.
+    // bpftrace reads the tracepoint's format in tracefs, mounted in a mount namespace of its own.
     let mounted = "mount -t tracefs tracefs /sys/kernel/tracing && exec bpftrace -B line -e \"$0\"";
     let command = ["unshare", "--mount", "sh", "-c", mounted, script];
     Tracer::new("bpftrace, sys_enter_bind", &command, words())
