@@ -3,7 +3,7 @@
 
 #![forbid(unsafe_code)]
 
-use std::{hint::black_box, rc::Rc, time::Instant};
+use std::{hint::black_box, time::Instant};
 
 use anyhow::{Context as _, Result};
 use jiff::Timestamp;
@@ -11,9 +11,11 @@ use jiff::Timestamp;
 use crate::{
     aggregate::{Aggregator, Settings},
     alert::Alert,
+    decide::{Decided, Decider},
     model::{Event, EventKind, Printable, SocketKey, Task, Transport},
     output::FormatName,
     policy::Policy,
+    process::Processes,
     registry::Registry,
     sensor::Records,
     tracker::{ThisHost, Tracker},
@@ -28,12 +30,12 @@ pub type Part = (&'static str, Box<dyn FnMut()>);
 ///
 /// When the built-in registry cannot be parsed, or this process is not readable in /proc.
 pub fn parts() -> Result<Vec<Part>> {
-    let alert = alert()?;
+    let alert = Alert::of_event(decided()?, None, Printable::from("host"));
     let mut parts = vec![
         registry("registry: unassigned port", 976)?,
         registry("registry: assigned port", 80)?,
         bind_and_close()?,
-        aggregation(&alert),
+        aggregation()?,
         format("output: text line", FormatName::Text, &alert),
         format("output: JSON line", FormatName::Json, &alert),
     ];
@@ -66,7 +68,7 @@ fn registry(name: &'static str, port: u16) -> Result<Part> {
 
 /// This process binds a UDP socket and closes it.
 fn bind_and_close() -> Result<Part> {
-    let mut tracker = tracker()?;
+    let mut tracker = Tracker::new(ThisHost::default());
     let mut alerts = Vec::new();
     let mut cookie = 0;
     let task = task()?;
@@ -81,17 +83,17 @@ fn bind_and_close() -> Result<Part> {
     Ok(("tracker: bind and close", Box::new(run)))
 }
 
-fn aggregation(alert: &Alert) -> Part {
-    let mut aggregator = Aggregator::new(Settings::default(), Printable::from("host"));
-    let mut alerts = Vec::new();
+fn aggregation() -> Result<Part> {
+    let mut aggregator = Aggregator::new(Settings::default());
+    let mut outputs = Vec::new();
     let now = Instant::now();
-    let alert = alert.clone();
-    let pass = move || {
-        aggregator.pass(alert.clone(), now, &mut alerts);
-        black_box(&alerts);
-        alerts.clear();
+    let decided = decided()?;
+    let push = move || {
+        aggregator.push(decided.clone(), now, &mut outputs);
+        black_box(&outputs);
+        outputs.clear();
     };
-    ("aggregation: one event of a burst", Box::new(pass))
+    Ok(("aggregation: one event of a burst", Box::new(push)))
 }
 
 fn format(name: &'static str, format: FormatName, alert: &Alert) -> Part {
@@ -106,23 +108,22 @@ fn format(name: &'static str, format: FormatName, alert: &Alert) -> Part {
     (name, Box::new(write))
 }
 
-fn tracker() -> Result<Tracker<ThisHost>> {
-    let host = Printable::from("host");
-    let policy = Rc::new(Policy::default());
-    let registry = Registry::embedded()?;
-    Ok(Tracker::new(ThisHost::default(), registry, host, policy))
-}
-
-fn alert() -> Result<Alert> {
-    let mut alerts = Vec::new();
-    tracker()?.observe(event(EventKind::Bind, 1, &task()?), &mut alerts);
-    alerts.pop().context("the bind on port 976 raised no alert")
+/// A bind on 976/udp by this process.
+fn decided() -> Result<Decided> {
+    let mut tracked = Vec::new();
+    Tracker::new(ThisHost::default()).observe(event(EventKind::Bind, 1, &task()?), &mut tracked);
+    let tracked = tracked
+        .pop()
+        .context("the bind on port 976 is not tracked")?;
+    Decider::new(Registry::embedded()?, Policy::default(), false)
+        .decide(tracked)
+        .context("the bind on port 976 raised no alert")
 }
 
 /// This process, as the BPF programs report it at a bind.
 fn task() -> Result<Task> {
     let pid = std::process::id();
-    let me = ThisHost::default().look_up(pid).context("no /proc/self")?;
+    let me = Processes::default().look_up(pid).context("no /proc/self")?;
     Ok(Task {
         pid,
         tid: pid,

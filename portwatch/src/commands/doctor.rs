@@ -158,6 +158,8 @@ fn describe(verdict: &Verdict) -> String {
     let took = slowest
         .map(|slowest| format!("{} us", slowest.as_micros()))
         .unwrap_or_default();
-    format!("{scenario:<46} {state:<7} {took:>9} {detail}
-")
+    format!(
+        "{scenario:<46} {state:<7} {took:>9} {detail}
+"
+    )
 }

@@ -62,6 +62,8 @@ impl Monitor {
         }
         if self.sensor.is_counting() && self.counts_due.is_none() {
             self.counts_due = Some(Instant::now() + COUNTS_INTERVAL);
+            // Two scans find what lasts although its bind was counted.
+            self.scheduler.request(Urgency::Recheck);
         }
         Ok(())
     }
@@ -76,6 +78,7 @@ impl Monitor {
         }
         if self.sensor.is_counting() {
             self.counts_due = Some(Instant::now() + COUNTS_INTERVAL);
+            self.scheduler.request(Urgency::Recheck);
         } else {
             // A scan finds what of it is still open.
             self.scheduler.request(Urgency::Loss);

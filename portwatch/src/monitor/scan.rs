@@ -58,7 +58,7 @@ impl Monitor {
         });
         self.pipeline.push(Input::Scan(found, coverage), now());
         if self.pipeline.take_needs_scan() {
-            self.scheduler.request(Urgency::Loss);
+            self.scheduler.request(Urgency::Recheck);
         }
         if is_first && self.pipeline.tracker().has_unmarked() {
             self.scheduler.request(Urgency::Unmarked);

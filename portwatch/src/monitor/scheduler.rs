@@ -16,6 +16,8 @@ use crate::inventory::{Scan, Scope};
 pub(super) enum Urgency {
     /// Reports are missing.
     Loss,
+    /// Two scans must agree, or the BPF programs count: what lasts is in both.
+    Recheck,
     /// There are new sockets: those that are still open a while later have their holders.
     Holders,
     /// There are sockets whose close is not reported.
@@ -26,6 +28,7 @@ impl Urgency {
     const fn delay(self) -> Duration {
         match self {
             Self::Loss => Duration::ZERO,
+            Self::Recheck => Duration::from_millis(120),
             Self::Holders => Duration::from_millis(200),
             Self::Unmarked => Duration::from_secs(1),
         }
@@ -34,7 +37,7 @@ impl Urgency {
     /// The pause between two scans, in multiples of what the last one took.
     const fn pause(self) -> u32 {
         match self {
-            Self::Loss => 4,
+            Self::Loss | Self::Recheck => 4,
             Self::Holders | Self::Unmarked => 50,
         }
     }

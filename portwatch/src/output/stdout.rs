@@ -21,7 +21,7 @@ pub enum StdoutGone {
     #[error("stdout")]
     Io(#[from] io::Error),
     /// The reader took nothing for too long while the monitor was to stop.
-    #[error("stdout: its reader stalled; at least {lines} alerts were not printed")]
+    #[error("stdout: its reader stalled; at least {lines} alerts are not printed")]
     Stalled {
         /// Alerts that were made and not written; reports that wait in the ring come on top.
         lines: usize,

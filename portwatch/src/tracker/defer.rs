@@ -26,7 +26,7 @@ pub(super) struct Running {
     pub(super) events: Vec<Event>,
     /// Closed since the scan began: whatever it shows, they are gone.
     pub(super) closed: HashSet<SocketKey>,
-    /// Whether more happened than is kept: unknown sockets are left to the next scan.
+    /// Whether more happened than is kept or observed.
     pub(super) overrun: bool,
 }
 
@@ -37,8 +37,8 @@ impl<H: Host> Tracker<H> {
         self.deferred.running = Some(Running::default());
     }
 
-    /// Notes that not every event is observed: unknown sockets that the running scan shows are left
-    /// to the next one.
+    /// Notes that not every event is observed: unknown sockets that the running scan shows count only
+    /// if the next one shows them too.
     pub fn overrun(&mut self) {
         if let Some(running) = &mut self.deferred.running {
             running.overrun = true;

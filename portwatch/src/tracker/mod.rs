@@ -27,8 +27,8 @@ pub struct Tracker<H> {
     host: H,
     table: Table,
     deferred: Deferred,
-    /// Sockets that the last scan showed without a holder, and that are not reported yet.
-    unowned_once: HashSet<SocketKey>,
+    /// Sockets that the last scan showed, that are not reported yet, and that may be gone by now.
+    unsure_once: HashSet<SocketKey>,
 }
 
 impl<H: Host> Tracker<H> {
@@ -38,7 +38,7 @@ impl<H: Host> Tracker<H> {
             host,
             table: Table::default(),
             deferred: Deferred::default(),
-            unowned_once: HashSet::new(),
+            unsure_once: HashSet::new(),
         }
     }
 

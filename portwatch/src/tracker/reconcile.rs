@@ -62,7 +62,7 @@ impl<H: Host> Tracker<H> {
         self.attribute_by_scan(&found_sockets, out);
         let deferred: HashSet<SocketKey> = events.iter().filter_map(|event| event.key).collect();
         let mut found = HashSet::new();
-        let mut unowned = HashSet::new();
+        let mut unsure = HashSet::new();
         for socket in found_sockets {
             let key = self.key_of(&socket.event, socket.netns);
             found.extend(key);
@@ -71,25 +71,27 @@ impl<H: Host> Tracker<H> {
             };
             // A deferred close comes after what it closes.
             let is_deferred = deferred.contains(&key);
-            // A kernel socket, or one that is just being closed: the next scan tells which.
-            let is_unsure = socket.holders.is_empty() && !self.unowned_once.contains(&key);
+            // A kernel socket, or one that is just being closed, or closed and not observed: if the
+            // next scan shows it too, it lasts.
+            let is_unsure =
+                (socket.holders.is_empty() || overrun) && !self.unsure_once.contains(&key);
             if self.table.known(key).is_some() {
                 self.advance(key, &socket, out);
-            } else if overrun || closed.contains(&key) && !is_deferred {
+            } else if closed.contains(&key) && !is_deferred {
                 continue;
-            } else if is_unsure && !is_deferred {
-                unowned.insert(key);
+            } else if is_unsure && (overrun || !is_deferred) {
+                unsure.insert(key);
             } else {
                 self.add(key, &socket, out);
             }
         }
-        self.unowned_once = unowned;
+        self.unsure_once = unsure;
         let is_absent = self.close_absent(&found, coverage, out);
         self.table.holders_found(self.table.round);
         for event in events {
             self.apply(&event, &[], out);
         }
-        overrun || is_absent || !self.unowned_once.is_empty()
+        overrun || is_absent || !self.unsure_once.is_empty()
     }
 
     /// The events for `found` alone, as a monitor that starts now would report them.
