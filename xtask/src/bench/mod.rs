@@ -182,3 +182,23 @@ fn end_with_this_thread(command: &mut Command) {
 fn loopback(ip: &str) -> Result<()> {
     super::run(Command::new(ip).args(["link", "set", "lo", "up"]))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::process::ExitStatusExt as _;
+
+    use super::*;
+
+    #[test]
+    fn a_child_ends_with_the_thread_that_started_it() {
+        let start = || {
+            let mut command = Command::new("sleep");
+            command.arg("60");
+            end_with_this_thread(&mut command);
+            command.spawn().unwrap()
+        };
+        let mut child = thread::spawn(start).join().unwrap();
+        let status = child.wait().unwrap();
+        assert_eq!(status.signal(), Some(libc::SIGKILL));
+    }
+}
