@@ -13,6 +13,8 @@ use nix::{
     unistd::Pid,
 };
 
+use super::end_with_this_thread;
+
 /// The capacity of a pipe in bytes (pipe(7)).
 const PIPE: usize = 65_536;
 
@@ -38,14 +40,15 @@ impl Agent {
 
     fn spawn(arguments: &[&str], stdout: Stdio) -> Result<Self> {
         let began = Instant::now();
-        let mut child = Command::new(crate::agent())
+        let mut command = Command::new(crate::agent());
+        command
             .args(["run", "--format", "json", "--config", "/dev/null"])
             .args(arguments)
             .stdin(Stdio::null())
             .stdout(stdout)
-            .stderr(Stdio::piped())
-            .spawn()
-            .context("starting the monitor")?;
+            .stderr(Stdio::piped());
+        end_with_this_thread(&mut command);
+        let mut child = command.spawn().context("starting the monitor")?;
         let mut line = String::new();
         let stderr = child.stderr.take().context("no pipe")?;
         let mut stderr = BufReader::new(stderr);

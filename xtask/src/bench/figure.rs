@@ -1,6 +1,9 @@
 //! Rows and figures: text in the table, numbers in the JSON.
 
-use std::{fmt, iter};
+use std::{
+    fmt::{self, Write as _},
+    iter,
+};
 
 use serde_json::{Value, json};
 
@@ -131,11 +134,12 @@ pub(crate) fn table(rows: &[Row]) -> String {
             if !before.is_empty() {
                 text.push('\n');
             }
-            text.push_str(&format!(
-                "| | {} |\n|---|{}\n",
+            let _ = writeln!(
+                text,
+                "| | {} |\n|---|{}",
                 names.join(" | "),
                 "---|".repeat(names.len())
-            ));
+            );
             before = names;
         }
         let figures: Vec<String> = row
@@ -143,7 +147,7 @@ pub(crate) fn table(rows: &[Row]) -> String {
             .iter()
             .map(|(_, figure)| figure.to_string())
             .collect();
-        text.push_str(&format!("| {} | {} |\n", row.what, figures.join(" | ")));
+        let _ = writeln!(text, "| {} | {} |", row.what, figures.join(" | "));
     }
     text
 }

@@ -16,11 +16,16 @@ mod snapshot;
 mod throughput;
 mod work;
 
-use std::{fs, path::PathBuf, process::Command, thread, time::Duration};
+use std::{
+    fs, os::unix::process::CommandExt as _, path::PathBuf, process::Command, thread, time::Duration,
+};
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use clap::{Args, ValueEnum};
-use nix::sched::{CloneFlags, unshare};
+use nix::{
+    sched::{CloneFlags, unshare},
+    sys::signal::Signal,
+};
 use serde_json::{Value, json};
 
 use self::figure::table;
@@ -164,6 +169,36 @@ pub(crate) fn isolated<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> Resu
     })
 }
 
+/// Lets the kernel kill the program when this thread ends, so that a killed benchmark leaves no monitor
+/// running. The signal follows the thread, not the process (`PR_SET_PDEATHSIG` in prctl(2)): spawn from a thread
+/// that outlives the program.
+fn end_with_this_thread(command: &mut Command) {
+    // SAFETY: between fork and exec only prctl(2) is called, which is async-signal-safe.
+    unsafe {
+        command.pre_exec(|| Ok(nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?));
+    }
+}
+
 fn loopback(ip: &str) -> Result<()> {
     super::run(Command::new(ip).args(["link", "set", "lo", "up"]))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::process::ExitStatusExt as _;
+
+    use super::*;
+
+    #[test]
+    fn a_child_ends_with_the_thread_that_started_it() {
+        let start = || {
+            let mut command = Command::new("sleep");
+            command.arg("60");
+            end_with_this_thread(&mut command);
+            command.spawn().unwrap()
+        };
+        let mut child = thread::spawn(start).join().unwrap();
+        let status = child.wait().unwrap();
+        assert_eq!(status.signal(), Some(libc::SIGKILL));
+    }
 }

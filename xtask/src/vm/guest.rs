@@ -147,10 +147,11 @@ fn archive(files: &Files, binaries: &Binaries) -> Result<Vec<u8>> {
     archive.file("init", &binaries.suite);
     archive.file("portwatch", &binaries.monitor);
     let modules = modules::collect(&files.modules)?;
-    let order: String = modules
-        .iter()
-        .map(|(name, _)| format!("{name}\n"))
-        .collect();
+    let mut order = String::new();
+    for (name, _) in &modules {
+        order.push_str(name);
+        order.push('\n');
+    }
     archive.file("modules/order", order.as_bytes());
     for (name, contents) in &modules {
         archive.file(&format!("modules/{name}"), contents);

@@ -16,7 +16,7 @@ use nix::{
     unistd::Pid,
 };
 
-use super::rounds::Work;
+use super::{super::end_with_this_thread, rounds::Work};
 
 /// A text that a line about the work contains; other programs bind ports, too.
 pub(super) enum Mark {
@@ -55,7 +55,7 @@ impl Tracer {
 const SILENCE: Duration = Duration::from_millis(1300);
 
 /// bcc compiles its program first, which takes half a minute in an emulated machine.
-const START_TIMEOUT: Duration = Duration::from_secs(300);
+const START_TIMEOUT: Duration = Duration::from_mins(5);
 
 /// How often the program of a polling loop is run to measure its memory.
 const RUNS: u32 = 10;
@@ -72,14 +72,17 @@ impl Running {
     /// Starts it, waits for its first line about the work, and discards the lines that follow.
     pub(super) fn start(tracer: &Arc<Tracer>, work: &Work) -> Result<Self> {
         let (program, arguments) = tracer.command.split_first().context("no command")?;
-        let mut child = Command::new(program)
+        let mut command = Command::new(program);
+        command
             .args(arguments)
             // bcc's tools are Python, which buffers lines on a pipe.
             .env("PYTHONUNBUFFERED", "1")
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
-            .process_group(0)
+            .process_group(0);
+        end_with_this_thread(&mut command);
+        let mut child = command
             .spawn()
             .with_context(|| format!("starting {program}"))?;
         let (sender, lines) = mpsc::channel();

@@ -68,7 +68,7 @@ fn boot(profile: Profile) -> Result<Vec<Row>> {
         console: &console,
         megabytes: 2048,
         arguments: &format!("bench-guest {rounds} {operations} {seconds}"),
-        timeout: Duration::from_secs(1800),
+        timeout: Duration::from_mins(30),
     };
     eprintln!("xtask: booting {} for bcc's tools", files.release);
     let end = emulate(&guest);
@@ -106,7 +106,8 @@ fn add(archive: &mut Archive, root: &Path, directory: &Path) -> Result<()> {
         let data = fs::symlink_metadata(&here)?;
         if UNUSED.contains(&name) || is_of_other_machine(&path) {
             continue;
-        } else if data.is_symlink() {
+        }
+        if data.is_symlink() {
             let target = fs::read_link(&here)?;
             archive.link(name, target.to_str().context("a link that is not UTF-8")?);
         } else if data.is_dir() {
