@@ -1,4 +1,4 @@
-//! What a process runs, as the kernel side reads it when the process takes a port: the process can
+//! What a process runs, as the BPF programs read it when the process takes a port: the process can
 //! be gone before the agent looks.
 
 use bytemuck::{Pod, Zeroable};
@@ -12,13 +12,13 @@ pub const EXECFN_BYTES: usize = 256;
 /// Fewer bytes of the arguments than this are kept.
 pub const ARGS_BYTES: usize = 512;
 
-/// Bits of [`Image::flags`].
-pub mod image_flags {
+/// Bits of [`ExecInfo::flags`].
+pub mod exec_info_flags {
     /// `exe` is the whole path.
     pub const EXE: u32 = 1;
-    /// The executable had no name in its folder any more.
+    /// The executable had no name in its directory any more.
     pub const DELETED: u32 = 1 << 1;
-    /// The executable has no folder: `exe` is its own name alone (a memfd).
+    /// The executable has no directory: `exe` is its own name alone (a memfd).
     pub const DETACHED: u32 = 1 << 2;
     /// `loginuid` is set.
     pub const LOGINUID: u32 = 1 << 3;
@@ -30,16 +30,16 @@ pub mod image_flags {
 /// What lies beyond the lengths is what the ring held there before.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
-pub struct Image {
+pub struct ExecInfo {
     /// When the process started: `CLOCK_BOOTTIME` nanoseconds.
     pub start_ns: u64,
     /// Process id in the initial pid namespace.
     pub tgid: u32,
-    /// The parent's, likewise.
+    /// The parent's process id.
     pub parent: u32,
     /// The audit login user; `u32::MAX` when nobody logged in.
     pub loginuid: u32,
-    /// Bits of [`image_flags`].
+    /// Bits of [`exec_info_flags`].
     pub flags: u32,
     /// Bytes of `exe` that are set.
     pub exe_len: u32,
@@ -58,4 +58,4 @@ pub struct Image {
     pub args: [u8; ARGS_BYTES],
 }
 
-const _: () = assert!(size_of::<Image>() == 40 + 768 + 256 + 512);
+const _: () = assert!(size_of::<ExecInfo>() == 40 + 768 + 256 + 512);

@@ -1,14 +1,14 @@
-//! Where a kernel keeps what an [`Image`](super::Image) is read from.
+//! Where a kernel keeps what an [`ExecInfo`](super::ExecInfo) is read from.
 
 use bytemuck::{Pod, Zeroable};
 
-/// Offsets in bytes, of the members that [`Layout::MEMBERS`] names.
+/// Offsets in bytes, of the members that [`KernelOffsets::MEMBERS`] names.
 ///
 /// They differ from kernel to kernel: the agent takes them from the running one's type information
-/// and sets them as a read-only global. Without it all is zero, and no image is read.
+/// and sets them as a read-only global. Without it all are zero, and no exec info is read.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
-pub struct Layout {
+pub struct KernelOffsets {
     /// Not 0 when all the others are set but those that say otherwise.
     pub known: u32,
     /// `task_struct.loginuid`; 0 where the kernel has no audit.
@@ -61,10 +61,10 @@ pub struct Layout {
     pub sock_ulp: u32,
 }
 
-const _: () = assert!(size_of::<Layout>() == (Layout::MEMBERS.len() + 1) * 4);
+const _: () = assert!(size_of::<KernelOffsets>() == (KernelOffsets::MEMBERS.len() + 1) * 4);
 
-impl Layout {
-    /// The layout of a kernel that does not tell it.
+impl KernelOffsets {
+    /// The offsets of a kernel without type information.
     pub const UNKNOWN: Self = Self {
         known: 0,
         task_loginuid: 0,
@@ -124,7 +124,7 @@ impl Layout {
     /// How many of [`Self::MEMBERS`], from the first on, a kernel may lack.
     pub const OPTIONAL: usize = 3;
 
-    /// The layout with these offsets of [`Self::MEMBERS`].
+    /// The offsets of these [`Self::MEMBERS`].
     #[must_use]
     pub fn from_offsets(offsets: [u32; Self::MEMBERS.len()]) -> Self {
         let mut words = [1; Self::MEMBERS.len() + 1];

@@ -12,79 +12,110 @@ use aya_ebpf::{
         },
     },
 };
-use portwatch_common::{Repeat, Report, kind, known};
+use portwatch_common::{RepeatKey, Report, kind, known};
 
 use crate::{
-    image,
-    maps::{count_on, epoch_under_pressure, is_counted, put, reserve, submit},
+    exec_info::report_exec_info,
+    field::put,
+    globals::AvailableHelpers,
+    repeats,
+    ring::{reserve_report, submit},
 };
 
-/// What the hooks know of a socket, whichever context they have it from.
+/// A socket as a hook describes it, whichever context it has it from.
 pub struct Socket {
     pub key: Key,
-    pub family: u8,
-    pub protocol: u8,
-    /// Network byte order; an IPv4 address takes the first word.
-    pub local_address: [u32; 4],
-    /// Host byte order.
-    pub local_port: u16,
-    /// Address and port in the same forms.
+    pub local: Local,
+    /// Address, in network byte order, and port, in host byte order.
     pub remote: Option<([u32; 4], u16)>,
     /// Inode of its network namespace; 0 when the hook cannot tell.
     pub netns_inode: u32,
-    /// Whether the hook saw that it is the kernel's own.
-    pub kernels: bool,
-    /// Process id of who took the port, where the current task did not; 0 when unknown.
-    pub taker: u32,
-    /// Whether nothing was reported of it yet: what repeats itself may then be counted instead.
-    pub untold: bool,
+    /// Whether the hook saw that it is a kernel socket.
+    pub is_kernel_socket: bool,
+    /// Process id of the binder, where that is not the current task; 0 when unknown.
+    pub binder: u32,
+    /// Whether nothing was reported of it yet: a repeated event may then be counted instead.
+    pub unreported: bool,
 }
 
-/// What tells a socket from others.
+/// Identifies a socket.
 #[derive(Clone, Copy)]
 pub enum Key {
     /// Its cookie; 0 when unknown.
     Cookie(u64),
-    /// The kernel's address of it, for as long as it lives.
+    /// Its address in the kernel, for as long as it lives.
     Address(u64),
 }
 
-/// Which helpers the hook may call: the verifier must not meet the others.
+/// What a socket has taken.
 #[derive(Clone, Copy)]
-pub struct Asks {
-    /// The current task is the one that acts, and the kernel lets the program ask for it.
-    pub task: bool,
-    pub netns: bool,
+pub struct Local {
+    pub family: u8,
+    pub protocol: u8,
+    /// Network byte order; an IPv4 address takes the first word.
+    pub address: [u32; 4],
+    /// Host byte order.
+    pub port: u16,
 }
 
-/// Reports `kind` of `socket`; a full ring is counted. False if this was counted as a repeat.
+impl Socket {
+    /// One of which no more is known, and nothing was reported yet.
+    #[inline(always)]
+    pub const fn new(key: Key, local: Local) -> Self {
+        Self {
+            key,
+            local,
+            remote: None,
+            netns_inode: 0,
+            is_kernel_socket: false,
+            binder: 0,
+            unreported: true,
+        }
+    }
+}
+
+/// What became of an event.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// It was reported; or lost, which the statistics count.
+    Reported,
+    /// It was counted as a key.
+    Counted,
+}
+
+/// Reports `kind` of `socket`, or counts it.
 #[inline(always)]
-pub fn emit<C: EbpfContext>(ctx: &C, kind: u8, socket: &Socket, asks: Asks) -> bool {
-    // 0 for none, and no Option: older verifiers refuse to read what that leaves unset.
+pub fn report<C: EbpfContext>(
+    ctx: &C,
+    kind: u8,
+    socket: &Socket,
+    helpers: AvailableHelpers,
+) -> Outcome {
+    // 0 for none, and no Option: verifiers before Linux 6.3 reject reads of the stack that it leaves unset.
     let (mut pid_tgid, mut start_ns) = (0, 0);
-    let mut tgid = socket.taker;
-    if asks.task {
+    let mut tgid = socket.binder;
+    if helpers.task {
         // SAFETY: takes no argument.
         pid_tgid = unsafe { bpf_get_current_pid_tgid() };
         tgid = (pid_tgid >> 32) as u32;
     }
     let mut netns_cookie = 0;
-    if asks.netns {
+    if helpers.netns {
         // SAFETY: the helper takes this program type's context.
         netns_cookie = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
     }
     let mut epoch = 0;
-    if socket.untold {
-        epoch = epoch_under_pressure();
+    if socket.unreported {
+        epoch = repeats::epoch();
     }
-    if epoch != 0 && is_counted(&repeat(kind, socket, netns_cookie, tgid, epoch)) {
-        return false;
+    if epoch != 0 && repeats::is_counted(&repeat_key(kind, socket, netns_cookie, tgid, epoch)) {
+        return Outcome::Counted;
     }
-    if asks.task && !socket.kernels {
-        start_ns = image::tell(tgid);
+    if helpers.task && !socket.is_kernel_socket {
+        start_ns = report_exec_info(tgid);
     }
-    let Some(mut entry) = reserve() else {
-        return true;
+    let Some(mut entry) = reserve_report() else {
+        return Outcome::Reported;
     };
     let report: *mut Report = entry.as_mut_ptr();
     let mut knows = 0;
@@ -102,12 +133,12 @@ pub fn emit<C: EbpfContext>(ctx: &C, kind: u8, socket: &Socket, asks: Asks) -> b
         (&raw mut (*report).cookie).write(key);
         put(
             (&raw mut (*report).local_address).cast(),
-            socket.local_address,
+            socket.local.address,
         );
-        (&raw mut (*report).local_port).write(socket.local_port);
+        (&raw mut (*report).local_port).write(socket.local.port);
         (&raw mut (*report).kind).write(kind);
-        (&raw mut (*report).family).write(socket.family);
-        (&raw mut (*report).protocol).write(socket.protocol);
+        (&raw mut (*report).family).write(socket.local.family);
+        (&raw mut (*report).protocol).write(socket.local.protocol);
 
         let remote: *mut u32 = (&raw mut (*report).remote_address).cast();
         let mut remote_port = 0;
@@ -120,11 +151,11 @@ pub fn emit<C: EbpfContext>(ctx: &C, kind: u8, socket: &Socket, asks: Asks) -> b
         }
         (&raw mut (*report).remote_port).write(remote_port);
 
-        if asks.netns {
+        if helpers.netns {
             knows |= known::NETNS;
         }
-        if kind == kind::CLOSE && socket.untold {
-            knows |= known::UNTOLD;
+        if kind == kind::CLOSE && socket.unreported {
+            knows |= known::COUNTED;
         }
         (&raw mut (*report).netns_cookie).write(netns_cookie);
 
@@ -133,10 +164,10 @@ pub fn emit<C: EbpfContext>(ctx: &C, kind: u8, socket: &Socket, asks: Asks) -> b
         if start_ns != 0 {
             knows |= known::START;
         }
-        if socket.kernels {
+        if socket.is_kernel_socket {
             knows |= known::KERNEL;
         }
-        if asks.task {
+        if helpers.task {
             knows |= known::TASK;
             uid_gid = bpf_get_current_uid_gid();
             cgroup_id = bpf_get_current_cgroup_id();
@@ -155,7 +186,7 @@ pub fn emit<C: EbpfContext>(ctx: &C, kind: u8, socket: &Socket, asks: Asks) -> b
     }
     submit(entry);
     if epoch != 0 {
-        count_on(&repeat(kind, socket, netns_cookie, tgid, epoch));
+        repeats::start_counting(&repeat_key(kind, socket, netns_cookie, tgid, epoch));
     }
 
     #[cfg(feature = "debug")]
@@ -163,43 +194,43 @@ pub fn emit<C: EbpfContext>(ctx: &C, kind: u8, socket: &Socket, asks: Asks) -> b
         ctx,
         "kind {} port {} protocol {}",
         kind,
-        socket.local_port,
-        socket.protocol
+        socket.local.port,
+        socket.local.protocol
     );
-    true
+    Outcome::Reported
 }
 
 #[inline(always)]
-fn repeat(kind: u8, socket: &Socket, netns_cookie: u64, tgid: u32, epoch: u32) -> Repeat {
-    let mut repeat = Repeat {
+fn repeat_key(kind: u8, socket: &Socket, netns_cookie: u64, binder: u32, epoch: u32) -> RepeatKey {
+    let mut key = RepeatKey {
         cookie: 0,
         netns_cookie,
-        local_address: socket.local_address,
+        local_address: socket.local.address,
         remote_address: [0; 4],
-        tgid,
+        binder,
         epoch,
-        local_port: socket.local_port,
+        local_port: socket.local.port,
         kind,
-        family: socket.family,
-        protocol: socket.protocol,
+        family: socket.local.family,
+        protocol: socket.local.protocol,
         known: 0,
         reserved: 0,
     };
     if netns_cookie != 0 {
-        repeat.known |= known::NETNS;
+        key.known |= known::NETNS;
     }
-    if socket.kernels {
-        repeat.known |= known::KERNEL;
+    if socket.is_kernel_socket {
+        key.known |= known::KERNEL;
     }
     if kind == kind::ACCEPT {
         // Each listener and each peer on its own.
         if let Key::Cookie(cookie) = socket.key {
-            repeat.cookie = cookie;
+            key.cookie = cookie;
         }
         if let Some((address, _)) = socket.remote {
-            repeat.known |= known::REMOTE;
-            repeat.remote_address = address;
+            key.known |= known::REMOTE;
+            key.remote_address = address;
         }
     }
-    repeat
+    key
 }
