@@ -16,13 +16,14 @@ fn main() -> Result<()> {
         println!("cargo::rerun-if-env-changed={name}");
     }
 
-    let Some(linker_folder) = linker_folder().filter(|folder| folder.join("bpf-linker").exists())
+    let Some(linker_directory) =
+        linker_directory().filter(|directory| directory.join("bpf-linker").exists())
     else {
         println!("cargo::error=bpf-linker 0.10.4 is missing: run `cargo xtask setup`");
         return Ok(());
     };
     let path = env::var_os("PATH").unwrap_or_default();
-    let path = env::join_paths(std::iter::once(linker_folder).chain(env::split_paths(&path)))?;
+    let path = env::join_paths(std::iter::once(linker_directory).chain(env::split_paths(&path)))?;
     // SAFETY: no other thread runs in this build script yet.
     unsafe {
         env::set_var("PATH", path);
@@ -32,7 +33,8 @@ fn main() -> Result<()> {
         env::set_var("CARGO_TERM_QUIET", "true");
     }
 
-    let manifest = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").context("no manifest folder")?);
+    let manifest =
+        PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").context("no manifest directory")?);
     let root_dir = manifest.join("../portwatch-ebpf");
     let features: &[&str] = if env::var_os("CARGO_FEATURE_DEBUG").is_some() {
         &["debug"]
@@ -53,7 +55,7 @@ fn main() -> Result<()> {
 }
 
 /// Where `cargo xtask setup` puts bpf-linker; xtask/src/tools.rs must agree.
-fn linker_folder() -> Option<PathBuf> {
+fn linker_directory() -> Option<PathBuf> {
     let cache = env::var_os("XDG_CACHE_HOME")
         .map(PathBuf::from)
         .or_else(|| env::home_dir().map(|home| home.join(".cache")));

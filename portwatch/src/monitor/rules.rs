@@ -45,7 +45,7 @@ impl Monitor {
         let registry = self.tracker.registry();
         self.sensor
             .watch(policy.watched(registry, &Transport::ALL))?;
-        self.sensor.refuse(&refusals(&policy, registry))?;
+        self.sensor.deny(&refusals(&policy, registry))?;
         self.scheduler.set_scope(scope(&policy, registry, options));
         self.collapse.set_quiet(quiet);
         self.sensor.count_repeats(quiet.enabled);
@@ -62,7 +62,7 @@ impl Monitor {
     /// Looks again for the cgroups of rules that refuse.
     pub(super) fn find_cgroups(&mut self) {
         let refusals = refusals(self.tracker.policy(), self.tracker.registry());
-        if let Err(error) = self.sensor.refuse(&refusals) {
+        if let Err(error) = self.sensor.deny(&refusals) {
             self.warn(&error.to_string());
         }
     }

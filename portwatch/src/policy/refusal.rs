@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use portwatch_common::REFUSALS;
+use portwatch_common::MAX_DENY_RULES;
 
 use super::{Decision, Policy, Rule, config::Complaint};
 use crate::{
@@ -142,11 +142,11 @@ pub(super) fn check(rules: &[Rule]) -> Result<(), Complaint> {
         }
         count += by_user_and_cgroup(rule).len();
     }
-    if count > REFUSALS as usize {
+    if count > MAX_DENY_RULES as usize {
         return Err(Complaint::of(
             last,
             format!(
-                "{count} pairs of user and cgroup up to here: the kernel side holds {REFUSALS}"
+                "{count} pairs of user and cgroup up to here: the kernel side holds {MAX_DENY_RULES}"
             ),
         ));
     }

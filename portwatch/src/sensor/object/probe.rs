@@ -1,21 +1,22 @@
 //! What this host gives the sensor, one thing at a time.
+#![forbid(unsafe_code)]
 
 use std::os::fd::AsFd as _;
 
 use aya::{EbpfLoader, maps::RingBuf, programs::loaded_programs};
-use portwatch_common::{Layout, names};
+use portwatch_common::names;
 use serde::Serialize;
 
-use super::{
-    OBJECT, SensorError,
-    cgroup::{self, Cgroup},
-    error::release,
-    hooks::{HOOKS, attached},
-    layout,
-    load::{Helpers, attach_program, check_privileges, load, load_program, map},
-    tracepoint,
+use super::{HostFeatures, OBJECT, check_privileges, load, load_program};
+use crate::{
+    model::Printable,
+    sensor::{
+        SensorError,
+        attach::{Cgroup, HOOKS, attach_program, attached, tracepoint},
+        maps::map,
+        required,
+    },
 };
-use crate::model::Printable;
 
 /// One thing that the monitor needs or can use.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -26,21 +27,25 @@ pub struct Check {
     pub ok: bool,
     /// Whether the monitor cannot work without it.
     pub required: bool,
-    /// What was found, or what the kernel said.
+    /// What was found, or what the kernel returned.
     pub detail: String,
 }
 
 /// The name of the check that fails when this process may not load BPF programs.
 pub const PRIVILEGES: &str = "privileges";
 
+/// The ring of the probe, in bytes.
+const RING_SIZE: u32 = 1 << 12;
+
 /// Everything that the sensor needs or can use, tried; it leaves nothing behind.
 #[must_use]
 pub fn probe() -> Vec<Check> {
+    let (features, loader) = HostFeatures::read();
     let mut checks = vec![Check {
         name: "kernel".into(),
         ok: true,
         required: true,
-        detail: release(),
+        detail: features.release.clone(),
     }];
     let mut add = |name: &str, required: bool, result: Result<String, String>| {
         let ok = result.is_ok();
@@ -53,13 +58,13 @@ pub fn probe() -> Vec<Check> {
         });
         ok
     };
-    let said = |error: SensorError| error.to_string();
+    let text = |error: SensorError| error.to_string();
     let may = add(
         PRIVILEGES,
         true,
-        check_privileges().map_err(said).map(|()| "may load".into()),
+        check_privileges().map_err(text).map(|()| "may load".into()),
     );
-    let cgroup = cgroup::open(None).map_err(said);
+    let cgroup = Cgroup::open(None).map_err(text);
     add(
         "cgroup v2",
         true,
@@ -74,24 +79,22 @@ pub fn probe() -> Vec<Check> {
     if !may {
         return checks;
     }
-    let layout = layout::of_this_kernel();
-    let used = layout.as_ref().copied().unwrap_or(Layout::UNKNOWN);
-    match load(EbpfLoader::new(), OBJECT, 1 << 12, &used) {
+    match load(loader, OBJECT, RING_SIZE, &features) {
         Ok(mut object) => {
             let ring = map(object.map_mut(names::RING), names::RING, RingBuf::try_from);
             add(
                 "ring buffer",
                 true,
-                ring.map(|_| "works".into()).map_err(said),
+                ring.map(|_| "works".into()).map_err(text),
             );
-            for (name, program) in super::required(&mut object) {
+            for (name, program) in required(&mut object) {
                 let result = load_program(program)
                     .map_err(|error| SensorError::program(name, error))
                     .and_then(|()| {
                         attach_program(program, &cgroup)
                             .map_err(|error| SensorError::attach(name, &error))
                     });
-                let detail = result.map(|()| "loads and attaches".into()).map_err(said);
+                let detail = result.map(|()| "loads and attaches".into()).map_err(text);
                 add(&format!("program {name}"), true, detail);
             }
         }
@@ -99,14 +102,14 @@ pub fn probe() -> Vec<Check> {
             add("ring buffer and maps", true, Err(error.to_string()));
         }
     }
-    let here = tracepoint::present();
-    let here: Vec<&str> = here.iter().map(|transport| transport.name()).collect();
+    let here = features.tracepoint_transports.iter();
+    let here: Vec<&str> = here.map(|transport| transport.name()).collect();
     let here = if here.is_empty() {
         "neither is on this kernel now".into()
     } else {
         here.join(", ")
     };
-    let tracepoint = load(EbpfLoader::new(), OBJECT, 1 << 12, &used)
+    let tracepoint = load(EbpfLoader::new(), OBJECT, RING_SIZE, &features)
         .and_then(|mut object| tracepoint::load_and_attach(&mut object));
     add(
         "tracepoint for sctp and dccp",
@@ -118,13 +121,13 @@ pub fn probe() -> Vec<Check> {
     add(
         "what a process runs",
         false,
-        layout
+        features
+            .kernel_offsets
             .map(|_| "read at the bind: short-lived programs are named in full".into())
             .map_err(|error| {
                 format!("{error}: short-lived programs are named as far as /proc still shows them")
             }),
     );
-    let helpers = Helpers::probe();
     let optional = |has: bool, with: &str, without: &str| {
         if has {
             Ok(with.to_owned())
@@ -136,7 +139,7 @@ pub fn probe() -> Vec<Check> {
         "the task in sock_ops",
         false,
         optional(
-            helpers.task,
+            features.helpers.task,
             "a listen names its process",
             "refused by this kernel: a listen names the process that bound, or the one that holds the socket",
         ),
@@ -145,14 +148,14 @@ pub fn probe() -> Vec<Check> {
         "the netns cookie in sock_ops",
         false,
         optional(
-            helpers.netns,
+            features.helpers.netns,
             "an event names its network namespace",
             "refused by this kernel: an event names the namespace of its bind",
         ),
     );
     for (hook, attach_type) in HOOKS {
         let others = attached(cgroup.as_fd(), attach_type)
-            .map(|ids| neighbours(&ids))
+            .map(|ids| others_by_name(&ids))
             .map_err(|error| error.to_string());
         add(&format!("others on {hook}"), false, others);
     }
@@ -160,7 +163,7 @@ pub fn probe() -> Vec<Check> {
 }
 
 /// Programs by name, for people.
-fn neighbours(ids: &[u32]) -> String {
+fn others_by_name(ids: &[u32]) -> String {
     if ids.is_empty() {
         return "none".into();
     }

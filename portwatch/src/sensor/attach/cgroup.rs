@@ -1,4 +1,5 @@
 //! Finds the cgroup to attach to: the root of the cgroup v2 hierarchy, wherever it is mounted.
+#![forbid(unsafe_code)]
 
 use std::{fs::File, io, os::fd::OwnedFd, path::Path};
 
@@ -8,24 +9,29 @@ use rustix::{
     mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen},
 };
 
-use super::SensorError;
-use crate::linux::cgroup::root;
+use crate::{linux::cgroup::root, sensor::SensorError};
 
 /// An open cgroup and what to call it.
-pub(super) struct Cgroup {
-    pub(super) fd: OwnedFd,
-    pub(super) label: String,
+pub(in crate::sensor) struct Cgroup {
+    pub(in crate::sensor) fd: OwnedFd,
+    pub(in crate::sensor) label: String,
 }
 
-/// Opens `path`, or the root of the mounted hierarchy, or a private mount where there is none.
-pub(super) fn open(path: Option<&Path>) -> Result<Cgroup, SensorError> {
+impl Cgroup {
+    /// Opens `path`, or the root of the mounted hierarchy, or a private mount where there is none.
+    pub(in crate::sensor) fn open(path: Option<&Path>) -> Result<Self, SensorError> {
+        open(path)
+    }
+}
+
+fn open(path: Option<&Path>) -> Result<Cgroup, SensorError> {
     if let Some(path) = path {
         let problem = |problem: String| SensorError::Cgroup {
             path: path.into(),
             problem,
         };
-        let folder = File::open(path).map_err(|error| problem(error.to_string()))?;
-        let kind = fstatfs(&folder)
+        let directory = File::open(path).map_err(|error| problem(error.to_string()))?;
+        let kind = fstatfs(&directory)
             .map_err(|error| problem(error.to_string()))?
             .filesystem_type();
         if kind != CGROUP2_SUPER_MAGIC {
@@ -35,15 +41,15 @@ pub(super) fn open(path: Option<&Path>) -> Result<Cgroup, SensorError> {
             return Err(problem(format!("is not in a cgroup v2 hierarchy{hint}")));
         }
         return Ok(Cgroup {
-            fd: folder.into(),
+            fd: directory.into(),
             label: path.display().to_string(),
         });
     }
     if let Some(root) = root()
-        && let Ok(folder) = File::open(&root)
+        && let Ok(directory) = File::open(&root)
     {
         return Ok(Cgroup {
-            fd: folder.into(),
+            fd: directory.into(),
             label: root.display().to_string(),
         });
     }

@@ -1,16 +1,17 @@
 //! Whether the sensor still sits where it was attached: a link can be detached by anyone with the
 //! privilege, and goes when its cgroup goes.
+#![forbid(unsafe_code)]
 
 use std::os::fd::AsFd as _;
 
 use aya::{Ebpf, programs::Program};
 
 use super::{
-    Sensor, SensorError,
+    attach_program,
     hooks::{HOOKS, attached},
-    load::attach_program,
     tracepoint::{self, Tracepoint},
 };
+use crate::sensor::{Sensor, SensorError};
 
 /// A part of the sensor that was lost or regained.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,8 +23,7 @@ pub struct Health {
 }
 
 impl Sensor {
-    /// Looks whether every program is still attached, and attaches again what is not. Tells each
-    /// change once.
+    /// Attaches again each program that is no longer attached. Returns each change once.
     pub fn check(&mut self) -> Vec<Health> {
         let mut changes = Vec::new();
         let Some(ebpf) = &mut self.ebpf else {
@@ -58,8 +58,8 @@ impl Sensor {
                 Err(_) => {}
             }
         }
-        if self.tracepoint == Tracepoint::NotNeeded && !tracepoint::present().is_empty() {
-            self.tracepoint = Tracepoint::attach(ebpf);
+        if self.tracepoint == Tracepoint::NotNeeded && !tracepoint::registered().is_empty() {
+            self.tracepoint = Tracepoint::attach(ebpf, tracepoint::registered());
             changes.push(match &self.tracepoint {
                 Tracepoint::Refused(_, why) => Health {
                     regained: false,

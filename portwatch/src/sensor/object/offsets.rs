@@ -1,19 +1,20 @@
-//! Where the running kernel keeps what an image is read from, by its own type information
-//! (Documentation/bpf/btf.rst).
+//! Where the running kernel keeps the exec info, by its own type information
+//! (Documentation/bpf/btf.rst, Linux 6.18).
 //!
 //! The crates that read it hold all of the kernel's types: 60 MB and a tenth of a second
 //! (btfparse 1.3, Linux 6.18), for two dozen offsets. This walks over them once and keeps nothing.
+#![forbid(unsafe_code)]
 
 use std::{collections::HashMap, fs, io};
 
-use portwatch_common::Layout;
+use portwatch_common::KernelOffsets;
 
 /// The type information that kernels show from 5.2 on, if built with it.
 const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
 
-/// Why the layout is not known.
+/// Why the offsets are not known.
 #[derive(Debug, thiserror::Error)]
-pub enum LayoutError {
+pub(in crate::sensor) enum OffsetsError {
     /// The kernel shows none.
     #[error("{VMLINUX}: {0}")]
     Io(#[from] io::Error),
@@ -23,29 +24,32 @@ pub enum LayoutError {
     /// This kernel keeps it elsewhere.
     #[error("{VMLINUX}: has no {0}.{1}")]
     Missing(&'static str, &'static str),
+    /// The thread that read it ended early.
+    #[error("{VMLINUX}: reading it failed")]
+    Failed,
 }
 
-/// The layout of the running kernel.
+/// The offsets of the running kernel.
 ///
 /// # Errors
 ///
-/// [`LayoutError`]: images are then not read.
-pub fn of_this_kernel() -> Result<Layout, LayoutError> {
-    layout(&fs::read(VMLINUX)?)
+/// [`OffsetsError`]: no exec info is then read.
+pub(super) fn of_this_kernel() -> Result<KernelOffsets, OffsetsError> {
+    offsets(&fs::read(VMLINUX)?)
 }
 
-fn layout(bytes: &[u8]) -> Result<Layout, LayoutError> {
+fn offsets(bytes: &[u8]) -> Result<KernelOffsets, OffsetsError> {
     let types = Types::parse(bytes)?;
-    let mut offsets = [0; Layout::MEMBERS.len()];
-    let members = Layout::MEMBERS.into_iter().zip(&mut offsets);
+    let mut found = [0; KernelOffsets::MEMBERS.len()];
+    let members = KernelOffsets::MEMBERS.into_iter().zip(&mut found);
     for (index, ((structure, path), offset)) in members.enumerate() {
         match types.offset(structure, path) {
-            Some(found) => *offset = found,
-            None if index < Layout::OPTIONAL => {}
-            None => return Err(LayoutError::Missing(structure, path)),
+            Some(bytes) => *offset = bytes,
+            None if index < KernelOffsets::OPTIONAL => {}
+            None => return Err(OffsetsError::Missing(structure, path)),
         }
     }
-    Ok(Layout::from_offsets(offsets))
+    Ok(KernelOffsets::from_offsets(found))
 }
 
 const KIND_ARRAY: u32 = 3;
@@ -67,16 +71,16 @@ struct Types<'a> {
 }
 
 impl<'a> Types<'a> {
-    fn parse(bytes: &'a [u8]) -> Result<Self, LayoutError> {
+    fn parse(bytes: &'a [u8]) -> Result<Self, OffsetsError> {
         let header = |index: usize| word(bytes, index * 4).map(|word| word as usize);
         let (Some(magic), Some(len)) = (word(bytes, 0), header(1)) else {
-            return Err(LayoutError::Malformed(0));
+            return Err(OffsetsError::Malformed(0));
         };
         if magic & 0xffff != 0xeb9f {
-            return Err(LayoutError::Malformed(0));
+            return Err(OffsetsError::Malformed(0));
         }
         let [Some(begin), Some(size), Some(strings)] = [header(2), header(3), header(4)] else {
-            return Err(LayoutError::Malformed(8));
+            return Err(OffsetsError::Malformed(8));
         };
         let (begin, strings) = (len + begin, len + strings);
         let mut types = Self {
@@ -87,11 +91,11 @@ impl<'a> Types<'a> {
         };
         let mut at = begin;
         while at < begin + size {
-            let info = word(bytes, at + 4).ok_or(LayoutError::Malformed(at))?;
+            let info = word(bytes, at + 4).ok_or(OffsetsError::Malformed(at))?;
             types.starts.push(at);
             if kind(info) == KIND_STRUCT {
                 let name = types.text(word(bytes, at).unwrap_or(0));
-                let wanted = Layout::MEMBERS
+                let wanted = KernelOffsets::MEMBERS
                     .iter()
                     .find(|(wanted, _)| wanted.as_bytes() == name);
                 if let Some((structure, _)) = wanted {
@@ -100,7 +104,7 @@ impl<'a> Types<'a> {
                         .insert(structure, types.starts.len() as u32);
                 }
             }
-            at += TYPE + trailer(info).ok_or(LayoutError::Malformed(at))?;
+            at += TYPE + trailer(info).ok_or(OffsetsError::Malformed(at))?;
         }
         Ok(types)
     }
@@ -197,18 +201,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn this_kernels_layout_is_found() {
+    fn this_kernels_offsets_are_found() {
         let bytes = fs::read(VMLINUX).expect("these tests need a kernel with type information");
-        let layout = layout(&bytes).unwrap();
-        assert_eq!(layout.known, 1);
+        let found = offsets(&bytes).unwrap();
+        assert_eq!(found.known, 1);
         // `struct path` is two pointers, the mount first.
-        assert_eq!(layout.file_dentry, layout.file_mount + 8);
-        assert_eq!(layout.mm_arg_end, layout.mm_arg_start + 8);
-        let of_mount = [
-            layout.mount_vfsmount,
-            layout.mount_parent,
-            layout.mount_point,
-        ];
+        assert_eq!(found.file_dentry, found.file_mount + 8);
+        assert_eq!(found.mm_arg_end, found.mm_arg_start + 8);
+        let of_mount = [found.mount_vfsmount, found.mount_parent, found.mount_point];
         assert_eq!(HashSet::from(of_mount).len(), 3);
 
         let types = Types::parse(&bytes).unwrap();
@@ -222,7 +222,7 @@ mod tests {
             0x9f, 0xeb, 1, 0, 24, 0, 0, 0, 0, 0, 0, 0, 16, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
         ];
         for bytes in [&b""[..], b"\x7fELF and so on and so on", &cut] {
-            assert!(matches!(layout(bytes), Err(LayoutError::Malformed(_))));
+            assert!(matches!(offsets(bytes), Err(OffsetsError::Malformed(_))));
         }
     }
 }

@@ -1,11 +1,11 @@
 //! The optional sensor: a tracepoint for SCTP and DCCP. It costs every TCP connection on the host
 //! a little, so it is attached only where one of the two is.
+#![forbid(unsafe_code)]
 
 use aya::{Ebpf, programs::TracePoint};
 use portwatch_common::names;
 
-use super::SensorError;
-use crate::{linux::protocols, model::Transport};
+use crate::{linux::protocols, model::Transport, sensor::SensorError};
 
 /// What became of the tracepoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,14 +20,13 @@ pub enum Tracepoint {
 
 impl Tracepoint {
     /// Attaches the tracepoint if there is anything for it to see.
-    pub(super) fn attach(ebpf: &mut Ebpf) -> Self {
-        let present = present();
-        if present.is_empty() {
+    pub(in crate::sensor) fn attach(ebpf: &mut Ebpf, registered: Vec<Transport>) -> Self {
+        if registered.is_empty() {
             return Self::NotNeeded;
         }
         match load_and_attach(ebpf) {
-            Ok(()) => Self::Attached(present),
-            Err(error) => Self::Refused(present, error.to_string()),
+            Ok(()) => Self::Attached(registered),
+            Err(error) => Self::Refused(registered, error.to_string()),
         }
     }
 
@@ -42,13 +41,13 @@ impl Tracepoint {
 }
 
 /// Which of the two protocols this kernel has registered.
-pub(super) fn present() -> Vec<Transport> {
+pub(in crate::sensor) fn registered() -> Vec<Transport> {
     let mut transports = protocols::registered();
     transports.retain(|transport| matches!(transport, Transport::Sctp | Transport::Dccp));
     transports
 }
 
-pub(super) fn load_and_attach(ebpf: &mut Ebpf) -> Result<(), SensorError> {
+pub(in crate::sensor) fn load_and_attach(ebpf: &mut Ebpf) -> Result<(), SensorError> {
     const NAME: &str = names::TRACEPOINT;
     let Some(program) = ebpf.program_mut(NAME) else {
         return Ok(());

@@ -1,11 +1,12 @@
-//! Turns the kernel side's records into events.
+//! Turns the BPF programs' records into events.
+#![forbid(unsafe_code)]
 
 use std::{net::SocketAddr, rc::Rc};
 
 use bytemuck::Zeroable as _;
 use jiff::Timestamp;
 use nix::time::{ClockId, clock_gettime};
-use portwatch_common::{Repeat, Report, image_flags, kind, known};
+use portwatch_common::{RepeatKey, Report, exec_info_flags, kind, known};
 
 use crate::{
     linux::address,
@@ -13,13 +14,13 @@ use crate::{
     util::Bounded,
 };
 
-/// Relates the kernel side's clock to the host's: `CLOCK_REALTIME` minus `CLOCK_MONOTONIC`, in
+/// Relates the BPF programs' clock to the host's: `CLOCK_REALTIME` minus `CLOCK_MONOTONIC`, in
 /// nanoseconds. Taken anew for every batch, since the host's clock can be set.
 #[derive(Clone, Copy)]
-pub(super) struct Clock(i128);
+pub(in crate::sensor) struct Clock(i128);
 
 impl Clock {
-    pub(super) fn now() -> Self {
+    pub(in crate::sensor) fn now() -> Self {
         let nanoseconds = |id| {
             clock_gettime(id).map_or(0, |time| {
                 i128::from(time.tv_sec()) * 1_000_000_000 + i128::from(time.tv_nsec())
@@ -33,51 +34,51 @@ impl Clock {
     }
 }
 
-/// Images that are kept: twice as many as the kernel side counts as told.
-const IMAGES: usize = 2048;
+/// Exec infos that are kept: twice as many as `REPORTED_EXECS` of the BPF programs.
+const EXEC_INFOS: usize = 2048;
 
-/// Joins the images of processes with the reports that come after them.
-pub(super) struct Decoder {
+/// Joins the exec infos of processes with the reports that come after them.
+pub(in crate::sensor) struct Decoder {
     /// By process id, with the time at which it started.
-    images: Bounded<u32, (u64, Rc<ExecInfo>)>,
+    exec_infos: Bounded<u32, (u64, Rc<ExecInfo>)>,
 }
 
 impl Decoder {
-    pub(super) fn new() -> Self {
+    pub(in crate::sensor) fn new() -> Self {
         Self {
-            images: Bounded::new(IMAGES),
+            exec_infos: Bounded::new(EXEC_INFOS),
         }
     }
 
-    /// The event that a record stands for; None for an image, which the next one carries, and for
+    /// The event that a record stands for; None for an exec info, which the next one carries, and for
     /// bytes that are no record of this version.
-    pub(super) fn decode(&mut self, bytes: &[u8], clock: Clock) -> Option<Event> {
-        if bytes.len() == size_of::<portwatch_common::Image>() {
+    pub(in crate::sensor) fn decode(&mut self, bytes: &[u8], clock: Clock) -> Option<Event> {
+        if bytes.len() == size_of::<portwatch_common::ExecInfo>() {
             let wire = bytemuck::try_pod_read_unaligned(bytes).ok()?;
             self.keep(&wire);
             return None;
         }
         let report: Report = bytemuck::try_pod_read_unaligned(bytes).ok()?;
-        let image = (report.known & known::START != 0)
-            .then(|| self.images.get(&report.tgid))
+        let exec_info = (report.known & known::START != 0)
+            .then(|| self.exec_infos.get(&report.tgid))
             .flatten()
             .filter(|(start_ns, _)| *start_ns == report.start_ns)
-            .map(|(_, image)| Rc::clone(image));
-        event(&report, image, clock)
+            .map(|(_, exec_info)| Rc::clone(exec_info));
+        event(&report, exec_info, clock)
     }
 
-    fn keep(&mut self, wire: &portwatch_common::Image) {
-        let image = Rc::new(image(wire));
-        self.images.put(wire.tgid, (wire.start_ns, image));
+    fn keep(&mut self, wire: &portwatch_common::ExecInfo) {
+        let exec_info = Rc::new(exec_info(wire));
+        self.exec_infos.put(wire.tgid, (wire.start_ns, exec_info));
     }
 }
 
-fn image(wire: &portwatch_common::Image) -> ExecInfo {
+fn exec_info(wire: &portwatch_common::ExecInfo) -> ExecInfo {
     let has = |flag| wire.flags & flag != 0;
     let set = |array: &[u8], len: u32| array.get(..len as usize).map(<[u8]>::to_vec);
     let text = |bytes: Vec<u8>| bytes.strip_suffix(b"\0").map(<[u8]>::to_vec);
     let exe = set(&wire.exe, wire.exe_len)
-        .filter(|bytes| has(image_flags::EXE) && !bytes.is_empty())
+        .filter(|bytes| has(exec_info_flags::EXE) && !bytes.is_empty())
         .map(|names| {
             let mut path = Vec::with_capacity(names.len());
             for name in names.split(|byte| *byte == 0).rev().skip(1) {
@@ -95,35 +96,35 @@ fn image(wire: &portwatch_common::Image) -> ExecInfo {
     ExecInfo {
         parent: wire.parent,
         // `AUDIT_UID_UNSET` in include/uapi/linux/audit.h.
-        loginuid: (has(image_flags::LOGINUID) && wire.loginuid != u32::MAX)
+        loginuid: (has(exec_info_flags::LOGINUID) && wire.loginuid != u32::MAX)
             .then_some(wire.loginuid),
         exe,
         // A memfd has no name anywhere, as proc_pid_exe(5) shows it.
-        deleted: has(image_flags::DELETED) || has(image_flags::DETACHED),
+        deleted: has(exec_info_flags::DELETED) || has(exec_info_flags::DETACHED),
         execfn: set(&wire.execfn, wire.execfn_len).and_then(text),
         args,
     }
 }
 
 /// The event that stands for each of what was counted.
-pub(super) fn repeat(repeat: &Repeat, time: Timestamp) -> Option<Event> {
+pub(in crate::sensor) fn repeat(key: &RepeatKey, time: Timestamp) -> Option<Event> {
     let report = Report {
-        cookie: repeat.cookie,
-        netns_cookie: repeat.netns_cookie,
-        local_address: bytemuck::cast(repeat.local_address),
-        remote_address: bytemuck::cast(repeat.remote_address),
-        local_port: repeat.local_port,
-        kind: repeat.kind,
-        family: repeat.family,
-        protocol: repeat.protocol,
-        known: repeat.known,
+        cookie: key.cookie,
+        netns_cookie: key.netns_cookie,
+        local_address: bytemuck::cast(key.local_address),
+        remote_address: bytemuck::cast(key.remote_address),
+        local_port: key.local_port,
+        kind: key.kind,
+        family: key.family,
+        protocol: key.protocol,
+        known: key.known,
         ..Report::zeroed()
     };
-    let taker = (repeat.tgid != 0).then_some(repeat.tgid);
+    let binder = (key.binder != 0).then_some(key.binder);
     let event = event(&report, None, Clock(0))?;
     Some(Event {
         time,
-        binder: taker,
+        binder,
         ..event
     })
 }
@@ -149,7 +150,7 @@ fn event(report: &Report, exec_info: Option<Rc<ExecInfo>>, clock: Clock) -> Opti
     } else {
         None
     };
-    let kernels = report.known & known::KERNEL != 0;
+    let is_kernel_socket = report.known & known::KERNEL != 0;
     let task = (report.known & known::TASK != 0).then(|| Task {
         pid: report.tgid,
         tid: report.tid,
@@ -177,13 +178,13 @@ fn event(report: &Report, exec_info: Option<Rc<ExecInfo>>, clock: Clock) -> Opti
         port: report.local_port,
         peer,
         task,
-        // The kernel side looks where it knows the layout, and only at a bind.
-        is_kernel_socket: if kernels {
+        // The BPF programs know where they have the offsets, and only at a bind.
+        is_kernel_socket: if is_kernel_socket {
             Some(true)
         } else {
             (report.known & known::START != 0).then_some(false)
         },
-        binder: (report.known & known::UNTOLD != 0 && report.tgid != 0).then_some(report.tgid),
+        binder: (report.known & known::COUNTED != 0 && report.tgid != 0).then_some(report.tgid),
     })
 }
 
@@ -263,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_kernel_side_does_not_know_is_none() {
+    fn what_the_programs_do_not_know_is_none() {
         let accept = Report {
             kind: kind::ACCEPT,
             cookie: 0,
@@ -315,32 +316,32 @@ mod tests {
         }
     }
 
-    fn wire_image() -> portwatch_common::Image {
-        let mut image = portwatch_common::Image {
+    fn wire_exec_info() -> portwatch_common::ExecInfo {
+        let mut info = portwatch_common::ExecInfo {
             start_ns: 40,
             tgid: 812,
             parent: 1,
             loginuid: u32::MAX,
-            flags: image_flags::EXE | image_flags::LOGINUID,
+            flags: exec_info_flags::EXE | exec_info_flags::LOGINUID,
             exe_len: 12,
             execfn_len: 5,
             args_len: 9,
             ..bytemuck::Zeroable::zeroed()
         };
-        image.exe[..14].copy_from_slice(b"nc\0bin\0usr\0\0\xff\xff");
-        image.exe_len = 11;
-        image.execfn[..5].copy_from_slice(b"./nc\0");
-        image.args[..9].copy_from_slice(b"nc\0-l\0\0x\0");
-        image
+        info.exe[..14].copy_from_slice(b"nc\0bin\0usr\0\0\xff\xff");
+        info.exe_len = 11;
+        info.execfn[..5].copy_from_slice(b"./nc\0");
+        info.args[..9].copy_from_slice(b"nc\0-l\0\0x\0");
+        info
     }
 
     #[test]
-    fn an_image_goes_with_the_reports_of_its_process_only() {
+    fn an_exec_info_goes_with_the_reports_of_its_process_only() {
         let mut decoder = Decoder::new();
         let clock = Clock(0);
         assert!(
             decoder
-                .decode(bytemuck::bytes_of(&wire_image()), clock)
+                .decode(bytemuck::bytes_of(&wire_exec_info()), clock)
                 .is_none()
         );
         let started = Report {
@@ -348,19 +349,16 @@ mod tests {
             known: known::TASK | known::START,
             ..report()
         };
-        let mut image_of = |report: &Report| {
+        let mut exec_info_of = |report: &Report| {
             let event = decoder.decode(bytemuck::bytes_of(report), clock).unwrap();
             event.task.unwrap().exec_info
         };
-        let image = image_of(&started).unwrap();
-        assert_eq!(image.exe.as_deref(), Some(&b"/usr/bin/nc"[..]));
-        assert_eq!(image.execfn.as_deref(), Some(&b"./nc"[..]));
+        let info = exec_info_of(&started).unwrap();
+        assert_eq!(info.exe.as_deref(), Some(&b"/usr/bin/nc"[..]));
+        assert_eq!(info.execfn.as_deref(), Some(&b"./nc"[..]));
         let args = [&b"nc"[..], b"-l", b"", b"x"].map(<[u8]>::to_vec).to_vec();
-        assert_eq!(image.args, Some(args));
-        assert_eq!(
-            (image.parent, image.loginuid, image.deleted),
-            (1, None, false)
-        );
+        assert_eq!(info.args, Some(args));
+        assert_eq!((info.parent, info.loginuid, info.deleted), (1, None, false));
         for other in [
             Report {
                 tgid: 813,
@@ -375,20 +373,20 @@ mod tests {
                 ..started
             },
         ] {
-            assert_eq!(image_of(&other), None);
+            assert_eq!(exec_info_of(&other), None);
         }
     }
 
     #[test]
-    fn of_an_image_only_what_is_set_and_whole_is_taken() {
-        let cut = portwatch_common::Image {
-            flags: image_flags::DETACHED,
+    fn of_an_exec_info_only_what_is_set_and_whole_is_taken() {
+        let cut = portwatch_common::ExecInfo {
+            flags: exec_info_flags::DETACHED,
             execfn_len: 4,
             args_len: 9999,
-            ..wire_image()
+            ..wire_exec_info()
         };
-        let image = image(&cut);
-        assert_eq!((image.exe, image.execfn, image.args), (None, None, None));
-        assert!(image.deleted);
+        let info = exec_info(&cut);
+        assert_eq!((info.exe, info.execfn, info.args), (None, None, None));
+        assert!(info.deleted);
     }
 }

@@ -7,7 +7,7 @@ use std::{
 
 /// `BPF_CGROUP_*` of `enum bpf_attach_type` (include/uapi/linux/bpf.h),
 /// on which the sensor sits, by the names of its programs.
-pub(super) const HOOKS: [(&str, u32); 4] = [
+pub(in crate::sensor) const HOOKS: [(&str, u32); 4] = [
     ("sock_ops", 3),
     ("post_bind4", 12),
     ("post_bind6", 13),
@@ -29,7 +29,10 @@ struct Query {
 const BPF_PROG_QUERY: libc::c_long = 16;
 
 /// The ids of the programs that are attached to a cgroup's hook.
-pub(super) fn attached(cgroup: BorrowedFd<'_>, attach_type: u32) -> io::Result<Vec<u32>> {
+pub(in crate::sensor) fn attached(
+    cgroup: BorrowedFd<'_>,
+    attach_type: u32,
+) -> io::Result<Vec<u32>> {
     // A cgroup's hook takes 64 programs (BPF_CGROUP_MAX_PROGS in kernel/bpf/cgroup.c).
     let mut ids = vec![0_u32; 64];
     let mut query = Query {

@@ -1,4 +1,5 @@
-//! What repeats itself while the ring is filling, which the kernel side counts instead of reporting it.
+//! Repeated events, which the BPF programs count instead of reporting while the ring is filling.
+#![forbid(unsafe_code)]
 
 use std::{rc::Rc, sync::atomic::Ordering::Relaxed};
 
@@ -6,62 +7,59 @@ use aya::{
     Ebpf,
     maps::{HashMap, MapData, MapError, PerCpuArray},
 };
-use portwatch_common::{Repeat, Tally, names};
+use portwatch_common::{RepeatKey, Stats, names};
 
-use super::{
-    SensorError,
-    control::Shared,
-    load::{Plain, map},
-};
+use super::{Plain, map};
+use crate::sensor::{SensorError, ring::Shared};
 
-pub(super) struct Repeats {
+pub(in crate::sensor) struct Repeats {
     control: Rc<Shared>,
-    tally: PerCpuArray<MapData, Plain<Tally>>,
-    counts: HashMap<MapData, Plain<Repeat>, u64>,
-    before: Tally,
-    /// Counters that the kernel side began, less those that were taken.
+    stats: PerCpuArray<MapData, Plain<Stats>>,
+    counts: HashMap<MapData, Plain<RepeatKey>, u64>,
+    before: Stats,
+    /// Counters that the BPF programs started, less those that were taken.
     open: u64,
     epoch: u32,
 }
 
-/// From half a ring on: what is not counted, the first of each repeat, must still fit.
-const PRESSURE: u64 = 2;
+/// The high watermark is half the ring: the first of each repeat, which is reported, must still fit.
+const RING_PARTS: u64 = 2;
 
 impl Repeats {
-    pub(super) fn of(
+    pub(in crate::sensor) fn new(
         ebpf: &mut Ebpf,
         control: Rc<Shared>,
         ring_size: u32,
     ) -> Result<Self, SensorError> {
         control
-            .pressure()
-            .store(u64::from(ring_size) / PRESSURE, Relaxed);
-        let tally = ebpf.take_map(names::TALLY);
+            .high_watermark()
+            .store(u64::from(ring_size) / RING_PARTS, Relaxed);
+        let stats = ebpf.take_map(names::STATS);
         let counts = ebpf.take_map(names::REPEATS);
         Ok(Self {
             control,
-            tally: map(tally, names::TALLY, PerCpuArray::try_from)?,
+            stats: map(stats, names::STATS, PerCpuArray::try_from)?,
             counts: map(counts, names::REPEATS, HashMap::try_from)?,
-            before: Tally::default(),
+            before: Stats::default(),
             open: 0,
             epoch: 1,
         })
     }
 
     /// Whether repeats may be counted from now on.
-    pub(super) fn allow(&self, counting: bool) {
+    pub(in crate::sensor) fn allow(&self, counting: bool) {
         let epoch = if counting { self.epoch } else { 0 };
         self.control.epoch().store(epoch, Relaxed);
     }
 
     /// How many reports found the ring full since the last call.
-    pub(super) fn newly_lost(&mut self) -> Result<u64, SensorError> {
+    pub(in crate::sensor) fn newly_lost(&mut self) -> Result<u64, SensorError> {
         let slots = self
-            .tally
+            .stats
             .get(&0, 0)
             .map_err(|error| SensorError::kernel("reading the counters of reports", &error))?;
         let slots = slots.iter().map(|slot| slot.0);
-        let now = slots.fold(Tally::default(), |sum, slot| Tally {
+        let now = slots.fold(Stats::default(), |sum, slot| Stats {
             lost: sum.lost + slot.lost,
             repeats: sum.repeats + slot.repeats,
         });
@@ -71,15 +69,15 @@ impl Repeats {
     }
 
     /// Whether there are counters to take.
-    pub(super) const fn is_counting(&self) -> bool {
+    pub(in crate::sensor) const fn is_counting(&self) -> bool {
         self.open > 0
     }
 
     /// Takes the counters of the epoch before this one, and begins the next: to be called when no
-    /// run of the kernel side can be as old as that.
-    pub(super) fn take(&mut self) -> Result<Vec<(Repeat, u64)>, SensorError> {
+    /// run of a BPF program can be as old as that.
+    pub(in crate::sensor) fn take(&mut self) -> Result<Vec<(RepeatKey, u64)>, SensorError> {
         let before = self.epoch - 1;
-        let taken = self.remove(|repeat| repeat.epoch <= before)?;
+        let taken = self.remove(|key| key.epoch <= before)?;
         self.epoch += 1;
         if self.control.epoch().load(Relaxed) != 0 {
             self.allow(true);
@@ -87,15 +85,15 @@ impl Repeats {
         Ok(taken)
     }
 
-    /// Takes all counters: the kernel side is detached.
-    pub(super) fn take_all(&mut self) -> Result<Vec<(Repeat, u64)>, SensorError> {
+    /// Takes all counters: the programs are detached.
+    pub(in crate::sensor) fn take_all(&mut self) -> Result<Vec<(RepeatKey, u64)>, SensorError> {
         self.remove(|_| true)
     }
 
     fn remove(
         &mut self,
-        mut is_over: impl FnMut(&Repeat) -> bool,
-    ) -> Result<Vec<(Repeat, u64)>, SensorError> {
+        mut is_over: impl FnMut(&RepeatKey) -> bool,
+    ) -> Result<Vec<(RepeatKey, u64)>, SensorError> {
         let failed =
             |error: MapError| SensorError::kernel("reading the counters of repeats", &error);
         let keys: Vec<_> = self
