@@ -11,7 +11,7 @@ use aya_ebpf::{
 use portwatch_common::{SocketMark, kind};
 
 use crate::{
-    control::{has_marked_sockets, marked_socket_released},
+    control::{add_marked_sockets, has_marked_sockets},
     globals::AvailableHelpers,
     marks::mark_of,
     report::{Key, Local, Socket, report},
@@ -34,7 +34,8 @@ fn released(ctx: &SockContext) {
     // SAFETY: the helper takes this program type's context.
     let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
     if field!(mark.as_ptr(), cookie) == cookie {
-        marked_socket_released();
+        // One less.
+        add_marked_sockets(u64::MAX);
         closed(ctx, mark, AvailableHelpers::CGROUP_SOCK.without_task());
     }
 }
