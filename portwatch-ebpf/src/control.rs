@@ -43,23 +43,36 @@ pub fn has_marked_sockets() -> bool {
     }
 }
 
-/// Adds to the number of marked sockets, wrapping.
+/// Counts a marked socket, unless the cookie in the mark that it had is its own: it is counted then.
 #[inline(always)]
-pub fn add_marked_sockets(value: u64) {
-    portwatch_add_marked(value);
+pub fn count_marked_socket(cookie: u64, before: u64) {
+    portwatch_count_mark(cookie, before);
 }
 
-/// As [`add_marked_sockets`]. A function of its own for the verifier too, which then checks it once
+/// As [`count_marked_socket`]. A function of its own for the verifier too, which then checks it once
 /// and not once for each path that leads here.
 #[inline(never)]
 #[unsafe(no_mangle)]
-extern "C" fn portwatch_add_marked(value: u64) -> u32 {
-    let Some(control) = CONTROL.get_ptr_mut(0) else {
+extern "C" fn portwatch_count_mark(cookie: u64, before: u64) -> u32 {
+    if cookie == before {
         return 0;
-    };
-    // SAFETY: the map's only value, valid for the whole run.
-    unsafe { add(&raw mut (*control).marked_sockets, value) };
+    }
+    add_marked_sockets(1);
     1
+}
+
+/// Uncounts a marked socket.
+#[inline(always)]
+pub fn uncount_marked_socket() {
+    add_marked_sockets(u64::MAX);
+}
+
+#[inline(always)]
+fn add_marked_sockets(value: u64) {
+    if let Some(control) = CONTROL.get_ptr_mut(0) {
+        // SAFETY: the map's only value, valid for the whole run.
+        unsafe { add(&raw mut (*control).marked_sockets, value) };
+    }
 }
 
 /// Counts a report that found the ring full.

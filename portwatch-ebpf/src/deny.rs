@@ -10,7 +10,6 @@ use portwatch_common::{
     DENY_BANKS, DENY_SLOTS, DenyRule, MAX_DENY_RULES, SYSTEM_PORTS, deny_flags as flags, deny_slot,
 };
 
-/// The bank in force, from 1 on; 0 for none.
 #[btf_map]
 static DENY_BANK: Array<u32, 1> = Array::new();
 
@@ -20,6 +19,15 @@ static DENY_PORTS: Array<u64, { DENY_SLOTS as usize }> = Array::new();
 
 #[btf_map]
 static DENY_RULES: Array<DenyRule, { (DENY_BANKS * MAX_DENY_RULES) as usize }> = Array::new();
+
+/// The bank in force, from 1 on; 0 for none.
+#[inline(always)]
+fn bank() -> u32 {
+    match DENY_BANK.get(0) {
+        Some(bank) if *bank <= DENY_BANKS => *bank,
+        _ => 0,
+    }
+}
 
 /// Whether the current task may not bind (port, protocol).
 #[inline(always)]
@@ -40,10 +48,10 @@ extern "C" fn portwatch_deny(port: u32, protocol: u32) -> u32 {
 
 #[inline(always)]
 fn decide(port: u32, protocol: u8) -> bool {
-    let bank = match DENY_BANK.get(0) {
-        Some(bank) if (1..=DENY_BANKS).contains(bank) => *bank,
-        _ => return false,
-    };
+    let bank = bank();
+    if bank == 0 {
+        return false;
+    }
     let Some(slot) = deny_slot(bank, protocol, port) else {
         return false;
     };

@@ -32,7 +32,7 @@ use aya_ebpf::{
 use portwatch_common::SocketMark;
 
 use crate::{
-    control::add_marked_sockets,
+    control::count_marked_socket,
     field::put,
     report::{Local, Outcome},
 };
@@ -122,8 +122,7 @@ pub unsafe fn mark(socket: *mut c_void, cookie: u64, local: Local, outcome: Outc
     let Some(stored) = stored else {
         return;
     };
-    // No branch, which would double what the verifier has to check.
-    add_marked_sockets((field!(stored.as_ptr(), cookie) != cookie).into());
+    count_marked_socket(cookie, field!(stored.as_ptr(), cookie));
     // SAFETY: the kernel's pointer to a live value, valid for the whole run; a `Pod` without
     // padding is as good as its words.
     unsafe {

@@ -11,7 +11,7 @@ use aya_ebpf::{
 use portwatch_common::{SocketMark, kind};
 
 use crate::{
-    control::{add_marked_sockets, has_marked_sockets},
+    control::{has_marked_sockets, uncount_marked_socket},
     globals::AvailableHelpers,
     marks::mark_of,
     report::{Key, Local, Socket, report},
@@ -34,8 +34,7 @@ fn released(ctx: &SockContext) {
     // SAFETY: the helper takes this program type's context.
     let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
     if field!(mark.as_ptr(), cookie) == cookie {
-        // One less.
-        add_marked_sockets(u64::MAX);
+        uncount_marked_socket();
         closed(ctx, mark, AvailableHelpers::CGROUP_SOCK.without_task());
     }
 }
