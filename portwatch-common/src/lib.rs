@@ -1,7 +1,8 @@
-//! The wire between portwatch's kernel side and its agent: the record that goes through the ring
-//! buffer, the shape of the watched map, and the names of maps and globals.
+//! The wire between portwatch's BPF programs and its agent: the records that go through the ring
+//! buffer, the types of the maps' values, and the names of maps and globals.
 
 #![no_std]
+#![forbid(unsafe_code)]
 
 use bytemuck::{Pod, Zeroable};
 
@@ -28,9 +29,9 @@ pub const FAMILY_IPV6: u8 = 10;
 pub mod names {
     /// The ring buffer that carries [`Report`](super::Report)s.
     pub const RING: &str = "RING";
-    /// Per-CPU array of one [`Tally`](super::Tally).
-    pub const TALLY: &str = "TALLY";
-    /// Hash from [`Repeat`](super::Repeat) to `u64`: how often it was counted.
+    /// Per-CPU array of one [`Stats`](super::Stats).
+    pub const STATS: &str = "STATS";
+    /// Hash from [`RepeatKey`](super::RepeatKey) to `u64`: how often it was counted.
     pub const REPEATS: &str = "REPEATS";
     /// Array of [`SYSTEM_PORTS`](super::SYSTEM_PORTS) `u32`: the
     /// [`watch_bit`](super::watch_bit)s of each port.
@@ -43,17 +44,18 @@ pub mod names {
     pub const SOCK_OPS_NETNS: &str = "SOCK_OPS_NETNS";
     /// Array of one [`Control`](super::Control), which the agent maps into its memory.
     pub const CONTROL: &str = "CONTROL";
-    /// The [`Layout`](super::Layout) of this kernel.
-    pub const LAYOUT: &str = "LAYOUT";
-    /// What each socket on a watched port carries: an [`Occupant`](super::Occupant).
-    pub const OCCUPANTS: &str = "OCCUPANTS";
-    /// Array of one `u32`: the bank of the refusals that hold, from 1 on; 0 for none.
-    pub const REFUSAL_BANK: &str = "REFUSAL_BANK";
-    /// Array of `u64` by [`refusal_slot`](super::refusal_slot): the refusals that a port has, as
-    /// bits.
-    pub const REFUSAL_PORTS: &str = "REFUSAL_PORTS";
-    /// Array of [`REFUSALS`](super::REFUSALS) [`Refusal`](super::Refusal)s for each bank.
-    pub const REFUSAL_RULES: &str = "REFUSAL_RULES";
+    /// The [`KernelOffsets`](super::KernelOffsets) of the running kernel.
+    pub const KERNEL_OFFSETS: &str = "KERNEL_OFFSETS";
+    /// Socket storage: the [`SocketMark`](super::SocketMark) of each socket on a watched port.
+    pub const SOCKET_MARKS: &str = "SOCKET_MARKS";
+    /// Array of one `u32`: the bank of the deny rules in force, from 1 on; 0 for none.
+    pub const DENY_BANK: &str = "DENY_BANK";
+    /// Array of `u64` by [`deny_slot`](super::deny_slot): the rules that apply to a port, as bits
+    /// of their indices.
+    pub const DENY_PORTS: &str = "DENY_PORTS";
+    /// Array of [`MAX_DENY_RULES`](super::MAX_DENY_RULES) [`DenyRule`](super::DenyRule)s for each
+    /// bank.
+    pub const DENY_RULES: &str = "DENY_RULES";
 }
 
 /// The bit that stands for an IP protocol number in the watched map; 0 for one that is never watched.
@@ -82,7 +84,7 @@ pub mod kind {
     pub const CONNECT: u8 = 4;
     /// The socket left the port.
     pub const CLOSE: u8 = 5;
-    /// A bind was refused by a rule.
+    /// A rule denied a bind.
     pub const DENY: u8 = 6;
 }
 
@@ -100,28 +102,29 @@ pub mod known {
     pub const START: u8 = 1 << 4;
     /// The socket is the kernel's own: the acting task is whichever happened to run.
     pub const KERNEL: u8 = 1 << 5;
-    /// On a close: that the socket took the port was counted and not reported. `tgid` is who took it.
-    pub const UNTOLD: u8 = 1 << 6;
+    /// On a close: that the socket took the port was counted and not reported. `tgid` is the
+    /// binder's.
+    pub const COUNTED: u8 = 1 << 6;
 }
 
-mod image;
-mod layout;
-mod refusal;
-mod repeat;
+mod control;
+mod deny;
+mod exec_info;
+mod kernel_offsets;
 
-pub use image::{ARGS_BYTES, EXE_BYTES, EXECFN_BYTES, Image, NAME_BYTES, image_flags};
-pub use layout::Layout;
-pub use refusal::{BANKS, REFUSAL_SLOTS, REFUSALS, Refusal, refusal_flags, refusal_slot};
-pub use repeat::{Control, Repeat, Tally};
+pub use control::{Control, RepeatKey, Stats};
+pub use deny::{DENY_BANKS, DENY_SLOTS, DenyRule, MAX_DENY_RULES, deny_flags, deny_slot};
+pub use exec_info::{ARGS_BYTES, EXE_BYTES, EXECFN_BYTES, ExecInfo, NAME_BYTES, exec_info_flags};
+pub use kernel_offsets::KernelOffsets;
 
-/// One event as the kernel side writes it into the ring buffer, in the host's byte order but for
+/// One event as a BPF program writes it into the ring buffer, in the host's byte order but for
 /// the addresses. Without padding, so that every byte is written before it is submitted.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct Report {
     /// `CLOCK_MONOTONIC` nanoseconds (`bpf_ktime_get_ns`).
     pub time_ns: u64,
-    /// Socket cookie, the listener's on an accept; 0 when the kernel side does not know it. See
+    /// Socket cookie, the listener's on an accept; 0 when the BPF program does not know it. See
     /// [`known::ADDRESS`].
     pub cookie: u64,
     /// Cookie of the socket's network namespace.
@@ -162,12 +165,12 @@ pub struct Report {
     pub comm: [u8; 16],
 }
 
-/// A socket's stay on a watched port, stored in the socket itself: it goes when the socket goes.
-/// A listener's children inherit a copy, which is how an accept names its listener.
+/// The mark of a socket on a watched port, stored in the socket itself: it goes when the socket
+/// goes. A listener's children inherit a copy, which is how an accept names its listener.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
-pub struct Occupant {
-    /// Cookie of the socket that took the port; in a child, its listener's.
+pub struct SocketMark {
+    /// Cookie of the marked socket; in a child that inherited it, its listener's.
     pub cookie: u64,
     /// The same bytes as in [`Report`], as words.
     pub address: [u32; 4],
@@ -180,9 +183,9 @@ pub struct Occupant {
     /// Not 0 once the close was reported: two hooks can see the same one.
     pub closed: u16,
     /// Not 0 if that it took the port was counted and not reported.
-    pub untold: u16,
-    /// Process id of who took the port; 0 when unknown.
-    pub tgid: u32,
+    pub counted: u16,
+    /// Process id of the binder; 0 when unknown.
+    pub binder: u32,
     /// Zero.
     pub reserved: u32,
 }

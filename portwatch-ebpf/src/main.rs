@@ -1,8 +1,11 @@
-//! portwatch's kernel side: reports what happens to sockets on watched ports.
+//! portwatch's BPF programs: report what happens to sockets on watched ports.
 //!
 //! Every program sits on a cgroup hook whose context is stable kernel ABI
-//! (`include/uapi/linux/bpf.h`), so that one object runs from Linux 5.10 on without kernel BTF. What
-//! a process runs is the exception: see `image`.
+//! (`include/uapi/linux/bpf.h`), so that one object runs from Linux 5.10 on without kernel BTF. The
+//! exec info is the exception: see `kernel`.
+//!
+//! A hook is one file in `hooks`: it describes the socket, reports, and marks what is to be
+//! recognised later.
 
 #![no_std]
 #![no_main]
@@ -10,14 +13,20 @@
 #![feature(core_intrinsics)]
 #![allow(internal_features)]
 
-mod bind;
-mod emit;
-mod image;
-mod maps;
-mod refuse;
-mod release;
-mod state;
-mod tcp;
+#[macro_use]
+mod field;
+
+mod control;
+mod deny;
+mod exec_info;
+mod globals;
+mod hooks;
+mod kernel;
+mod marks;
+mod repeats;
+mod report;
+mod ring;
+mod watched;
 
 /// BPF programs cannot unwind, and nothing here panics.
 #[panic_handler]

@@ -53,7 +53,7 @@ fn decode() -> [Part; 2] {
         ),
         (
             "decode: exec info",
-            Box::new(move || drop(black_box(exec_infos.image()))),
+            Box::new(move || drop(black_box(exec_infos.exec_info()))),
         ),
     ]
 }

@@ -32,7 +32,7 @@ impl Monitor {
         let registry = self.pipeline.decider().registry();
         self.sensor
             .watch(config.watched(registry, &Transport::ALL))?;
-        self.sensor.refuse(&config.deny_rules(registry))?;
+        self.sensor.deny(&config.deny_rules(registry))?;
         self.scheduler.set_scope(scope(&config, registry, options));
         self.sensor.count_repeats(config.aggregate.enabled);
         for message in config.warnings.iter().chain(&missing_cgroups(&self.sensor)) {
@@ -54,7 +54,7 @@ impl Monitor {
     /// Looks again for the cgroups of deny rules.
     pub(super) fn find_cgroups(&mut self) {
         let rules = self.config.deny_rules(self.pipeline.decider().registry());
-        if let Err(error) = self.sensor.refuse(&rules) {
+        if let Err(error) = self.sensor.deny(&rules) {
             self.warn(error.to_string());
         }
     }

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use portwatch_common::REFUSALS;
+use portwatch_common::MAX_DENY_RULES;
 
 use super::{Condition, Decision, NamePattern, Policy, Rule, RuleError};
 use crate::{
@@ -157,12 +157,12 @@ pub(super) fn check(rules: &[Rule]) -> Result<(), RuleError> {
         }
         count += by_user_and_cgroup(rule).len();
     }
-    if count > REFUSALS as usize {
+    if count > MAX_DENY_RULES as usize {
         return named(
             rules_to_compile.len() - 1,
             None,
             format!(
-                "is the last of {count} pairs of user and cgroup: the BPF programs hold {REFUSALS}"
+                "is the last of {count} pairs of user and cgroup: the BPF programs hold {MAX_DENY_RULES}"
             ),
         );
     }

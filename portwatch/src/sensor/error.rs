@@ -1,4 +1,5 @@
-//! Why the kernel side could not be armed.
+//! Why the sensor could not be armed.
+#![forbid(unsafe_code)]
 
 use std::{io, path::PathBuf};
 
@@ -6,7 +7,7 @@ use aya::{EbpfError, maps::MapError, programs::ProgramError};
 
 use crate::model::Printable;
 
-/// Why the kernel side could not be armed. Each message is one line and says the way out.
+/// Why the sensor could not be armed. Each message is one line and says the way out.
 #[derive(Debug, thiserror::Error)]
 pub enum SensorError {
     /// The process may not load BPF programs.
@@ -35,7 +36,7 @@ pub enum SensorError {
          portwatch needs a kernel with CONFIG_CGROUPS and CONFIG_CGROUP_BPF"
     )]
     NoCgroup {
-        /// What the kernel said.
+        /// What the kernel returned.
         source: io::Error,
     },
     /// The cgroup that was asked for is none.
@@ -46,9 +47,9 @@ pub enum SensorError {
         /// What is wrong with it.
         problem: String,
     },
-    /// The kernel refused a program.
+    /// The kernel rejected a program.
     #[error(
-        "this kernel ({release}) refused the program {program}: {source}; its last words: {last_words}"
+        "this kernel ({release}) rejected the program {program}: {source}; verifier log ends: {verifier_log}"
     )]
     Refused {
         /// The program's name.
@@ -58,19 +59,19 @@ pub enum SensorError {
         /// What the system call returned.
         source: io::Error,
         /// The end of the verifier's log.
-        last_words: String,
+        verifier_log: String,
     },
-    /// The kernel refused to attach a program.
+    /// The kernel did not attach a program.
     #[error("this kernel ({release}) did not attach the program {program}: {problem}")]
     Attach {
         /// The program's name.
         program: String,
         /// The kernel's release.
         release: String,
-        /// What the kernel said.
+        /// What the kernel returned.
         problem: String,
     },
-    /// The kernel refused something else that the sensor needs.
+    /// The kernel did not take something else that the sensor needs.
     #[error(
         "this kernel ({release}) did not take {what}: {problem}; portwatch needs Linux 5.10 or later"
     )]
@@ -79,7 +80,7 @@ pub enum SensorError {
         what: String,
         /// The kernel's release.
         release: String,
-        /// What the kernel said.
+        /// What the kernel returned.
         problem: String,
     },
 }
@@ -90,12 +91,12 @@ impl SensorError {
         match error {
             ProgramError::LoadError {
                 io_error,
-                verifier_log,
+                verifier_log: log,
             } => Self::Refused {
                 program: program.into(),
                 release: release(),
                 source: io_error,
-                last_words: last_words(&verifier_log.to_string()),
+                verifier_log: reason(&log.to_string()),
             },
             other => Self::kernel(&format!("the program {program}"), &other),
         }
@@ -160,7 +161,7 @@ pub(super) fn release() -> String {
 }
 
 /// The end of the verifier's log without its statistics: the line that says why, on one line.
-fn last_words(log: &str) -> String {
+fn reason(log: &str) -> String {
     const STATISTICS: [&str; 5] = [
         "processed ",
         "verification time",
@@ -168,12 +169,12 @@ fn last_words(log: &str) -> String {
         "mark_precise:",
         "max_states",
     ];
-    let said = log
+    let reason = log
         .lines()
         .map(str::trim)
         .filter(|line| !line.is_empty())
         .rfind(|line| !STATISTICS.iter().any(|start| line.starts_with(start)));
-    said.map_or_else(|| "none".into(), one_line)
+    reason.map_or_else(|| "none".into(), one_line)
 }
 
 fn one_line(text: &str) -> String {
@@ -185,13 +186,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_last_words_are_the_verifiers_reason() {
+    fn the_end_of_the_verifier_log_is_its_reason() {
         let log = "func#0 @0\n0: R1=ctx() R10=fp0\n14: (85) call bpf_foo#9999\n\
                    invalid func unknown#9999\n\
                    verification time 81 usec\nstack depth 0\n\
                    processed 15 insns (limit 1000000) max_states_per_insn 0\n\n";
-        assert_eq!(last_words(log), "invalid func unknown#9999");
-        assert_eq!(last_words(""), "none");
-        assert_eq!(last_words("bad\x1b[2J"), "bad\\u{1b}[2J");
+        assert_eq!(reason(log), "invalid func unknown#9999");
+        assert_eq!(reason(""), "none");
+        assert_eq!(reason("bad\x1b[2J"), "bad\\u{1b}[2J");
     }
 }

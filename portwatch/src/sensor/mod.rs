@@ -1,24 +1,12 @@
-//! Loads and attaches the kernel side and reads its ring buffer. Nothing else knows aya.
+//! Loads and attaches the BPF programs and reads their ring buffer. Nothing else knows aya.
 
-mod cgroup;
-mod control;
-#[cfg(feature = "debug")]
-mod debug;
-mod decode;
+mod attach;
 mod error;
-mod health;
-mod hooks;
-mod layout;
-mod load;
-mod occupants;
-mod pin;
-mod probe;
-mod refuse;
-mod repeats;
+mod maps;
+mod object;
+mod ring;
 #[cfg(feature = "testing")]
 mod testing;
-mod tracepoint;
-mod wake;
 
 use std::{
     collections::BTreeSet,
@@ -26,43 +14,37 @@ use std::{
     os::fd::{BorrowedFd, OwnedFd},
     path::PathBuf,
     rc::Rc,
-    thread,
 };
 
 use aya::{
-    Ebpf, EbpfLoader,
+    Ebpf,
     maps::{Map, RingBuf},
     programs::{Program, links::PinnedLink},
 };
 use jiff::Timestamp;
 use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
-use portwatch_common::{Layout, names};
+use portwatch_common::names;
 
 #[cfg(feature = "testing")]
 pub use self::testing::Records;
 use self::{
-    cgroup::Cgroup,
-    control::Shared,
-    decode::{Clock, Decoder},
-    load::{
-        Watched, attach_program, check_privileges, check_ring_size, fill, load, load_programs, map,
+    attach::{Cgroup, PROGRAMS, attach_pinned, attach_program},
+    maps::{
+        deny, map,
+        marks::SocketMarks,
+        repeats::Repeats,
+        watched::{Watched, fill},
     },
-    occupants::Occupants,
-    repeats::Repeats,
-    wake::Wake,
+    object::{HostFeatures, OBJECT, check_privileges, check_ring_size, load, load_programs},
+    ring::{Clock, Decoder, Shared, Wake, decode},
 };
 pub use self::{
+    attach::{Health, Tracepoint, is_pinned, unpin},
     error::SensorError,
-    health::Health,
-    occupants::ExistingSocket,
-    pin::{is_pinned, unpin},
-    probe::{Check, PRIVILEGES, probe},
-    tracepoint::Tracepoint,
+    maps::marks::ExistingSocket,
+    object::{Check, PRIVILEGES, probe},
 };
 use crate::model::{DenyRules, Event, Transport};
-
-/// The eBPF object, aligned as its loader wants it.
-static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/portwatch-ebpf"));
 
 /// How to arm.
 #[derive(Clone, Debug)]
@@ -71,24 +53,24 @@ pub struct Options {
     pub ring_size: u32,
     /// The cgroup to watch; None for all of the host.
     pub cgroup: Option<PathBuf>,
-    /// Whether what is refused stays refused when the agent ends.
+    /// Whether the programs that deny stay attached when the agent ends.
     pub fail_closed: bool,
 }
 
 /// The transports that the cgroup hooks see.
 const TRANSPORTS: [Transport; 3] = [Transport::Tcp, Transport::Udp, Transport::UdpLite];
 
-/// The kernel side, armed; dropping it detaches.
+/// The BPF programs, armed; dropping it detaches them.
 pub struct Sensor {
     /// Holds the programs and their links; None once disarmed.
     ebpf: Option<Ebpf>,
     wake: Wake,
     repeats: Repeats,
     decoder: Decoder,
-    /// Cgroups of refusals that are not there.
+    /// Cgroups that deny rules name and that do not exist.
     missing_cgroups: Vec<String>,
-    occupants: Occupants,
-    /// Why processes are told by what /proc still shows; None where their images are read.
+    marks: SocketMarks,
+    /// Why the BPF programs read no exec info; None where they do.
     exec_info_error: Option<String>,
     cgroup: String,
     programs: usize,
@@ -103,7 +85,7 @@ pub struct Sensor {
 }
 
 impl Sensor {
-    /// Loads and attaches the kernel side, to report what happens on the `watched` ports. Events
+    /// Loads and attaches the BPF programs, to report what happens on the `watched` ports. Events
     /// are collected from the moment this returns. To be called inside a tokio runtime.
     ///
     /// # Errors
@@ -112,46 +94,28 @@ impl Sensor {
     pub fn arm(
         options: &Options,
         watched: impl Iterator<Item = (u16, Transport)>,
-        refusals: &DenyRules,
+        deny: &DenyRules,
     ) -> Result<Self, SensorError> {
-        Self::arm_object(OBJECT, options, watched, refusals)
+        Self::arm_object(OBJECT, options, watched, deny)
     }
 
-    /// The eBPF object that [`arm`](Self::arm) loads.
-    #[doc(hidden)]
-    #[must_use]
-    pub fn object() -> &'static [u8] {
-        OBJECT
-    }
-
-    /// As [`arm`](Self::arm), with another object: how tests meet a kernel that refuses one.
-    #[doc(hidden)]
-    pub fn arm_object(
+    /// As [`arm`](Self::arm), with any object.
+    fn arm_object(
         object: &[u8],
         options: &Options,
         watched: impl Iterator<Item = (u16, Transport)>,
-        refusals: &DenyRules,
+        deny: &DenyRules,
     ) -> Result<Self, SensorError> {
         check_ring_size(options.ring_size)?;
         check_privileges()?;
-        let Cgroup { fd: cgroup, label } = cgroup::open(options.cgroup.as_deref())?;
+        let Cgroup { fd: cgroup, label } = Cgroup::open(options.cgroup.as_deref())?;
         // Before Linux 5.11 maps count as locked memory. Where this is refused it is not needed.
         let _ = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY);
 
-        // Both read all of the kernel's type information.
-        let (layout, loader) = thread::scope(|scope| {
-            let layout = scope.spawn(layout::of_this_kernel);
-            let loader = EbpfLoader::new();
-            (layout.join(), loader)
-        });
-        let (layout, exec_info_error) = match layout {
-            Ok(Ok(layout)) => (layout, None),
-            Ok(Err(error)) => (Layout::UNKNOWN, Some(error.to_string())),
-            Err(_) => (Layout::UNKNOWN, Some("reading it failed".into())),
-        };
-        let mut ebpf = load(loader, object, options.ring_size, &layout)?;
+        let (features, loader) = HostFeatures::read();
+        let mut ebpf = load(loader, object, options.ring_size, &features)?;
         let watched = fill(&mut ebpf, &Watched::default(), watched)?;
-        let missing_cgroups = refuse::set(&mut ebpf, refusals)?;
+        let missing_cgroups = deny::set(&mut ebpf, deny)?;
         let ring = map(ebpf.take_map(names::RING), names::RING, RingBuf::try_from)?;
         let control = map(ebpf.map(names::CONTROL), names::CONTROL, |map| match map {
             Map::Array(data) => Ok(data),
@@ -159,37 +123,36 @@ impl Sensor {
         })?;
         let control = Shared::map(control)
             .map(Rc::new)
-            .map_err(|error| SensorError::kernel("mapping what both sides see", &error))?;
+            .map_err(|error| SensorError::kernel("mapping the control page", &error))?;
         let wake = Wake::new(ring, Rc::clone(&control))
             .map_err(|error| SensorError::kernel("waiting for the ring buffer", &error))?;
-        let repeats = Repeats::of(&mut ebpf, control, options.ring_size)?;
+        let repeats = Repeats::new(&mut ebpf, Rc::clone(&control), options.ring_size)?;
+        let marks = SocketMarks::new(&mut ebpf, control)?;
 
-        let occupants = Occupants::of(&mut ebpf)?;
-
-        // All are loaded before any is attached, so that a refusal leaves nothing behind.
+        // All are loaded before any is attached, so that one that is rejected leaves nothing behind.
         load_programs(required(&mut ebpf))?;
         let mut programs = 0;
         let mut pinned = Vec::new();
         for (name, program) in required(&mut ebpf) {
-            let refusing = pin::PROGRAMS.into_iter().find(|refusing| *refusing == name);
-            match refusing.filter(|_| options.fail_closed) {
-                Some(name) => pinned.push(pin::attach(name, program, &cgroup)?),
+            let denying = PROGRAMS.into_iter().find(|denying| *denying == name);
+            match denying.filter(|_| options.fail_closed) {
+                Some(name) => pinned.push(attach_pinned(name, program, &cgroup)?),
                 None => attach_program(program, &cgroup)
                     .map_err(|error| SensorError::attach(name, &error))?,
             }
             programs += 1;
         }
-        let tracepoint = Tracepoint::attach(&mut ebpf);
+        let tracepoint = Tracepoint::attach(&mut ebpf, features.tracepoint_transports.clone());
         #[cfg(feature = "debug")]
-        debug::forward_log(&mut ebpf);
+        object::debug::forward_log(&mut ebpf);
         Ok(Self {
             ebpf: Some(ebpf),
             wake,
             repeats,
             decoder: Decoder::new(),
             missing_cgroups,
-            occupants,
-            exec_info_error,
+            marks,
+            exec_info_error: features.exec_info_error(),
             cgroup: label,
             programs,
             tracepoint,
@@ -261,8 +224,8 @@ impl Sensor {
         self.repeats.newly_lost()
     }
 
-    /// Whether what repeats itself may be counted by the kernel side while the ring is filling.
-    /// Until this is called it is not.
+    /// Whether the BPF programs may count repeated events while the ring is filling. Until this is
+    /// called they may not.
     pub fn count_repeats(&mut self, may_count: bool) {
         self.repeats.allow(may_count);
     }
@@ -274,7 +237,7 @@ impl Sensor {
     }
 
     /// Adds what was counted before the last call, and how often. At least as long must pass between
-    /// two calls as a run of the kernel side can take.
+    /// two calls as a run of a BPF program can take.
     ///
     /// # Errors
     ///
@@ -286,13 +249,11 @@ impl Sensor {
         }?;
         let now = Timestamp::now();
         let taken = taken.iter();
-        events.extend(
-            taken.filter_map(|(repeat, count)| Some((decode::repeat(repeat, now)?, *count))),
-        );
+        events.extend(taken.filter_map(|(key, count)| Some((decode::repeat(key, now)?, *count))));
         Ok(())
     }
 
-    /// Cgroups that refusals are about and that are not there: such a refusal applies to nobody.
+    /// Cgroups that deny rules name and that do not exist: such a rule applies to no process.
     #[must_use]
     pub fn missing_cgroups(&self) -> &[String] {
         &self.missing_cgroups
@@ -313,29 +274,29 @@ impl Sensor {
         Ok(())
     }
 
-    /// Refuses something else from now on: all at once.
+    /// Replaces the deny rules, all at once.
     ///
     /// # Errors
     ///
     /// The kernel's.
-    pub fn refuse(&mut self, refusals: &DenyRules) -> Result<(), SensorError> {
+    pub fn deny(&mut self, deny: &DenyRules) -> Result<(), SensorError> {
         if let Some(ebpf) = &mut self.ebpf {
-            self.missing_cgroups = refuse::set(ebpf, refusals)?;
+            self.missing_cgroups = deny::set(ebpf, deny)?;
         }
         Ok(())
     }
 
-    /// Why processes are told only by what /proc still shows of them; None where the kernel side
-    /// reads what they run.
+    /// Why the BPF programs read no exec info, so that processes are identified only by what /proc
+    /// still shows; None where they do.
     #[must_use]
     pub fn exec_info_error(&self) -> Option<&str> {
         self.exec_info_error.as_deref()
     }
 
-    /// Marks a socket from before the kernel side was there: its close and its accepts are then
+    /// Marks a socket from before the BPF programs were attached: its close and its accepts are then
     /// reported like any other's. `socket` is a descriptor of it. False when it cannot be marked.
-    pub fn mark_existing(&mut self, socket: BorrowedFd<'_>, occupant: &ExistingSocket) -> bool {
-        self.occupants.mark_existing(socket, occupant)
+    pub fn mark_existing(&mut self, socket: BorrowedFd<'_>, existing: &ExistingSocket) -> bool {
+        self.marks.mark_existing(socket, existing)
     }
 
     /// Detaches the programs; what is in the ring stays readable.
@@ -348,4 +309,46 @@ impl Sensor {
 fn required(ebpf: &mut Ebpf) -> impl Iterator<Item = (&str, &mut Program)> {
     ebpf.programs_mut()
         .filter(|(name, _)| *name != names::TRACEPOINT)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_that_the_kernel_rejects_is_quoted() {
+        // Where the object calls bpf_get_socket_cookie, this one calls a helper that no kernel has.
+        let mut object = OBJECT.to_vec();
+        let call = |helper: u32| [&[0x85, 0, 0, 0][..], &helper.to_le_bytes()].concat();
+        let (from, to) = (call(46), call(9999));
+        let calls: Vec<usize> = (0..object.len() - from.len())
+            .step_by(8)
+            .filter(|at| object[*at..].starts_with(&from))
+            .collect();
+        assert!(!calls.is_empty());
+        for at in calls {
+            object[at..at + to.len()].copy_from_slice(&to);
+        }
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        let _guard = runtime.enter();
+        let options = Options {
+            ring_size: 1 << 16,
+            cgroup: None,
+            fail_closed: false,
+        };
+        let armed =
+            Sensor::arm_object(&object, &options, std::iter::empty(), &DenyRules::default());
+        let error = armed.err().unwrap();
+        assert!(matches!(error, SensorError::Refused { .. }), "{error:?}");
+        let text = error.to_string();
+        assert!(text.contains("rejected the program "), "{text}");
+        assert!(
+            text.ends_with("verifier log ends: invalid func unknown#9999"),
+            "{text}"
+        );
+        assert_eq!(text.lines().count(), 1);
+    }
 }

@@ -1,20 +1,20 @@
-//! Records as the kernel side writes them, and the decoder for them: for measuring.
+//! Records as the BPF programs write them, and the decoder for them: for measuring.
 
 use bytemuck::Zeroable as _;
-use portwatch_common::{FAMILY_IPV4, Image, PROTOCOL_UDP, Report, image_flags, kind, known};
+use portwatch_common::{ExecInfo, FAMILY_IPV4, PROTOCOL_UDP, Report, exec_info_flags, kind, known};
 
-use super::decode::{Clock, Decoder};
+use super::ring::{Clock, Decoder};
 use crate::model::Event;
 
 const PID: u32 = 812;
 const START: u64 = 5_000_000_000;
 
-/// A bind on 976/udp by a process whose image is known.
+/// A bind on 976/udp by a process whose exec info is known.
 pub struct Records {
     decoder: Decoder,
     clock: Clock,
     report: Report,
-    image: Image,
+    exec_info: ExecInfo,
 }
 
 impl Default for Records {
@@ -39,21 +39,21 @@ impl Default for Records {
                 comm: *b"nc\0\0\0\0\0\0\0\0\0\0\0\0\0\0",
                 ..Report::zeroed()
             },
-            image: image(),
+            exec_info: exec_info(),
         };
-        records.image();
+        records.exec_info();
         records
     }
 }
 
 /// `nc -u -l 976`, started as /usr/bin/nc.
-fn image() -> Image {
-    let mut image = Image {
+fn exec_info() -> ExecInfo {
+    let mut info = ExecInfo {
         start_ns: START,
         tgid: PID,
         parent: 1,
-        flags: image_flags::EXE,
-        ..Image::zeroed()
+        flags: exec_info_flags::EXE,
+        ..ExecInfo::zeroed()
     };
     let put = |array: &mut [u8], bytes: &[u8]| -> u32 {
         for (to, from) in array.iter_mut().zip(bytes) {
@@ -61,10 +61,10 @@ fn image() -> Image {
         }
         bytes.len() as u32
     };
-    image.exe_len = put(&mut image.exe, b"nc\0bin\0usr\0");
-    image.execfn_len = put(&mut image.execfn, b"/usr/bin/nc\0");
-    image.args_len = put(&mut image.args, b"nc\0-u\0-l\x00976\0");
-    image
+    info.exe_len = put(&mut info.exe, b"nc\0bin\0usr\0");
+    info.execfn_len = put(&mut info.execfn, b"/usr/bin/nc\0");
+    info.args_len = put(&mut info.args, b"nc\0-u\0-l\x00976\0");
+    info
 }
 
 impl Records {
@@ -74,9 +74,9 @@ impl Records {
         self.decoder.decode(bytes, self.clock)
     }
 
-    /// Decodes the image.
-    pub fn image(&mut self) -> Option<Event> {
-        let bytes = bytemuck::bytes_of(&self.image);
+    /// Decodes the exec info.
+    pub fn exec_info(&mut self) -> Option<Event> {
+        let bytes = bytemuck::bytes_of(&self.exec_info);
         self.decoder.decode(bytes, self.clock)
     }
 }

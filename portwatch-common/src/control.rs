@@ -1,0 +1,62 @@
+//! What the BPF programs and the agent share while both run: the control page, the keys of repeated
+//! events, and the statistics.
+
+use bytemuck::{Pod, Zeroable};
+
+/// One page that both sides have mapped. Each word is read and written as a whole.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct Control {
+    /// Not 0 while the agent polls the ring: it need not be woken. Written by the agent.
+    pub polling: u32,
+    /// The epoch in which [`RepeatKey`]s are counted; 0 while none are, and each event is reported.
+    /// Written by the agent.
+    pub epoch: u32,
+    /// Bytes in the ring from which on repeated events are counted. Written by the agent.
+    pub high_watermark: u64,
+    /// At least the number of sockets with a [`SocketMark`](super::SocketMark) of their own, whose
+    /// close is to be reported: while it is 0, a close needs no look-up. Both sides add to it.
+    pub marked_sockets: u64,
+}
+
+/// Events that are counted as one and the same while the ring is filling; the first is reported.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Pod, Zeroable)]
+pub struct RepeatKey {
+    /// The listener's, on an accept; 0 otherwise.
+    pub cookie: u64,
+    /// As in [`Report`](super::Report); 0 when it is not known.
+    pub netns_cookie: u64,
+    /// As in [`Report`](super::Report).
+    pub local_address: [u32; 4],
+    /// As in [`Report`](super::Report); 0 except on an accept.
+    pub remote_address: [u32; 4],
+    /// Process id of the binder; 0 when it is not known.
+    pub binder: u32,
+    /// The [`Control::epoch`] in which it was counted.
+    pub epoch: u32,
+    /// Host byte order.
+    pub local_port: u16,
+    /// One of [`kind`](super::kind).
+    pub kind: u8,
+    /// As in [`Report`](super::Report).
+    pub family: u8,
+    /// IP protocol number.
+    pub protocol: u8,
+    /// As in [`Report`](super::Report): which of these the BPF programs know.
+    pub known: u8,
+    /// Zero.
+    pub reserved: u16,
+}
+
+const _: () = assert!(size_of::<RepeatKey>() == 64 && align_of::<RepeatKey>() == 8);
+
+/// Statistics of one CPU since the BPF programs were loaded.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct Stats {
+    /// Reports that found the ring full.
+    pub lost: u64,
+    /// [`RepeatKey`]s that began to be counted.
+    pub repeats: u64,
+}

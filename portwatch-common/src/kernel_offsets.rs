@@ -1,0 +1,134 @@
+//! Where a kernel keeps what an [`ExecInfo`](super::ExecInfo) is read from.
+
+use bytemuck::{Pod, Zeroable};
+
+/// Offsets in bytes, of the members that [`KernelOffsets::MEMBERS`] names.
+///
+/// They differ from kernel to kernel: the agent takes them from the running one's type information
+/// and sets them as a read-only global. Without it all are zero, and no exec info is read.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct KernelOffsets {
+    /// Not 0 when all the others are set but those that say otherwise.
+    pub known: u32,
+    /// `task_struct.loginuid`; 0 where the kernel has no audit.
+    pub task_loginuid: u32,
+    /// `sock.__sk_common.skc_net.net`; 0 where either of this and the next is not to be found.
+    pub sock_net: u32,
+    /// `net.ns.inum`.
+    pub net_inum: u32,
+    /// `task_struct.mm`.
+    pub task_mm: u32,
+    /// `task_struct.real_parent`.
+    pub task_parent: u32,
+    /// `task_struct.tgid`.
+    pub task_tgid: u32,
+    /// `task_struct.group_leader`.
+    pub task_leader: u32,
+    /// `task_struct.start_boottime`.
+    pub task_start: u32,
+    /// `mm_struct.arg_start`.
+    pub mm_arg_start: u32,
+    /// `mm_struct.arg_end`.
+    pub mm_arg_end: u32,
+    /// `mm_struct.env_end`.
+    pub mm_env_end: u32,
+    /// `mm_struct.exe_file`.
+    pub mm_exe_file: u32,
+    /// `file.f_path.mnt`.
+    pub file_mount: u32,
+    /// `file.f_path.dentry`.
+    pub file_dentry: u32,
+    /// `dentry.d_parent`.
+    pub dentry_parent: u32,
+    /// `dentry.d_name.name`.
+    pub dentry_name: u32,
+    /// `dentry.d_hash.pprev`.
+    pub dentry_hash: u32,
+    /// `vfsmount.mnt_root`.
+    pub vfsmount_root: u32,
+    /// `mount.mnt`.
+    pub mount_vfsmount: u32,
+    /// `mount.mnt_parent`.
+    pub mount_parent: u32,
+    /// `mount.mnt_mountpoint`.
+    pub mount_point: u32,
+    /// `sock.sk_socket`.
+    pub sock_socket: u32,
+    /// `socket.file`.
+    pub socket_file: u32,
+    /// `inet_connection_sock.icsk_ulp_ops`.
+    pub sock_ulp: u32,
+}
+
+const _: () = assert!(size_of::<KernelOffsets>() == (KernelOffsets::MEMBERS.len() + 1) * 4);
+
+impl KernelOffsets {
+    /// The offsets of a kernel without type information.
+    pub const UNKNOWN: Self = Self {
+        known: 0,
+        task_loginuid: 0,
+        sock_net: 0,
+        net_inum: 0,
+        task_mm: 0,
+        task_parent: 0,
+        task_tgid: 0,
+        task_leader: 0,
+        task_start: 0,
+        mm_arg_start: 0,
+        mm_arg_end: 0,
+        mm_env_end: 0,
+        mm_exe_file: 0,
+        file_mount: 0,
+        file_dentry: 0,
+        dentry_parent: 0,
+        dentry_name: 0,
+        dentry_hash: 0,
+        vfsmount_root: 0,
+        mount_vfsmount: 0,
+        mount_parent: 0,
+        mount_point: 0,
+        sock_socket: 0,
+        socket_file: 0,
+        sock_ulp: 0,
+    };
+
+    /// Structure and member behind each field from `task_loginuid` on, in their order.
+    pub const MEMBERS: [(&'static str, &'static str); 24] = [
+        ("task_struct", "loginuid"),
+        ("sock", "__sk_common.skc_net.net"),
+        ("net", "ns.inum"),
+        ("task_struct", "mm"),
+        ("task_struct", "real_parent"),
+        ("task_struct", "tgid"),
+        ("task_struct", "group_leader"),
+        ("task_struct", "start_boottime"),
+        ("mm_struct", "arg_start"),
+        ("mm_struct", "arg_end"),
+        ("mm_struct", "env_end"),
+        ("mm_struct", "exe_file"),
+        ("file", "f_path.mnt"),
+        ("file", "f_path.dentry"),
+        ("dentry", "d_parent"),
+        ("dentry", "d_name.name"),
+        ("dentry", "d_hash.pprev"),
+        ("vfsmount", "mnt_root"),
+        ("mount", "mnt"),
+        ("mount", "mnt_parent"),
+        ("mount", "mnt_mountpoint"),
+        ("sock", "sk_socket"),
+        ("socket", "file"),
+        ("inet_connection_sock", "icsk_ulp_ops"),
+    ];
+
+    /// How many of [`Self::MEMBERS`], from the first on, a kernel may lack.
+    pub const OPTIONAL: usize = 3;
+
+    /// The offsets of these [`Self::MEMBERS`].
+    #[must_use]
+    pub fn from_offsets(offsets: [u32; Self::MEMBERS.len()]) -> Self {
+        let mut words = [1; Self::MEMBERS.len() + 1];
+        words[1..].copy_from_slice(&offsets);
+        bytemuck::cast(words)
+    }
+}

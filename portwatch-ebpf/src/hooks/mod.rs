@@ -1,0 +1,6 @@
+//! The programs, by the hooks that they are attached to.
+
+mod bind;
+mod release;
+mod state;
+mod tcp;

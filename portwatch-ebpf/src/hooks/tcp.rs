@@ -1,0 +1,192 @@
+//! `sock_ops`: listen, accept, outgoing connect and the end of a listener, for TCP and MPTCP's
+//! subflows (`tcp_call_bpf` in include/net/tcp.h and its callers; `TCP_LISTEN_CB` since Linux 4.19).
+
+use core::{ffi::c_void, ptr::NonNull};
+
+use aya_ebpf::{
+    EbpfContext as _,
+    bindings::{
+        BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG,
+        BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_SOCK_OPS_TCP_LISTEN_CB, BPF_TCP_LISTEN, bpf_sock_ops,
+    },
+    helpers::generated::{
+        bpf_get_current_pid_tgid, bpf_get_socket_cookie, bpf_sock_ops_cb_flags_set,
+    },
+    macros::sock_ops,
+    programs::SockOpsContext,
+};
+use portwatch_common::{FAMILY_IPV4, FAMILY_IPV6, PROTOCOL_TCP, SocketMark, kind};
+
+use super::release::closed;
+use crate::{
+    globals::AvailableHelpers,
+    marks::{mark, mark_of},
+    report::{Key, Local, Socket, report},
+    watched::is_watched,
+};
+
+/// No objection; the ops that ask for a value keep their default.
+const OK: u32 = 1;
+
+type Remote = Option<([u32; 4], u16)>;
+
+#[sock_ops]
+pub fn sock_ops(ctx: SockOpsContext) -> u32 {
+    let ops = ctx.ops;
+    match field!(ops, op) {
+        BPF_SOCK_OPS_TCP_LISTEN_CB => listening(&ctx),
+        BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => established(&ctx),
+        BPF_SOCK_OPS_TCP_CONNECT_CB => connecting(&ctx),
+        BPF_SOCK_OPS_STATE_CB => changed(&ctx),
+        _ => {}
+    }
+    OK
+}
+
+#[inline(always)]
+fn listening(ctx: &SockOpsContext) {
+    let ops = ctx.ops;
+    if !is_watched(field!(ops, local_port), PROTOCOL_TCP) {
+        return;
+    }
+    report_and_mark(ctx, kind::LISTEN, None);
+    // Other programs' flags stay; without the flag, only an MPTCP listener's close goes unseen.
+    let flags = field!(ops, bpf_sock_ops_cb_flags) | BPF_SOCK_OPS_STATE_CB_FLAG;
+    // SAFETY: the helper takes this program type's context.
+    let _ = unsafe { bpf_sock_ops_cb_flags_set(ops, flags as i32) };
+}
+
+#[inline(always)]
+fn connecting(ctx: &SockOpsContext) {
+    if !is_watched(field!(ctx.ops, local_port), PROTOCOL_TCP) {
+        return;
+    }
+    report_and_mark(ctx, kind::CONNECT, remote(ctx.ops));
+}
+
+/// A handshake is complete: runs in softirq, so the current task is any.
+#[inline(always)]
+fn established(ctx: &SockOpsContext) {
+    if !is_watched(field!(ctx.ops, local_port), PROTOCOL_TCP) {
+        return;
+    }
+    let mut listener = 0;
+    if let Some(inherited) = mark_in(ctx) {
+        listener = field!(inherited.as_ptr(), cookie);
+        // Two that connect to each other at once: no listener is there to accept.
+        if listener == cookie(ctx) {
+            return;
+        }
+    }
+    let socket = socket(ctx.ops, listener, remote(ctx.ops));
+    let helpers = AvailableHelpers::sock_ops().without_task();
+    report(ctx, kind::ACCEPT, &socket, helpers);
+}
+
+/// A flagged socket changes state. Children inherit the flag, so only a listener's end counts.
+#[inline(always)]
+fn changed(ctx: &SockOpsContext) {
+    if field!(ctx.ops, __bindgen_anon_1.args[0]) != BPF_TCP_LISTEN {
+        return;
+    }
+    if let Some(mark) = mark_in(ctx)
+        && field!(mark.as_ptr(), cookie) == cookie(ctx)
+    {
+        closed(ctx, mark, AvailableHelpers::sock_ops().without_task());
+    }
+}
+
+/// Reports `kind` of the context's socket, which is on a watched port, and marks it.
+#[inline(always)]
+fn report_and_mark(ctx: &SockOpsContext, kind: u8, remote: Remote) {
+    let helpers = AvailableHelpers::sock_ops();
+    let cookie = cookie(ctx);
+    let mut socket = socket(ctx.ops, cookie, remote);
+    // Without a mark of its own it takes the port now, without a bind.
+    if let Some(before) = mark_in(ctx)
+        && field!(before.as_ptr(), cookie) == cookie
+    {
+        socket.binder = field!(before.as_ptr(), binder);
+        socket.unreported = field!(before.as_ptr(), counted) != 0;
+    }
+    let outcome = report(ctx, kind, &socket, helpers);
+    let sk = sk(ctx);
+    if sk.is_null() {
+        return;
+    }
+    let mut binder = socket.binder;
+    if helpers.task && binder == 0 {
+        // SAFETY: takes no argument.
+        binder = (unsafe { bpf_get_current_pid_tgid() } >> 32) as u32;
+    }
+    // SAFETY: the non-null `sk` of a sock_ops context.
+    unsafe { mark(sk, cookie, socket.local, outcome, binder) };
+}
+
+#[inline(always)]
+fn socket(ops: *mut bpf_sock_ops, cookie: u64, remote: Remote) -> Socket {
+    let (family, address) = if is_ipv6(ops) {
+        let address = [
+            field!(ops, local_ip6[0]),
+            field!(ops, local_ip6[1]),
+            field!(ops, local_ip6[2]),
+            field!(ops, local_ip6[3]),
+        ];
+        (FAMILY_IPV6, address)
+    } else {
+        (FAMILY_IPV4, [field!(ops, local_ip4), 0, 0, 0])
+    };
+    let local = Local {
+        family,
+        protocol: PROTOCOL_TCP,
+        address,
+        port: field!(ops, local_port) as u16,
+    };
+    Socket {
+        remote,
+        ..Socket::new(Key::Cookie(cookie), local)
+    }
+}
+
+#[inline(always)]
+fn remote(ops: *mut bpf_sock_ops) -> Remote {
+    let address = if is_ipv6(ops) {
+        [
+            field!(ops, remote_ip6[0]),
+            field!(ops, remote_ip6[1]),
+            field!(ops, remote_ip6[2]),
+            field!(ops, remote_ip6[3]),
+        ]
+    } else {
+        [field!(ops, remote_ip4), 0, 0, 0]
+    };
+    // Network byte order in the word that holds it, unlike local_port.
+    Some((address, u32::from_be(field!(ops, remote_port)) as u16))
+}
+
+#[inline(always)]
+fn is_ipv6(ops: *mut bpf_sock_ops) -> bool {
+    field!(ops, family) == FAMILY_IPV6 as u32
+}
+
+#[inline(always)]
+fn cookie(ctx: &SockOpsContext) -> u64 {
+    // SAFETY: the helper takes this program type's context.
+    unsafe { bpf_get_socket_cookie(ctx.as_ptr()) }
+}
+
+#[inline(always)]
+fn sk(ctx: &SockOpsContext) -> *mut c_void {
+    field!(ctx.ops, __bindgen_anon_2.sk).cast()
+}
+
+/// The mark of the context's socket, its own or inherited.
+#[inline(always)]
+fn mark_in(ctx: &SockOpsContext) -> Option<NonNull<SocketMark>> {
+    let sk = sk(ctx);
+    if sk.is_null() {
+        return None;
+    }
+    // SAFETY: the non-null `sk` of a sock_ops context.
+    unsafe { mark_of(sk) }
+}

@@ -1,0 +1,236 @@
+//! Writes one report into the ring.
+
+use core::ffi::c_void;
+
+use aya_ebpf::{
+    EbpfContext,
+    helpers::{
+        bpf_get_current_cgroup_id, bpf_ktime_get_ns,
+        generated::{
+            bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_current_uid_gid,
+            bpf_get_netns_cookie,
+        },
+    },
+};
+use portwatch_common::{RepeatKey, Report, kind, known};
+
+use crate::{
+    exec_info::report_exec_info,
+    field::put,
+    globals::AvailableHelpers,
+    repeats,
+    ring::{reserve_report, submit},
+};
+
+/// A socket as a hook describes it, whichever context it has it from.
+pub struct Socket {
+    pub key: Key,
+    pub local: Local,
+    /// Address, in network byte order, and port, in host byte order.
+    pub remote: Option<([u32; 4], u16)>,
+    /// Inode of its network namespace; 0 when the hook cannot tell.
+    pub netns_inode: u32,
+    /// Whether the hook saw that it is a kernel socket.
+    pub is_kernel_socket: bool,
+    /// Process id of the binder, where that is not the current task; 0 when unknown.
+    pub binder: u32,
+    /// Whether nothing was reported of it yet: a repeated event may then be counted instead.
+    pub unreported: bool,
+}
+
+/// Identifies a socket.
+#[derive(Clone, Copy)]
+pub enum Key {
+    /// Its cookie; 0 when unknown.
+    Cookie(u64),
+    /// Its address in the kernel, for as long as it lives.
+    Address(u64),
+}
+
+/// What a socket has taken.
+#[derive(Clone, Copy)]
+pub struct Local {
+    pub family: u8,
+    pub protocol: u8,
+    /// Network byte order; an IPv4 address takes the first word.
+    pub address: [u32; 4],
+    /// Host byte order.
+    pub port: u16,
+}
+
+impl Socket {
+    /// One of which no more is known, and nothing was reported yet.
+    #[inline(always)]
+    pub const fn new(key: Key, local: Local) -> Self {
+        Self {
+            key,
+            local,
+            remote: None,
+            netns_inode: 0,
+            is_kernel_socket: false,
+            binder: 0,
+            unreported: true,
+        }
+    }
+}
+
+/// What became of an event.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// It was reported; or lost, which the statistics count.
+    Reported,
+    /// It was counted as a key.
+    Counted,
+}
+
+/// Reports `kind` of `socket`, or counts it.
+#[inline(always)]
+pub fn report<C: EbpfContext>(
+    ctx: &C,
+    kind: u8,
+    socket: &Socket,
+    helpers: AvailableHelpers,
+) -> Outcome {
+    // 0 for none, and no Option: verifiers before Linux 6.3 reject reads of the stack that it leaves unset.
+    let (mut pid_tgid, mut start_ns) = (0, 0);
+    let mut tgid = socket.binder;
+    if helpers.task {
+        // SAFETY: takes no argument.
+        pid_tgid = unsafe { bpf_get_current_pid_tgid() };
+        tgid = (pid_tgid >> 32) as u32;
+    }
+    let mut netns_cookie = 0;
+    if helpers.netns {
+        // SAFETY: the helper takes this program type's context.
+        netns_cookie = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
+    }
+    let mut epoch = 0;
+    if socket.unreported {
+        epoch = repeats::epoch();
+    }
+    if epoch != 0 && repeats::is_counted(&repeat_key(kind, socket, netns_cookie, tgid, epoch)) {
+        return Outcome::Counted;
+    }
+    if helpers.task && !socket.is_kernel_socket {
+        start_ns = report_exec_info(tgid);
+    }
+    let Some(mut entry) = reserve_report() else {
+        return Outcome::Reported;
+    };
+    let report: *mut Report = entry.as_mut_ptr();
+    let mut knows = 0;
+    // SAFETY: `report` points at the `Report` that was just reserved, 8-byte aligned; every field
+    // is written exactly once on each path, and the record has no padding.
+    unsafe {
+        (&raw mut (*report).time_ns).write(bpf_ktime_get_ns());
+        let key = match socket.key {
+            Key::Cookie(cookie) => cookie,
+            Key::Address(address) => {
+                knows |= known::ADDRESS;
+                address
+            }
+        };
+        (&raw mut (*report).cookie).write(key);
+        put(
+            (&raw mut (*report).local_address).cast(),
+            socket.local.address,
+        );
+        (&raw mut (*report).local_port).write(socket.local.port);
+        (&raw mut (*report).kind).write(kind);
+        (&raw mut (*report).family).write(socket.local.family);
+        (&raw mut (*report).protocol).write(socket.local.protocol);
+
+        let remote: *mut u32 = (&raw mut (*report).remote_address).cast();
+        let mut remote_port = 0;
+        if let Some((address, port)) = socket.remote {
+            knows |= known::REMOTE;
+            remote_port = port;
+            put(remote, address);
+        } else {
+            put(remote, [0; 4]);
+        }
+        (&raw mut (*report).remote_port).write(remote_port);
+
+        if helpers.netns {
+            knows |= known::NETNS;
+        }
+        if kind == kind::CLOSE && socket.unreported {
+            knows |= known::COUNTED;
+        }
+        (&raw mut (*report).netns_cookie).write(netns_cookie);
+
+        put((&raw mut (*report).comm).cast(), [0; 4]);
+        let (mut uid_gid, mut cgroup_id) = (0, 0);
+        if start_ns != 0 {
+            knows |= known::START;
+        }
+        if socket.is_kernel_socket {
+            knows |= known::KERNEL;
+        }
+        if helpers.task {
+            knows |= known::TASK;
+            uid_gid = bpf_get_current_uid_gid();
+            cgroup_id = bpf_get_current_cgroup_id();
+            // Fails only for a null task; the name is zero then.
+            let _ = bpf_get_current_comm((&raw mut (*report).comm).cast::<c_void>(), 16);
+        }
+        (&raw mut (*report).tgid).write(tgid);
+        (&raw mut (*report).tid).write(pid_tgid as u32);
+        (&raw mut (*report).uid).write(uid_gid as u32);
+        (&raw mut (*report).gid).write((uid_gid >> 32) as u32);
+        (&raw mut (*report).cgroup_id).write(cgroup_id);
+        (&raw mut (*report).netns_inode).write(socket.netns_inode);
+        (&raw mut (*report).reserved).write(0);
+        (&raw mut (*report).start_ns).write(start_ns);
+        (&raw mut (*report).known).write(knows);
+    }
+    submit(entry);
+    if epoch != 0 {
+        repeats::start_counting(&repeat_key(kind, socket, netns_cookie, tgid, epoch));
+    }
+
+    #[cfg(feature = "debug")]
+    aya_log_ebpf::debug!(
+        ctx,
+        "kind {} port {} protocol {}",
+        kind,
+        socket.local.port,
+        socket.local.protocol
+    );
+    Outcome::Reported
+}
+
+#[inline(always)]
+fn repeat_key(kind: u8, socket: &Socket, netns_cookie: u64, binder: u32, epoch: u32) -> RepeatKey {
+    let mut key = RepeatKey {
+        cookie: 0,
+        netns_cookie,
+        local_address: socket.local.address,
+        remote_address: [0; 4],
+        binder,
+        epoch,
+        local_port: socket.local.port,
+        kind,
+        family: socket.local.family,
+        protocol: socket.local.protocol,
+        known: 0,
+        reserved: 0,
+    };
+    if netns_cookie != 0 {
+        key.known |= known::NETNS;
+    }
+    if socket.is_kernel_socket {
+        key.known |= known::KERNEL;
+    }
+    if kind == kind::ACCEPT {
+        // Each listener and each peer on its own.
+        if let Key::Cookie(cookie) = socket.key {
+            key.cookie = cookie;
+        }
+        if let Some((address, _)) = socket.remote {
+            key.known |= known::REMOTE;
+            key.remote_address = address;
+        }
+    }
+    key
+}

@@ -1,0 +1,60 @@
+//! The ring buffer and how the agent is woken.
+
+use core::ptr;
+
+use aya_ebpf::{
+    bindings::{BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP},
+    btf_maps::RingBuf,
+    helpers::generated::bpf_ringbuf_query,
+    macros::btf_map,
+    maps::ring_buf::RingBufEntry,
+};
+use portwatch_common::{ExecInfo, Report};
+
+use crate::control::{count_lost, is_polling};
+
+/// Records on their way to the agent, which sets the size.
+#[btf_map]
+static RING: RingBuf<Report, 262_144> = RingBuf::new();
+
+/// Reserves an exec info. One that does not fit is not counted: its process is identified by what
+/// /proc shows.
+#[inline(always)]
+pub fn reserve_exec_info() -> Option<RingBufEntry<ExecInfo>> {
+    RING.reserve_untyped(0)
+}
+
+/// Reserves a report; None, and counted as lost, when the ring is full.
+#[inline(always)]
+pub fn reserve_report() -> Option<RingBufEntry<Report>> {
+    let entry = RING.reserve(0);
+    if entry.is_none() {
+        count_lost();
+    }
+    entry
+}
+
+/// Bytes in the ring that the agent has not taken yet.
+#[inline(always)]
+pub fn filled() -> u64 {
+    let ring = ptr::from_ref(&RING).cast_mut().cast();
+    // SAFETY: the map pointer is patched by the loader.
+    unsafe { bpf_ringbuf_query(ring, BPF_RB_AVAIL_DATA.into()) }
+}
+
+/// Hands a record over, and wakes the agent unless it polls.
+#[inline(always)]
+pub fn submit<T>(entry: RingBufEntry<T>) {
+    if !is_polling() {
+        entry.submit(0);
+        return;
+    }
+    entry.submit(BPF_RB_NO_WAKEUP.into());
+    // The agent may have polled for the last time before the record was there. Both sides have a
+    // full barrier between their write and their read, so one of them sees the other's.
+    if !is_polling()
+        && let Some(nudge) = RING.reserve_untyped::<u64>(0)
+    {
+        nudge.discard(BPF_RB_FORCE_WAKEUP.into());
+    }
+}

@@ -1,0 +1,83 @@
+//! Whether the sensor still sits where it was attached: a link can be detached by anyone with the
+//! privilege, and goes when its cgroup goes.
+#![forbid(unsafe_code)]
+
+use std::os::fd::AsFd as _;
+
+use aya::{Ebpf, programs::Program};
+
+use super::{
+    attach_program,
+    hooks::{HOOKS, attached},
+    tracepoint::{self, Tracepoint},
+};
+use crate::sensor::{Sensor, SensorError};
+
+/// A part of the sensor that was lost or regained.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Health {
+    /// Whether the sensor is whole again.
+    pub regained: bool,
+    /// What happened, for people.
+    pub detail: String,
+}
+
+impl Sensor {
+    /// Attaches again each program that is no longer attached. Returns each change once.
+    pub fn check(&mut self) -> Vec<Health> {
+        let mut changes = Vec::new();
+        let Some(ebpf) = &mut self.ebpf else {
+            return changes;
+        };
+        for (name, attach_type) in HOOKS {
+            let Some((id, program)) = program(ebpf, name) else {
+                continue;
+            };
+            let here = attached(self.cgroup_fd.as_fd(), attach_type)
+                .is_ok_and(|programs| programs.contains(&id));
+            if here {
+                continue;
+            }
+            let was_known = self.missing.contains(name);
+            match attach_program(program, &self.cgroup_fd) {
+                Ok(()) => {
+                    self.missing.remove(name);
+                    changes.push(Health {
+                        regained: true,
+                        detail: format!("the program {name} was detached, and is attached again"),
+                    });
+                }
+                Err(error) if !was_known => {
+                    self.missing.insert(name);
+                    let error = SensorError::attach(name, &error);
+                    changes.push(Health {
+                        regained: false,
+                        detail: format!("the program {name} was detached: {error}"),
+                    });
+                }
+                Err(_) => {}
+            }
+        }
+        if self.tracepoint == Tracepoint::NotNeeded && !tracepoint::registered().is_empty() {
+            self.tracepoint = Tracepoint::attach(ebpf, tracepoint::registered());
+            changes.push(match &self.tracepoint {
+                Tracepoint::Refused(_, why) => Health {
+                    regained: false,
+                    detail: format!("sctp or dccp is here now, and not covered: {why}"),
+                },
+                _ => Health {
+                    regained: true,
+                    detail: "sctp or dccp is here now, and covered from listen on".into(),
+                },
+            });
+        }
+        changes
+    }
+}
+
+/// A loaded program of that name, and the kernel's id of it.
+fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Option<(u32, &'a mut Program)> {
+    let program = ebpf.program_mut(name)?;
+    let id = program.info().ok()?.id();
+    Some((id, program))
+}

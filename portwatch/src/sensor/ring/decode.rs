@@ -1,0 +1,392 @@
+//! Turns the BPF programs' records into events.
+#![forbid(unsafe_code)]
+
+use std::{net::SocketAddr, rc::Rc};
+
+use bytemuck::Zeroable as _;
+use jiff::Timestamp;
+use nix::time::{ClockId, clock_gettime};
+use portwatch_common::{RepeatKey, Report, exec_info_flags, kind, known};
+
+use crate::{
+    linux::address,
+    model::{Event, EventKind, ExecInfo, SocketKey, Task, Transport},
+    util::Bounded,
+};
+
+/// Relates the BPF programs' clock to the host's: `CLOCK_REALTIME` minus `CLOCK_MONOTONIC`, in
+/// nanoseconds. Taken anew for every batch, since the host's clock can be set.
+#[derive(Clone, Copy)]
+pub(in crate::sensor) struct Clock(i128);
+
+impl Clock {
+    pub(in crate::sensor) fn now() -> Self {
+        let nanoseconds = |id| {
+            clock_gettime(id).map_or(0, |time| {
+                i128::from(time.tv_sec()) * 1_000_000_000 + i128::from(time.tv_nsec())
+            })
+        };
+        Self(nanoseconds(ClockId::CLOCK_REALTIME) - nanoseconds(ClockId::CLOCK_MONOTONIC))
+    }
+
+    fn time(self, monotonic_ns: u64) -> Timestamp {
+        Timestamp::from_nanosecond(self.0 + i128::from(monotonic_ns)).unwrap_or_default()
+    }
+}
+
+/// Exec infos that are kept: twice as many as `REPORTED_EXECS` of the BPF programs.
+const EXEC_INFOS: usize = 2048;
+
+/// Joins the exec infos of processes with the reports that come after them.
+pub(in crate::sensor) struct Decoder {
+    /// By process id, with the time at which it started.
+    exec_infos: Bounded<u32, (u64, Rc<ExecInfo>)>,
+}
+
+impl Decoder {
+    pub(in crate::sensor) fn new() -> Self {
+        Self {
+            exec_infos: Bounded::new(EXEC_INFOS),
+        }
+    }
+
+    /// The event that a record stands for; None for an exec info, which the next one carries, and for
+    /// bytes that are no record of this version.
+    pub(in crate::sensor) fn decode(&mut self, bytes: &[u8], clock: Clock) -> Option<Event> {
+        if bytes.len() == size_of::<portwatch_common::ExecInfo>() {
+            let wire = bytemuck::try_pod_read_unaligned(bytes).ok()?;
+            self.keep(&wire);
+            return None;
+        }
+        let report: Report = bytemuck::try_pod_read_unaligned(bytes).ok()?;
+        let exec_info = (report.known & known::START != 0)
+            .then(|| self.exec_infos.get(&report.tgid))
+            .flatten()
+            .filter(|(start_ns, _)| *start_ns == report.start_ns)
+            .map(|(_, exec_info)| Rc::clone(exec_info));
+        event(&report, exec_info, clock)
+    }
+
+    fn keep(&mut self, wire: &portwatch_common::ExecInfo) {
+        let exec_info = Rc::new(exec_info(wire));
+        self.exec_infos.put(wire.tgid, (wire.start_ns, exec_info));
+    }
+}
+
+fn exec_info(wire: &portwatch_common::ExecInfo) -> ExecInfo {
+    let has = |flag| wire.flags & flag != 0;
+    let set = |array: &[u8], len: u32| array.get(..len as usize).map(<[u8]>::to_vec);
+    let text = |bytes: Vec<u8>| bytes.strip_suffix(b"\0").map(<[u8]>::to_vec);
+    let exe = set(&wire.exe, wire.exe_len)
+        .filter(|bytes| has(exec_info_flags::EXE) && !bytes.is_empty())
+        .map(|names| {
+            let mut path = Vec::with_capacity(names.len());
+            for name in names.split(|byte| *byte == 0).rev().skip(1) {
+                path.push(b'/');
+                path.extend_from_slice(name);
+            }
+            path
+        });
+    let args = set(&wire.args, wire.args_len)
+        .filter(|bytes| !bytes.is_empty())
+        .map(|bytes| {
+            let bytes = bytes.strip_suffix(b"\0").unwrap_or(&bytes);
+            bytes.split(|byte| *byte == 0).map(<[u8]>::to_vec).collect()
+        });
+    ExecInfo {
+        parent: wire.parent,
+        // `AUDIT_UID_UNSET` in include/uapi/linux/audit.h.
+        loginuid: (has(exec_info_flags::LOGINUID) && wire.loginuid != u32::MAX)
+            .then_some(wire.loginuid),
+        exe,
+        // A memfd has no name anywhere, as proc_pid_exe(5) shows it.
+        deleted: has(exec_info_flags::DELETED) || has(exec_info_flags::DETACHED),
+        execfn: set(&wire.execfn, wire.execfn_len).and_then(text),
+        args,
+    }
+}
+
+/// The event that stands for each of what was counted.
+pub(in crate::sensor) fn repeat(key: &RepeatKey, time: Timestamp) -> Option<Event> {
+    let report = Report {
+        cookie: key.cookie,
+        netns_cookie: key.netns_cookie,
+        local_address: bytemuck::cast(key.local_address),
+        remote_address: bytemuck::cast(key.remote_address),
+        local_port: key.local_port,
+        kind: key.kind,
+        family: key.family,
+        protocol: key.protocol,
+        known: key.known,
+        ..Report::zeroed()
+    };
+    let binder = (key.binder != 0).then_some(key.binder);
+    let event = event(&report, None, Clock(0))?;
+    Some(Event {
+        time,
+        binder,
+        ..event
+    })
+}
+
+fn event(report: &Report, exec_info: Option<Rc<ExecInfo>>, clock: Clock) -> Option<Event> {
+    let kind = match report.kind {
+        kind::BIND => EventKind::Bind,
+        kind::LISTEN => EventKind::Listen,
+        kind::ACCEPT => EventKind::Accept,
+        kind::CONNECT => EventKind::Connect,
+        kind::CLOSE => EventKind::Close,
+        kind::DENY => EventKind::Deny,
+        _ => return None,
+    };
+    let transport = Transport::from_protocol(report.protocol)?;
+    let address = |bytes| address::ip(report.family, bytes);
+    let local = address(report.local_address)?;
+    let peer = if report.known & known::REMOTE != 0 {
+        Some(SocketAddr::new(
+            address(report.remote_address)?,
+            report.remote_port,
+        ))
+    } else {
+        None
+    };
+    let is_kernel_socket = report.known & known::KERNEL != 0;
+    let task = (report.known & known::TASK != 0).then(|| Task {
+        pid: report.tgid,
+        tid: report.tid,
+        uid: report.uid,
+        gid: report.gid,
+        comm: report
+            .comm
+            .iter()
+            .copied()
+            .take_while(|byte| *byte != 0)
+            .collect(),
+        cgroup_id: Some(report.cgroup_id),
+        start_ns: (report.known & known::START != 0).then_some(report.start_ns),
+        exec_info,
+    });
+    Some(Event {
+        kind,
+        time: clock.time(report.time_ns),
+        key: key(report),
+        netns_cookie: (report.known & known::NETNS != 0).then_some(report.netns_cookie),
+        netns: (report.netns_inode != 0).then_some(report.netns_inode.into()),
+        transport,
+        // The tracepoint shows one that an SCTP socket does not keep up to date.
+        address: (transport != Transport::Sctp).then_some(local),
+        port: report.local_port,
+        peer,
+        task,
+        // The BPF programs know where they have the offsets, and only at a bind.
+        is_kernel_socket: if is_kernel_socket {
+            Some(true)
+        } else {
+            (report.known & known::START != 0).then_some(false)
+        },
+        binder: (report.known & known::COUNTED != 0 && report.tgid != 0).then_some(report.tgid),
+    })
+}
+
+fn key(report: &Report) -> Option<SocketKey> {
+    match (report.cookie, report.known & known::ADDRESS) {
+        (0, _) => None,
+        (cookie, 0) => Some(SocketKey::Cookie(cookie)),
+        (address, _) => Some(SocketKey::Address(address)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv6Addr;
+
+    use portwatch_common::{
+        FAMILY_IPV4, FAMILY_IPV6, PROTOCOL_SCTP, PROTOCOL_TCP, PROTOCOL_UDPLITE,
+    };
+
+    use super::*;
+
+    fn decode(report: &Report, clock: Clock) -> Option<Event> {
+        Decoder::new().decode(bytemuck::bytes_of(report), clock)
+    }
+
+    fn report() -> Report {
+        Report {
+            time_ns: 5,
+            cookie: 8193,
+            netns_cookie: 1,
+            netns_inode: 5,
+            cgroup_id: 7,
+            tgid: 812,
+            tid: 813,
+            uid: 1000,
+            gid: 100,
+            local_address: [127, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+            local_port: 976,
+            kind: kind::BIND,
+            family: FAMILY_IPV4,
+            protocol: PROTOCOL_UDPLITE,
+            known: known::TASK | known::NETNS,
+            comm: *b"n\xffc\0\0\0\0\0\0\0\0\0\0\0\0\0",
+            ..Report::zeroed()
+        }
+    }
+
+    #[test]
+    fn a_record_becomes_an_event() {
+        let event = decode(&report(), Clock(1_000_000_000)).unwrap();
+        assert_eq!(
+            event,
+            Event {
+                kind: EventKind::Bind,
+                time: Timestamp::from_nanosecond(1_000_000_005).unwrap(),
+                key: Some(SocketKey::Cookie(8193)),
+                netns_cookie: Some(1),
+                netns: Some(5),
+                transport: Transport::UdpLite,
+                address: Some("127.0.0.1".parse().unwrap()),
+                port: 976,
+                peer: None,
+                task: Some(Task {
+                    pid: 812,
+                    tid: 813,
+                    uid: 1000,
+                    gid: 100,
+                    comm: b"n\xffc".to_vec(),
+                    cgroup_id: Some(7),
+                    start_ns: None,
+                    exec_info: None,
+                }),
+                is_kernel_socket: None,
+                binder: None,
+            }
+        );
+    }
+
+    #[test]
+    fn what_the_programs_do_not_know_is_none() {
+        let accept = Report {
+            kind: kind::ACCEPT,
+            cookie: 0,
+            protocol: PROTOCOL_TCP,
+            family: FAMILY_IPV6,
+            local_address: "::ffff:10.0.0.1".parse::<Ipv6Addr>().unwrap().octets(),
+            remote_address: "fe80::1".parse::<Ipv6Addr>().unwrap().octets(),
+            remote_port: 40_000,
+            known: known::REMOTE,
+            ..report()
+        };
+        let event = decode(&accept, Clock(0)).unwrap();
+        assert_eq!(
+            (event.key, event.netns_cookie, event.task),
+            (None, None, None)
+        );
+        assert_eq!(event.address.unwrap().to_string(), "10.0.0.1");
+        assert_eq!(event.peer.unwrap().to_string(), "[fe80::1]:40000");
+    }
+
+    #[test]
+    fn an_address_is_a_key_and_no_cookie() {
+        let sctp = Report {
+            protocol: PROTOCOL_SCTP,
+            known: known::ADDRESS,
+            ..report()
+        };
+        let event = decode(&sctp, Clock(0)).unwrap();
+        assert_eq!(event.key, Some(SocketKey::Address(8193)));
+        assert_eq!((event.transport, event.address), (Transport::Sctp, None));
+    }
+
+    #[test]
+    fn what_is_no_record_is_refused() {
+        let clock = Clock(0);
+        let whole = report();
+        let bytes = bytemuck::bytes_of(&whole);
+        assert!(Decoder::new().decode(&bytes[1..], clock).is_none());
+        for broken in [
+            Report { kind: 0, ..whole },
+            Report { kind: 99, ..whole },
+            Report {
+                protocol: 1,
+                ..whole
+            },
+            Report { family: 1, ..whole },
+        ] {
+            assert!(decode(&broken, clock).is_none());
+        }
+    }
+
+    fn wire_exec_info() -> portwatch_common::ExecInfo {
+        let mut info = portwatch_common::ExecInfo {
+            start_ns: 40,
+            tgid: 812,
+            parent: 1,
+            loginuid: u32::MAX,
+            flags: exec_info_flags::EXE | exec_info_flags::LOGINUID,
+            exe_len: 12,
+            execfn_len: 5,
+            args_len: 9,
+            ..bytemuck::Zeroable::zeroed()
+        };
+        info.exe[..14].copy_from_slice(b"nc\0bin\0usr\0\0\xff\xff");
+        info.exe_len = 11;
+        info.execfn[..5].copy_from_slice(b"./nc\0");
+        info.args[..9].copy_from_slice(b"nc\0-l\0\0x\0");
+        info
+    }
+
+    #[test]
+    fn an_exec_info_goes_with_the_reports_of_its_process_only() {
+        let mut decoder = Decoder::new();
+        let clock = Clock(0);
+        assert!(
+            decoder
+                .decode(bytemuck::bytes_of(&wire_exec_info()), clock)
+                .is_none()
+        );
+        let started = Report {
+            start_ns: 40,
+            known: known::TASK | known::START,
+            ..report()
+        };
+        let mut exec_info_of = |report: &Report| {
+            let event = decoder.decode(bytemuck::bytes_of(report), clock).unwrap();
+            event.task.unwrap().exec_info
+        };
+        let info = exec_info_of(&started).unwrap();
+        assert_eq!(info.exe.as_deref(), Some(&b"/usr/bin/nc"[..]));
+        assert_eq!(info.execfn.as_deref(), Some(&b"./nc"[..]));
+        let args = [&b"nc"[..], b"-l", b"", b"x"].map(<[u8]>::to_vec).to_vec();
+        assert_eq!(info.args, Some(args));
+        assert_eq!((info.parent, info.loginuid, info.deleted), (1, None, false));
+        for other in [
+            Report {
+                tgid: 813,
+                ..started
+            },
+            Report {
+                start_ns: 41,
+                ..started
+            },
+            Report {
+                known: known::TASK,
+                ..started
+            },
+        ] {
+            assert_eq!(exec_info_of(&other), None);
+        }
+    }
+
+    #[test]
+    fn of_an_exec_info_only_what_is_set_and_whole_is_taken() {
+        let cut = portwatch_common::ExecInfo {
+            flags: exec_info_flags::DETACHED,
+            execfn_len: 4,
+            args_len: 9999,
+            ..wire_exec_info()
+        };
+        let info = exec_info(&cut);
+        assert_eq!((info.exe, info.execfn, info.args), (None, None, None));
+        assert!(info.deleted);
+    }
+}

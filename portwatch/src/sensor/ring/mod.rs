@@ -1,0 +1,11 @@
+//! The ring buffer: when it is read, and what its records mean.
+
+mod control;
+pub(super) mod decode;
+mod wake;
+
+pub(super) use self::{
+    control::Shared,
+    decode::{Clock, Decoder},
+    wake::Wake,
+};
