@@ -48,7 +48,7 @@ fn decode() -> [Part; 2] {
         ),
         (
             "decode: an image",
-            Box::new(move || drop(black_box(others.image()))),
+            Box::new(move || drop(black_box(others.exec_info()))),
         ),
     ]
 }
