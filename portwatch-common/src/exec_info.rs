@@ -25,7 +25,7 @@ pub mod exec_info_flags {
 }
 
 /// The second kind of record in the ring: it comes before the first [`Report`](super::Report) of
-/// its process, and again when that has called execve(2). Told apart by its size.
+/// its process, and again when that has called execve(2). Distinguished by its size.
 ///
 /// What lies beyond the lengths is what the ring held there before.
 #[repr(C)]

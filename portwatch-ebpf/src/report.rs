@@ -91,7 +91,7 @@ pub fn report<C: EbpfContext>(
     socket: &Socket,
     helpers: AvailableHelpers,
 ) -> Outcome {
-    // 0 for none, and no Option: verifiers before Linux 6.3 reject reads of the stack that it leaves unset.
+    // 0 for none, and no Option: verifiers before Linux 6.3 reject reads of what it leaves unset.
     let (mut pid_tgid, mut start_ns) = (0, 0);
     let mut tgid = socket.binder;
     if helpers.task {

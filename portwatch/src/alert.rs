@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use serde::{Serialize, Serializer};
 
 use crate::{
-    aggregate::{Accepts, Summary},
+    aggregate::{Accepts, Group, Summary},
     decide::{Decided, RuleInfo},
     model::{EventKind, Origin, PortKey, Printable, Severity, SocketKey, Transport},
     process::Process,
@@ -198,9 +198,11 @@ impl Alert {
             1 => summary.ports.first().copied(),
             _ => None,
         };
-        // Of several processes none stands for all.
-        let process = match &*summary.processes {
-            [(process, _)] => Some(Rc::clone(process)),
+        // Of several programs none stands for all.
+        let process = match (&summary.group, &*summary.processes) {
+            (Group::Program { .. }, [(busiest, _), ..]) | (_, [(busiest, _)]) => {
+                Some(Rc::clone(busiest))
+            }
             _ => None,
         };
         let processes = summary.processes.iter();

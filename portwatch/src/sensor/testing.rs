@@ -1,4 +1,5 @@
 //! Records as the BPF programs write them, and the decoder for them: for measuring.
+#![forbid(unsafe_code)]
 
 use bytemuck::Zeroable as _;
 use portwatch_common::{ExecInfo, FAMILY_IPV4, PROTOCOL_UDP, Report, exec_info_flags, kind, known};
