@@ -12,7 +12,7 @@
 //! - `inet_release` (net/ipv4/af_inet.c, 5.10 to 6.18) runs `sock_release` once for a socket, after
 //!   the system calls that marked it have let go of its file. So the count is there before.
 //! - It skips kernel sockets, among them MPTCP's subflows: these stay counted. Their end is not
-//!   uncounted in `STATE_CB` either, since before Linux 5.12 nothing atomic could tell it from the
+//!   uncounted in `STATE_CB` either, since before Linux 5.12 nothing atomic could distinguish it from the
 //!   `sock_release` that runs at the same time (`tcp_abort` in net/ipv4/tcp.c needs no file).
 //! - The agent counts first and marks then, and uncounts where the kernel did not take its mark.
 
@@ -114,7 +114,7 @@ pub unsafe fn mark(socket: *mut c_void, cookie: u64, local: Local, outcome: Outc
         binder,
         reserved: 0,
     };
-    // Nobody's, which tells a new mark from one that was there.
+    // No socket's: what distinguishes a new mark from an existing one.
     let mut initial = SocketMark { cookie: 0, ..mark };
     // SAFETY: the caller's promise; `initial` is initialised and without padding.
     let stored = unsafe { SOCKET_MARKS.get(socket, &raw mut initial, BPF_SK_STORAGE_GET_F_CREATE) };

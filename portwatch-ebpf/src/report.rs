@@ -28,7 +28,7 @@ pub struct Socket {
     pub local: Local,
     /// Address, in network byte order, and port, in host byte order.
     pub remote: Option<([u32; 4], u16)>,
-    /// Inode of its network namespace; 0 when the hook cannot tell.
+    /// Inode of its network namespace; 0 when the hook cannot read it.
     pub netns_inode: u32,
     /// Whether the hook saw that it is a kernel socket.
     pub is_kernel_socket: bool,

@@ -104,7 +104,7 @@ pub struct Alert {
     pub origin: Origin,
     /// The port; None where the alert is about none or several.
     pub port: Option<u16>,
-    /// The transport, likewise.
+    /// The transport; None where `port` is.
     pub transport: Option<Transport>,
     /// The IP version of `address`.
     pub family: Option<Family>,

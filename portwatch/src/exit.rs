@@ -65,10 +65,10 @@ pub fn report(result: anyhow::Result<()>) -> Exit {
     let Err(error) = result else {
         return Exit::Success;
     };
-    let is_quiet = error
+    let is_silent = error
         .downcast_ref::<StdoutGone>()
-        .is_some_and(StdoutGone::is_quiet);
-    if !is_quiet {
+        .is_some_and(StdoutGone::is_silent);
+    if !is_silent {
         console::log(&format!("{error:#}"));
     }
     code(&error)

@@ -82,12 +82,12 @@ const EXCEPTIONS: &[(&str, &str, &str)] = &[
         "documents that the old flag is still read",
     ),
     (
-        "portwatch/src/cli",
-        "no-collapse",
+        "portwatch/src/commands/run.rs",
+        "collapse",
         "the old flag is still read",
     ),
     (
-        "portwatch/src/policy/",
+        "portwatch/src/config/",
         "collapse",
         "the old table is still read",
     ),

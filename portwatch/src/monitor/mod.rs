@@ -1,5 +1,5 @@
 //! The monitor says *when*: it arms the sensor, and gives what the ring and scans bring to the
-//! pipeline until it is told to stop.
+//! pipeline until it is stopped by a signal.
 #![cfg_attr(not(target_env = "gnu"), forbid(unsafe_code))]
 
 mod ring;

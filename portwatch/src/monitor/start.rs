@@ -25,7 +25,7 @@ pub(super) fn armed(config: &Config, registry: &Registry, sensor: &Sensor) -> St
     let uncovered = match sensor.tracepoint() {
         Tracepoint::NotNeeded => "sctp and dccp are not loaded".into(),
         Tracepoint::Attached(_) => "sctp and dccp from listen on".into(),
-        Tracepoint::Refused(transports, why) => {
+        Tracepoint::Rejected(transports, why) => {
             let names: Vec<&str> = transports
                 .iter()
                 .map(|transport| transport.name())

@@ -31,7 +31,7 @@ pub enum StdoutGone {
 impl StdoutGone {
     /// Whether the reader just went away: then nobody needs a message.
     #[must_use]
-    pub fn is_quiet(&self) -> bool {
+    pub fn is_silent(&self) -> bool {
         matches!(self, Self::Io(error) if error.kind() == ErrorKind::BrokenPipe)
     }
 }
@@ -77,7 +77,7 @@ impl Stdout {
         let target = match unsafe { AsyncFd::register_with_interest(fd, interest) } {
             Ok(polled) => Target::Polled(polled),
             Err(error) => match error.into_parts() {
-                // epoll(7) refuses what is always ready.
+                // epoll(7) rejects what is always ready.
                 (fd, cause) if cause.raw_os_error() == Some(libc::EPERM) => Target::Ready(fd),
                 (_, cause) => return Err(cause.into()),
             },

@@ -51,7 +51,7 @@ pub enum SensorError {
     #[error(
         "this kernel ({release}) rejected the program {program}: {source}; verifier log ends: {verifier_log}"
     )]
-    Refused {
+    Rejected {
         /// The program's name.
         program: String,
         /// The kernel's release.
@@ -92,7 +92,7 @@ impl SensorError {
             ProgramError::LoadError {
                 io_error,
                 verifier_log: log,
-            } => Self::Refused {
+            } => Self::Rejected {
                 program: program.into(),
                 release: release(),
                 source: io_error,

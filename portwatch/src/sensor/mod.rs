@@ -109,7 +109,7 @@ impl Sensor {
         check_ring_size(options.ring_size)?;
         check_privileges()?;
         let Cgroup { fd: cgroup, label } = Cgroup::open(options.cgroup.as_deref())?;
-        // Before Linux 5.11 maps count as locked memory. Where this is refused it is not needed.
+        // Before Linux 5.11 maps count as locked memory. Where this is rejected it is not needed.
         let _ = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY);
 
         let (features, loader) = HostFeatures::read();
@@ -342,7 +342,7 @@ mod tests {
         let armed =
             Sensor::arm_object(&object, &options, std::iter::empty(), &DenyRules::default());
         let error = armed.err().unwrap();
-        assert!(matches!(error, SensorError::Refused { .. }), "{error:?}");
+        assert!(matches!(error, SensorError::Rejected { .. }), "{error:?}");
         let text = error.to_string();
         assert!(text.contains("rejected the program "), "{text}");
         assert!(

@@ -1,4 +1,4 @@
-//! Events that wait for a scan: it tells what a close or an accept of an unknown socket is about,
+//! Events that wait for a scan: it shows what a close or an accept of an unknown socket is about,
 //! and who holds a socket where the kernel hides who acted.
 
 use std::collections::HashSet;

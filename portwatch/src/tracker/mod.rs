@@ -47,7 +47,7 @@ impl<H: Host> Tracker<H> {
         &mut self.host
     }
 
-    /// Adds the tracked event of `event`; none yet where a scan will tell more.
+    /// Adds the tracked event of `event`; none yet where a scan will show more.
     pub fn observe(&mut self, event: Event, out: &mut Vec<TrackedEvent>) {
         if let Some(event) = self.defer(event, out) {
             self.apply(&event, &[], out);
@@ -136,7 +136,7 @@ impl<H: Host> Tracker<H> {
         self.table.take_evicted()
     }
 
-    /// Whether a scan would tell more: who holds a socket that was just taken.
+    /// Whether a scan would show more: who holds a socket that was just taken.
     pub fn wants_scan(&self) -> bool {
         self.table.has_holders_pending()
     }

@@ -61,7 +61,7 @@ impl Sensor {
         if self.tracepoint == Tracepoint::NotNeeded && !tracepoint::registered().is_empty() {
             self.tracepoint = Tracepoint::attach(ebpf, tracepoint::registered());
             changes.push(match &self.tracepoint {
-                Tracepoint::Refused(_, why) => Health {
+                Tracepoint::Rejected(_, why) => Health {
                     regained: false,
                     detail: format!("sctp or dccp is here now, and not covered: {why}"),
                 },

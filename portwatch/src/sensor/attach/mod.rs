@@ -23,7 +23,7 @@ pub use self::{
 
 /// Attaches one of the object's programs for as long as the object lives.
 pub(super) fn attach_program(program: &mut Program, cgroup: impl AsFd) -> Result<(), ProgramError> {
-    // A link is multi-attach by nature; the kernel refuses any other mode's flags.
+    // A link is multi-attach by nature; the kernel rejects any other mode's flags.
     let mode = CgroupAttachMode::Single;
     match program {
         Program::CgroupSock(program) => program.attach(cgroup, mode).map(drop),

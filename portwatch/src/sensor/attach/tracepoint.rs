@@ -15,7 +15,7 @@ pub enum Tracepoint {
     /// Attached, for these.
     Attached(Vec<Transport>),
     /// These are here and not covered, and why.
-    Refused(Vec<Transport>, String),
+    Rejected(Vec<Transport>, String),
 }
 
 impl Tracepoint {
@@ -26,7 +26,7 @@ impl Tracepoint {
         }
         match load_and_attach(ebpf) {
             Ok(()) => Self::Attached(registered),
-            Err(error) => Self::Refused(registered, error.to_string()),
+            Err(error) => Self::Rejected(registered, error.to_string()),
         }
     }
 
@@ -35,7 +35,7 @@ impl Tracepoint {
     pub fn transports(&self) -> &[Transport] {
         match self {
             Self::Attached(transports) => transports,
-            Self::NotNeeded | Self::Refused(..) => &[],
+            Self::NotNeeded | Self::Rejected(..) => &[],
         }
     }
 }

@@ -217,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_type_information_is_refused() {
+    fn what_is_no_type_information_is_rejected() {
         let cut = [
             0x9f, 0xeb, 1, 0, 24, 0, 0, 0, 0, 0, 0, 0, 16, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
         ];

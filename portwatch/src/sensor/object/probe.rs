@@ -141,7 +141,7 @@ pub fn probe() -> Vec<Check> {
         optional(
             features.helpers.task,
             "a listen names its process",
-            "refused by this kernel: a listen names the process that bound, or the one that holds the socket",
+            "rejected by this kernel: a listen names the process that bound, or the one that holds the socket",
         ),
     );
     add(
@@ -150,7 +150,7 @@ pub fn probe() -> Vec<Check> {
         optional(
             features.helpers.netns,
             "an event names its network namespace",
-            "refused by this kernel: an event names the namespace of its bind",
+            "rejected by this kernel: an event names the namespace of its bind",
         ),
     );
     for (hook, attach_type) in HOOKS {

@@ -298,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_record_is_refused() {
+    fn what_is_no_record_is_rejected() {
         let clock = Clock(0);
         let whole = report();
         let bytes = bytemuck::bytes_of(&whole);
