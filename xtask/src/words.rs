@@ -1,4 +1,4 @@
-//! Checks the project's wording: the glossary of CONTRIBUTING.md has one name for one thing, and this lists
+//! Checks the project's wording: docs/glossary.md has one name for one thing, and this lists
 //! the names that it replaced.
 
 #![forbid(unsafe_code)]
@@ -138,7 +138,7 @@ pub(crate) fn check() -> Result<()> {
     }
     if count > 0 {
         bail!(
-            "{count} banned words; the glossary is in CONTRIBUTING.md, the list in xtask/src/words.rs"
+            "{count} banned words; the glossary is docs/glossary.md, the list in xtask/src/words.rs"
         );
     }
     Ok(())

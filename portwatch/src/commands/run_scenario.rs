@@ -18,6 +18,7 @@ pub struct Args {
 /// # Errors
 ///
 /// None: a failure is a result.
+#[expect(clippy::unnecessary_wraps, reason = "the contract of every command")]
 pub fn run(args: Args, _out: &mut impl io::Write) -> Result<()> {
     conformance::run_scenario(&args.name);
     Ok(())

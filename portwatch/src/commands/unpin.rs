@@ -8,7 +8,7 @@ use crate::{sensor, util::console};
 
 /// Its arguments: none.
 #[derive(Debug, clap::Args)]
-pub struct Args {}
+pub struct Args;
 
 /// Removes the pinned BPF programs.
 ///

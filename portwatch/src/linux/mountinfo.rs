@@ -107,7 +107,7 @@ mod tests {
                 (
                     mount.root.as_os_str().as_bytes(),
                     mount.mount_point.as_os_str().as_bytes(),
-                    &mount.fs_type[..],
+                    &*mount.fs_type,
                 )
             });
             assert_eq!(found, expected, "{}", line.escape_ascii());

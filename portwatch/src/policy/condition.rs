@@ -86,10 +86,10 @@ impl Condition {
             Self::Port(_)
             | Self::Transport(_)
             | Self::Status(_)
+            // At a bind the event is a bind: rules about other events are not compiled.
+            | Self::Event(_)
             | Self::User(_)
             | Self::Cgroup(_) => true,
-            // At a bind the event is a bind: rules about other events are not compiled.
-            Self::Event(_) => true,
             Self::Address(_)
             | Self::Peer(_)
             | Self::Exe(_)

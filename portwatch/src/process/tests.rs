@@ -271,8 +271,8 @@ fn each_text_is_cut_at_its_limit() {
     let long = vec![b'a'; 10_000];
     let info = ExecInfo {
         exe: Some(long.clone()),
-        execfn: Some([b"/", &long[..]].concat()),
-        args: Some(vec![long.clone(), [b"/", &long[..]].concat()]),
+        execfn: Some([b"/", &*long].concat()),
+        args: Some(vec![long.clone(), [b"/", &*long].concat()]),
         ..ExecInfo::default()
     };
     let gone = Task {

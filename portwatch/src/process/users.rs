@@ -223,21 +223,27 @@ impl Resolver {
         self.queued.notify_one();
     }
 
-    fn run(&self) {
-        let mut state = self.lock();
+    fn run(&self) -> ! {
         loop {
-            let Some(uid) = state.queue.front().copied() else {
-                let waited = self.queued.wait(state);
-                state = waited.unwrap_or_else(PoisonError::into_inner);
-                continue;
-            };
-            drop(state);
+            let uid = self.next();
             let name = (self.resolve)(uid);
-            state = self.lock();
+            let mut state = self.lock();
             let at = Instant::now();
             state.answers.put(uid, Answer { name, at });
             state.queue.pop_front();
             self.answered.notify_all();
+        }
+    }
+
+    /// Waits for the next id to resolve; it stays in the queue.
+    fn next(&self) -> u32 {
+        let mut state = self.lock();
+        loop {
+            if let Some(uid) = state.queue.front() {
+                return *uid;
+            }
+            let waited = self.queued.wait(state);
+            state = waited.unwrap_or_else(PoisonError::into_inner);
         }
     }
 
@@ -291,6 +297,7 @@ mod tests {
     #[test]
     fn a_slow_name_service_does_not_block_and_answers_later() {
         static IS_ANSWERING: AtomicBool = AtomicBool::new(false);
+        #[expect(clippy::unnecessary_wraps, reason = "the signature of a resolver")]
         fn slow(uid: u32) -> Option<Printable> {
             while !IS_ANSWERING.load(Ordering::Acquire) {
                 thread::sleep(Duration::from_millis(1));
@@ -298,11 +305,10 @@ mod tests {
             Some(limited(format!("user{uid}").as_bytes(), MAX_NAME))
         }
         let mut users = Users::of("/nonexistent".into(), slow);
-        let begin = Instant::now();
+        // While it does not answer, a caller that waited for it would wait for ever.
         for uid in 0..10_000 {
             assert_eq!(users.name(uid), None);
         }
-        assert!(begin.elapsed() < Duration::from_secs(2));
         assert_eq!(users.resolver.lock().queue.len(), MAX_QUEUE);
         IS_ANSWERING.store(true, Ordering::Release);
         let deadline = Instant::now() + Duration::from_secs(10);
