@@ -149,6 +149,10 @@ fn socket(ops: *mut bpf_sock_ops, cookie: u64, remote: Remote) -> Socket {
 }
 
 #[inline(always)]
+#[expect(
+    clippy::unnecessary_wraps,
+    reason = "what its callers pass on, or None"
+)]
 fn remote(ops: *mut bpf_sock_ops) -> Remote {
     let address = if is_ipv6(ops) {
         [
