@@ -12,7 +12,8 @@ use nix::{
 use super::{
     super::loopback,
     portwatch,
-    rounds::{Plan, Work, measure},
+    rounds::{Plan, measure},
+    traced::Work,
     tracer::Tracer,
     words,
 };

@@ -3,6 +3,7 @@
 
 mod guest;
 mod rounds;
+mod traced;
 mod tracer;
 mod vm;
 
@@ -11,7 +12,8 @@ use anyhow::{Context as _, Result, bail};
 pub(crate) use self::guest::Options as GuestOptions;
 pub(crate) use self::guest::run as run_guest;
 use self::{
-    rounds::{PORT, Plan, Work},
+    rounds::Plan,
+    traced::{PORT, Work},
     tracer::{Mark, Tracer},
 };
 use super::{Figure, Profile, Row, isolated};

@@ -1,8 +1,6 @@
 //! The same work without a tracer and with each tracer, in turns, on the host and in the guest.
 
 use std::{
-    net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream, UdpSocket},
-    os::fd::OwnedFd,
     sync::Arc,
     thread,
     time::{Duration, Instant},
@@ -11,43 +9,10 @@ use std::{
 use anyhow::Result;
 
 use super::{
-    super::{
-        Figure, Row, median, quantile,
-        work::{self, again},
-    },
+    super::{Figure, Row, median, quantile, work},
+    traced::Work,
     tracer::{Running, Tracer},
 };
-
-/// The traced work, always on an unassigned port.
-pub(super) enum Work {
-    /// socket, bind, close
-    Bind,
-    /// connect, accept, close both
-    Accept(TcpListener),
-}
-
-pub(super) const PORT: u16 = 976;
-
-const HERE: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::LOCALHOST, PORT);
-
-impl Work {
-    pub(super) fn accept() -> Result<Self> {
-        Ok(Self::Accept(TcpListener::bind(HERE)?))
-    }
-
-    /// Opens its sockets; the server's comes first and is closed first, so that no client port is left in
-    /// TIME_WAIT.
-    pub(super) fn open(&self) -> std::io::Result<[Option<OwnedFd>; 2]> {
-        match self {
-            Self::Bind => Ok([Some(again(|| UdpSocket::bind(HERE))?.into()), None]),
-            Self::Accept(listener) => {
-                let client = TcpStream::connect(HERE)?;
-                let (server, _) = listener.accept()?;
-                Ok([Some(server.into()), Some(client.into())])
-            }
-        }
-    }
-}
 
 /// How much work is done.
 #[derive(Clone, Copy)]

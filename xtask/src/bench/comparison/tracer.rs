@@ -16,7 +16,7 @@ use nix::{
     unistd::Pid,
 };
 
-use super::{super::end_with_this_thread, rounds::Work};
+use super::{super::end_with_this_thread, traced::Work};
 
 /// A text that a line about the work contains; other programs bind ports, too.
 pub(super) enum Mark {
