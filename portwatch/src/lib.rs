@@ -1,6 +1,6 @@
 //! portwatch reports what has taken a system port (0-1023) that IANA has not assigned.
 //!
-//! docs/architecture.md shows the levels of these modules; `tests/levels.rs` holds them.
+//! docs/architecture.md shows the levels of these modules; `levels.rs` tests them.
 
 mod aggregate;
 mod alert;
