@@ -9,14 +9,14 @@
 //! ```
 #![forbid(unsafe_code)]
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::{
     aggregate::{Aggregator, Output, Pending, Settings},
     alert::Alert,
     decide::Decider,
     inventory::{Coverage, FoundSocket},
-    model::{Event, Printable, Severity},
+    model::{Event, EventKind, Printable, Severity},
     output::Sinks,
     policy::Policy,
     tracker::{Host, TrackedEvent, Tracker},
@@ -114,8 +114,14 @@ impl<H: Host> Pipeline<H> {
     pub fn finish(&mut self, now: Instant) {
         self.tracker.abandon_scan(&mut self.tracked);
         self.advance(now);
+        self.report_waiting(now);
+    }
+
+    /// Reports and sums up all that waits in the aggregation.
+    fn report_waiting(&mut self, now: Instant) {
+        self.aggregator.release_delayed(now, &mut self.outputs);
         // What is open at the end lasts, as far as anyone will ever know.
-        self.report_lasting(now + std::time::Duration::from_secs(1), now);
+        self.report_lasting(now + Duration::from_secs(1), now);
         self.aggregator.finish(now, &mut self.outputs);
         self.write();
     }
@@ -129,6 +135,21 @@ impl<H: Host> Pipeline<H> {
 
     fn advance(&mut self, now: Instant) {
         for event in self.tracked.drain(..) {
+            // It lasted, although its first events are read as late as its close.
+            if event.kind == EventKind::Close
+                && let Some(key) = event.key
+                && let Some(pending) = self.aggregator.take_lasted(key, event.time)
+                && let Some(decided) = self.decider.decide(TrackedEvent {
+                    kind: pending.kind,
+                    time: pending.time,
+                    lasted: false,
+                    ..event.clone()
+                })
+            {
+                let outputs = &mut self.outputs;
+                self.aggregator
+                    .report_lasting(&pending, decided, now, outputs);
+            }
             if let Some(decided) = self.decider.decide(event) {
                 self.aggregator.push(decided, now, &mut self.outputs);
             }
@@ -140,14 +161,21 @@ impl<H: Host> Pipeline<H> {
     fn report_lasting(&mut self, until: Instant, now: Instant) {
         while let Some(pending) = self.aggregator.lasting(until) {
             let Pending {
-                key, kind, time, ..
+                key,
+                port_key,
+                kind,
+                time,
+                ..
             } = pending;
-            if let Some(event) = self.tracker.current(key, kind, time)
-                && let Some(decided) = self.decider.decide(event)
-            {
-                let outputs = &mut self.outputs;
-                self.aggregator
-                    .report_lasting(&pending, decided, now, outputs);
+            let (event, is_open) = self.tracker.current(key, port_key, kind, time);
+            match self.decider.decide(event) {
+                Some(decided) if is_open => {
+                    let outputs = &mut self.outputs;
+                    self.aggregator
+                        .report_lasting(&pending, decided, now, outputs);
+                }
+                Some(decided) => self.aggregator.count(&pending, &decided, now),
+                None => {}
             }
         }
     }
@@ -184,7 +212,11 @@ impl<H: Host> Pipeline<H> {
     }
 
     /// Other rules and limits from now on.
-    pub fn set_policy(&mut self, policy: Policy, dry_run: bool, settings: Settings) {
+    pub fn set_policy(&mut self, policy: Policy, dry_run: bool, settings: Settings, now: Instant) {
+        // Without aggregation nothing waits.
+        if !settings.enabled {
+            self.report_waiting(now);
+        }
         self.decider.set_policy(policy, dry_run);
         self.aggregator.set_settings(settings);
     }

@@ -18,7 +18,7 @@ pub use self::{
     socket::{Holder, LASTING, Stage, TrackedEvent, TrackedSocket},
 };
 use crate::{
-    model::{Event, EventKind, Origin, SocketKey},
+    model::{Event, EventKind, Origin, PortKey, SocketKey},
     process::Process,
 };
 
@@ -103,17 +103,21 @@ impl<H: Host> Tracker<H> {
         self.tracked_event(event, &socket, event.key, Origin::Live)
     }
 
-    /// The event of `kind` at `time` again, by what is known of its socket now; None when that has
-    /// closed.
+    /// The event of `kind` at `time` again, by what is known of its socket now; and whether that is
+    /// still open.
     pub fn current(
         &mut self,
         key: SocketKey,
+        port_key: PortKey,
         kind: EventKind,
         time: Timestamp,
-    ) -> Option<TrackedEvent> {
-        let socket = self.table.open_socket(key)?.clone();
+    ) -> (TrackedEvent, bool) {
+        let is_open = self.table.open_socket(key).is_some();
+        let known = self.table.known(key).cloned();
+        let socket = known.unwrap_or_else(|| TrackedSocket::new(port_key));
         let event = socket.event(key, kind, time);
-        Some(self.tracked_event(&event, &socket, Some(key), Origin::Live))
+        let event = self.tracked_event(&event, &socket, Some(key), Origin::Live);
+        (event, is_open)
     }
 
     /// The open sockets.
