@@ -65,9 +65,9 @@ impl<H: Host> Tracker<H> {
         let known = key.and_then(|key| self.table.known(key)).cloned();
         // A scan saw it between the kernel's bind and the report of it.
         let is_reported = event.kind == EventKind::Bind
-            && known
-                .as_ref()
-                .is_some_and(|known| known.origin == Origin::Snapshot);
+            && known.as_ref().is_some_and(|known| {
+                known.origin == Origin::Snapshot && known.port_key == event.port_key()
+            });
         let mut socket = self.update(event, known, is_reported);
         if socket.process.is_none() && !holders.is_empty() {
             socket.process = holders.first().cloned();
@@ -166,6 +166,12 @@ impl<H: Host> Tracker<H> {
             // What a bind said stands: no other hook looks.
             socket.is_kernel_socket = socket.is_kernel_socket.or(event.is_kernel_socket);
             socket.address = event.address;
+            // It had lost the other port by disconnecting.
+            if socket.port_key != event.port_key() {
+                socket.port_key = event.port_key();
+                socket.origin = Origin::Live;
+                socket.since = None;
+            }
             socket.since = socket.since.or(match socket.origin {
                 Origin::Live => Some(event.time),
                 Origin::Snapshot => None,

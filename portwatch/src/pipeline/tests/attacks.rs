@@ -136,6 +136,29 @@ fn a_socket_that_is_bound_twice_within_the_delay_is_counted_twice() {
 }
 
 #[test]
+fn a_socket_that_changes_its_port_is_reported_on_the_port_that_it_has() {
+    let mut run = Run::new(Settings::default());
+    burst(&mut run);
+    run.push(udp(Bind, 900, 99)).wait(MS(150));
+    run.push(udp(Bind, 976, 99)).wait(MS(150));
+    let binds = run
+        .alerts
+        .iter()
+        .filter(|alert| alert.socket.cookie == Some(99));
+    let ports: Vec<_> = binds.map(|alert| alert.port).collect();
+    assert_eq!(ports, [Some(900), Some(976)]);
+    let open: Vec<u16> = run
+        .pipeline
+        .tracker()
+        .open()
+        .map(|socket| socket.port_key.port)
+        .collect();
+    assert_eq!(open, [976]);
+    run.push(udp(Close, 976, 99));
+    assert_eq!(lines(&run, Close, 99), 1);
+}
+
+#[test]
 fn many_processes_do_not_displace_the_busiest() {
     let mut run = Run::new(Settings::default());
     let mut cookie = 0;
