@@ -135,22 +135,33 @@ impl<H: Host> Pipeline<H> {
 
     fn advance(&mut self, now: Instant) {
         for event in self.tracked.drain(..) {
-            // It lasted, although its first events are read as late as its close.
-            if event.kind == EventKind::Close
-                && let Some(key) = event.key
-                && let Some(pending) = self.aggregator.take_lasted(key, event.time)
-                && let Some(decided) = self.decider.decide(TrackedEvent {
-                    kind: pending.kind,
-                    time: pending.time,
-                    lasted: false,
-                    ..event.clone()
-                })
+            let pending = event.key.filter(|_| event.kind == EventKind::Close);
+            let pending = pending.and_then(|key| self.aggregator.pending(key));
+            let before = pending.map(|pending| TrackedEvent {
+                kind: pending.kind,
+                time: pending.time,
+                lasted: false,
+                ..event.clone()
+            });
+            let closed = event.time;
+            let decided = self.decider.decide(event);
+            // It lasted, although its close is read as soon as its first events; or a rule ignores
+            // the close.
+            if let Some((pending, before)) = pending.zip(before)
+                && (pending.lasted(closed) || decided.is_none())
             {
-                let outputs = &mut self.outputs;
-                self.aggregator
-                    .report_lasting(&pending, decided, now, outputs);
+                self.aggregator.forget_pending(pending.key);
+                match self.decider.decide(before) {
+                    Some(before) if pending.lasted(closed) => {
+                        let outputs = &mut self.outputs;
+                        self.aggregator
+                            .report_lasting(&pending, before, now, outputs);
+                    }
+                    Some(before) => self.aggregator.count(&pending, &before, now),
+                    None => {}
+                }
             }
-            if let Some(decided) = self.decider.decide(event) {
+            if let Some(decided) = decided {
                 self.aggregator.push(decided, now, &mut self.outputs);
             }
         }
@@ -167,9 +178,9 @@ impl<H: Host> Pipeline<H> {
                 time,
                 ..
             } = pending;
-            let (event, is_open) = self.tracker.current(key, port_key, kind, time);
+            let (event, has_closed) = self.tracker.current(key, port_key, kind, time);
             match self.decider.decide(event) {
-                Some(decided) if is_open => {
+                Some(decided) if !has_closed => {
                     let outputs = &mut self.outputs;
                     self.aggregator
                         .report_lasting(&pending, decided, now, outputs);

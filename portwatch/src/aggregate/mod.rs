@@ -15,8 +15,6 @@ use std::{
     time::Instant,
 };
 
-use jiff::Timestamp;
-
 use self::{bursts::Bursts, peers::Peers, pending::PendingSockets};
 pub use self::{
     group::Group, peers::Accepts, pending::Pending, settings::Settings, summary::Summary,
@@ -252,10 +250,15 @@ impl Aggregator {
         sum.add_kind(decided, EventKind::Accept.name(), times);
     }
 
-    /// Takes out the counted events of a socket that closes at that time, if it lasted.
-    pub fn take_lasted(&mut self, key: SocketKey, closed: Timestamp) -> Option<Pending> {
-        let lasted = self.pending.get(key)?.lasted(closed);
-        lasted.then(|| self.pending.remove(key))?
+    /// The events of a socket that wait until it lasts.
+    #[must_use]
+    pub fn pending(&self, key: SocketKey) -> Option<Pending> {
+        self.pending.get(key).copied()
+    }
+
+    /// Notes that these are reported or counted.
+    pub fn forget_pending(&mut self, key: SocketKey) {
+        self.pending.remove(key);
     }
 
     /// A TCP bind can be a server's or a client's: the next event shows which.

@@ -103,8 +103,8 @@ impl<H: Host> Tracker<H> {
         self.tracked_event(event, &socket, event.key, Origin::Live)
     }
 
-    /// The event of `kind` at `time` again, by what is known of its socket now; and whether that is
-    /// still open.
+    /// The event of `kind` at `time` again, by what is known of its socket now; and whether that
+    /// has closed. Neither open nor closed: there were too many to track.
     pub fn current(
         &mut self,
         key: SocketKey,
@@ -112,12 +112,12 @@ impl<H: Host> Tracker<H> {
         kind: EventKind,
         time: Timestamp,
     ) -> (TrackedEvent, bool) {
-        let is_open = self.table.open_socket(key).is_some();
+        let has_closed = self.table.has_closed(key);
         let known = self.table.known(key).cloned();
         let socket = known.unwrap_or_else(|| TrackedSocket::new(port_key));
         let event = socket.event(key, kind, time);
         let event = self.tracked_event(&event, &socket, Some(key), Origin::Live);
-        (event, is_open)
+        (event, has_closed)
     }
 
     /// The open sockets.

@@ -1,6 +1,7 @@
 //! Ways to hide a lasting socket behind noise, or to lose its counts.
 
 use super::*;
+use crate::policy::{Condition, Decision, Rule};
 
 /// A burst of process 812 on 900; nothing of it stays.
 fn burst(run: &mut Run) {
@@ -156,6 +157,63 @@ fn a_socket_that_changes_its_port_is_reported_on_the_port_that_it_has() {
     assert_eq!(open, [976]);
     run.push(udp(Close, 976, 99));
     assert_eq!(lines(&run, Close, 99), 1);
+}
+
+/// A run with a rule about closes.
+fn run_with_rule(decision: Decision) -> Run {
+    let mut run = Run::new(Settings::default());
+    let rule = Rule {
+        name: "closes".into(),
+        reason: None,
+        decision,
+        conditions: vec![
+            Condition::Event(vec![Close]),
+            Condition::Port(vec!["900".parse().unwrap()]),
+        ],
+    };
+    let policy = Policy::new(vec![rule]).unwrap();
+    let settings = Settings::default();
+    run.pipeline.set_policy(policy, false, settings, run.now);
+    run
+}
+
+#[test]
+fn a_critical_close_comes_through_although_its_bind_was_counted() {
+    let mut run = run_with_rule(Decision::Critical);
+    burst(&mut run);
+    assert_eq!(
+        run.alerts
+            .iter()
+            .filter(|alert| alert.event == Close)
+            .count(),
+        20
+    );
+    run.finish();
+    assert_eq!(
+        run.totals(),
+        [("bind", 20), ("close", 20), ("listen", 20)].into()
+    );
+}
+
+#[test]
+fn binds_are_counted_although_a_rule_ignores_closes() {
+    let mut run = run_with_rule(Decision::Ignore);
+    burst(&mut run);
+    run.wait(MS(200)).finish();
+    assert_eq!(run.totals(), [("bind", 20), ("listen", 20)].into());
+}
+
+#[test]
+fn a_socket_that_is_not_tracked_for_want_of_room_is_reported() {
+    let mut run = Run::new(Settings::default());
+    burst(&mut run);
+    for cookie in 100..70_000 {
+        let bind = udp(Bind, 976, cookie);
+        run.pipeline.push(Input::Event(bind), run.now);
+    }
+    run.wait(MS(150));
+    assert_eq!((lines(&run, Bind, 100), lines(&run, Bind, 69_999)), (1, 1));
+    assert_eq!(run.finish().totals()["bind"], 69_920);
 }
 
 #[test]
