@@ -4,6 +4,7 @@ use std::{
     collections::BTreeMap, net::TcpStream, path::Path, process::Command, sync::mpsc, thread,
 };
 
+use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 use crate::{
@@ -294,5 +295,50 @@ fn a_holder_whose_name_is_cut_inside_a_character_is_listed() {
         });
         listener.resume();
         listener.wait();
+    });
+}
+
+#[test]
+fn a_listener_whose_events_are_lost_in_a_flood_is_found_during_it() {
+    in_namespace(|_| {
+        let cgroup = Cgroup::new("lost");
+        let path = cgroup.path().to_str().unwrap();
+        let ring = [
+            "--config",
+            "/dev/null",
+            "--ring-size",
+            "4096",
+            "--cgroup",
+            path,
+        ];
+        let monitor = Monitor::start_default(&ring);
+        // Connections from ever other addresses are no repeats: the ring is never empty.
+        let mut server = cgroup.start_perl(&format!(
+            "{REBIND} socket(my $s, PF_INET, SOCK_STREAM, 0) or die; \
+             rebind($s, sockaddr_in(976, INADDR_ANY)); listen($s, 4096) or die; \
+             $| = 1; print \"ready\\n\"; while (accept(my $c, $s)) {{ close $c }}"
+        ));
+        server.wait_for("ready");
+        let mut noise = cgroup.start_perl(&flood(
+            "socket(my $c, PF_INET, SOCK_STREAM, 0) or die; \
+             bind($c, sockaddr_in(0, pack('C4', 127, 1 + $turn / 65536, $turn / 256 % 256, $turn % 256))); \
+             connect($c, sockaddr_in(976, INADDR_LOOPBACK)) or die; \
+             setsockopt($c, SOL_SOCKET, SO_LINGER, pack('ii', 1, 0)); close $c;",
+        ));
+        noise.wait_for("ready");
+        monitor.signal(Signal::SIGSTOP);
+        // Fills the ring, so that the listener's events are lost.
+        cgroup.perl(
+            "use Socket; for my $turn (1..100) { socket(my $c, PF_INET, SOCK_STREAM, 0) or die; \
+             bind($c, sockaddr_in(0, pack('C4', 127, 0, 9, $turn))) or die; \
+             connect($c, sockaddr_in(976, INADDR_LOOPBACK)) or die }",
+        );
+        let mut listener = cgroup.start_perl(&lasting(977));
+        listener.wait_for("ready");
+        monitor.signal(Signal::SIGCONT);
+        let listen = next(&monitor, is("listen", 977));
+        assert_alert!(listen, { "process/pid" => listener.pid(), "origin" => "snapshot" });
+        drop((noise, server, listener));
+        monitor.stop_all();
     });
 }
