@@ -201,7 +201,7 @@ impl<H: Host> Pipeline<H> {
         }
     }
 
-    /// Notes that a scan begins; what is pushed from now on counts as happening meanwhile.
+    /// Notes that a scan begins; everything that happened before must have been pushed.
     pub fn begin_scan(&mut self) {
         self.tracker.begin_scan();
     }

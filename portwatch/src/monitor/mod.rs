@@ -11,7 +11,6 @@ mod start;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use jiff::{SignedDuration, Timestamp};
 use tokio::{
     signal::unix::{SignalKind, signal},
     time::{Instant, Interval, interval_at, sleep_until, timeout},
@@ -51,10 +50,6 @@ pub struct Options {
 
 /// How long a reader of stdout that takes nothing delays the end.
 const LAST_FLUSH: Duration = Duration::from_secs(2);
-
-/// How far the order of events in the ring can differ from that of their times: a BPF program can be
-/// interrupted between the two.
-const DISORDER: SignedDuration = SignedDuration::from_millis(100);
 
 /// Watches until SIGINT or SIGTERM.
 ///
@@ -99,7 +94,6 @@ async fn watch(options: &Options, registry: Registry) -> Result<()> {
         scheduler: ScanScheduler::new(scope),
         events: Vec::with_capacity(BATCH),
         scan: None,
-        observed: Timestamp::MIN,
         is_first_scan: true,
         has_more: false,
         losses_due: None,
@@ -128,10 +122,8 @@ struct Monitor {
     pipeline: Pipeline<ThisHost>,
     scheduler: ScanScheduler,
     events: Vec<Event>,
-    /// A scan that is complete and not joined yet, and since when.
-    scan: Option<(std::io::Result<Scan>, Timestamp)>,
-    /// When the last event happened that was taken from the ring.
-    observed: Timestamp,
+    /// A scan that is complete and not joined yet.
+    scan: Option<std::io::Result<Scan>>,
     /// Whether none was joined yet.
     is_first_scan: bool,
     /// Whether the ring holds more than was taken in one turn.
@@ -159,18 +151,15 @@ impl Monitor {
                 }
                 () = until(counts_due) => self.take_counts()?,
                 _ = self.health.tick() => self.check_health(),
-                complete = self.scheduler.complete() => self.scan = Some((complete, Timestamp::now())),
+                complete = self.scheduler.complete() => self.scan = Some(complete),
                 () = until(due), if !self.has_more => {}
                 () = until(flush_due) => {}
                 gone = self.pipeline.sinks().gone() => return Err(gone.into()),
             }
             self.has_more = self.take_batches().await?;
-            // What happened before a scan ended is known: a flood must not put it off.
-            let observed = self.observed;
-            let is_observed = |ended: Timestamp| observed.duration_since(ended) >= DISORDER;
-            if let Some((scan, _)) = self
-                .scan
-                .take_if(|(_, ended)| !self.has_more || is_observed(*ended))
+            // The ring is empty: what happened before a scan began or ended is known.
+            if !self.has_more
+                && let Some(scan) = self.scan.take()
             {
                 self.join(scan);
             }
@@ -181,8 +170,7 @@ impl Monitor {
             } else if self.pipeline.tracker().wants_scan() {
                 self.scheduler.request(Urgency::Holders);
             }
-            // What is observed later counts as happening meanwhile.
-            if self.scan.is_none() && self.scheduler.is_due() {
+            if !self.has_more && self.scan.is_none() && self.scheduler.is_due() {
                 self.pipeline.begin_scan();
                 self.scheduler.begin();
             }

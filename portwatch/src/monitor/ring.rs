@@ -40,7 +40,6 @@ impl Monitor {
         let taken = self.sensor.take(BATCH, &mut self.events);
         let mut events = std::mem::take(&mut self.events);
         for event in events.drain(..) {
-            self.observed = self.observed.max(event.time);
             self.pipeline.push(Input::Event(event), now());
             // A line that comes alone is out at once; of many, several go in one write.
             self.pipeline.sinks_mut().flush_if_full()?;

@@ -31,7 +31,7 @@ pub(super) struct Running {
 }
 
 impl<H: Host> Tracker<H> {
-    /// Notes that a scan begins. What is observed from now on counts as happening meanwhile.
+    /// Notes that a scan begins. All events that happened before must have been observed.
     pub fn begin_scan(&mut self) {
         self.table.round += 1;
         self.deferred.running = Some(Running::default());
