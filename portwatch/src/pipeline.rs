@@ -9,14 +9,14 @@
 //! ```
 #![forbid(unsafe_code)]
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::{
     aggregate::{Aggregator, Output, Pending, Settings},
     alert::Alert,
     decide::Decider,
     inventory::{Coverage, FoundSocket},
-    model::{Event, Printable, Severity},
+    model::{Event, EventKind, Printable, Severity},
     output::Sinks,
     policy::Policy,
     tracker::{Host, TrackedEvent, Tracker},
@@ -114,8 +114,14 @@ impl<H: Host> Pipeline<H> {
     pub fn finish(&mut self, now: Instant) {
         self.tracker.abandon_scan(&mut self.tracked);
         self.advance(now);
+        self.report_waiting(now);
+    }
+
+    /// Reports and sums up all that waits in the aggregation.
+    fn report_waiting(&mut self, now: Instant) {
+        self.aggregator.release_delayed(now, &mut self.outputs);
         // What is open at the end lasts, as far as anyone will ever know.
-        self.report_lasting(now + std::time::Duration::from_secs(1), now);
+        self.report_lasting(now + Duration::from_secs(1), now);
         self.aggregator.finish(now, &mut self.outputs);
         self.write();
     }
@@ -129,7 +135,33 @@ impl<H: Host> Pipeline<H> {
 
     fn advance(&mut self, now: Instant) {
         for event in self.tracked.drain(..) {
-            if let Some(decided) = self.decider.decide(event) {
+            let pending = event.key.filter(|_| event.kind == EventKind::Close);
+            let pending = pending.and_then(|key| self.aggregator.pending(key));
+            let before = pending.map(|pending| TrackedEvent {
+                kind: pending.kind,
+                time: pending.time,
+                lasted: false,
+                ..event.clone()
+            });
+            let closed = event.time;
+            let decided = self.decider.decide(event);
+            // It lasted, although its close is read as soon as its first events; or a rule ignores
+            // the close.
+            if let Some((pending, before)) = pending.zip(before)
+                && (pending.lasted(closed) || decided.is_none())
+            {
+                self.aggregator.forget_pending(pending.key);
+                match self.decider.decide(before) {
+                    Some(before) if pending.lasted(closed) => {
+                        let outputs = &mut self.outputs;
+                        self.aggregator
+                            .report_lasting(&pending, before, now, outputs);
+                    }
+                    Some(before) => self.aggregator.count(&pending, &before, now),
+                    None => {}
+                }
+            }
+            if let Some(decided) = decided {
                 self.aggregator.push(decided, now, &mut self.outputs);
             }
         }
@@ -140,14 +172,21 @@ impl<H: Host> Pipeline<H> {
     fn report_lasting(&mut self, until: Instant, now: Instant) {
         while let Some(pending) = self.aggregator.lasting(until) {
             let Pending {
-                key, kind, time, ..
+                key,
+                port_key,
+                kind,
+                time,
+                ..
             } = pending;
-            if let Some(event) = self.tracker.current(key, kind, time)
-                && let Some(decided) = self.decider.decide(event)
-            {
-                let outputs = &mut self.outputs;
-                self.aggregator
-                    .report_lasting(&pending, decided, now, outputs);
+            let (event, has_closed) = self.tracker.current(key, port_key, kind, time);
+            match self.decider.decide(event) {
+                Some(decided) if !has_closed => {
+                    let outputs = &mut self.outputs;
+                    self.aggregator
+                        .report_lasting(&pending, decided, now, outputs);
+                }
+                Some(decided) => self.aggregator.count(&pending, &decided, now),
+                None => {}
             }
         }
     }
@@ -184,7 +223,11 @@ impl<H: Host> Pipeline<H> {
     }
 
     /// Other rules and limits from now on.
-    pub fn set_policy(&mut self, policy: Policy, dry_run: bool, settings: Settings) {
+    pub fn set_policy(&mut self, policy: Policy, dry_run: bool, settings: Settings, now: Instant) {
+        // Without aggregation nothing waits.
+        if !settings.enabled {
+            self.report_waiting(now);
+        }
         self.decider.set_policy(policy, dry_run);
         self.aggregator.set_settings(settings);
     }

@@ -22,6 +22,7 @@ pub use self::{
 use crate::{
     decide::Decided,
     model::{EventKind, Origin, Severity, SocketKey, Transport},
+    tracker::{LASTING, TrackedEvent},
     util::Bounded,
 };
 
@@ -30,6 +31,9 @@ const CLIENTS: usize = 4096;
 
 /// Binds that wait for what comes next; past that the oldest is reported.
 const DELAYED: usize = 1024;
+
+/// Sockets that are known to be reported; past that, the oldest can be reported anew.
+const KEPT: usize = 4096;
 
 /// What the operator is to read.
 #[derive(Debug)]
@@ -57,6 +61,10 @@ pub struct Aggregator {
     peers: Peers,
     bursts: Bursts,
     pending: PendingSockets,
+    /// Sockets that were reported because they had kept their port for long.
+    kept: Bounded<SocketKey, ()>,
+    /// Sockets of which a connect was reported: that it connects again is not news.
+    connected: Bounded<SocketKey, ()>,
 }
 
 impl Aggregator {
@@ -71,6 +79,8 @@ impl Aggregator {
             peers: Peers::default(),
             bursts: Bursts::default(),
             pending: PendingSockets::default(),
+            kept: Bounded::new(KEPT),
+            connected: Bounded::new(KEPT),
         }
     }
 
@@ -89,6 +99,10 @@ impl Aggregator {
             let bind = self.delayed.remove(&key);
             match decided.event.kind {
                 EventKind::Bind if self.is_to_wait(&decided) => {
+                    // The kernel had given it a port, which it lost by disconnecting.
+                    if let Some(before) = bind {
+                        self.report(before, now, out);
+                    }
                     self.delay(key, decided, now, out);
                     return;
                 }
@@ -103,6 +117,9 @@ impl Aggregator {
                 EventKind::Close
                     if self.clients.pop(&key).is_some() && decided.severity == Severity::Notice =>
                 {
+                    if let Some(pending) = self.pending.remove(key) {
+                        self.count(&pending, &decided, now);
+                    }
                     return;
                 }
                 kind => {
@@ -117,6 +134,9 @@ impl Aggregator {
         }
         if self.peers.is_new(&decided) {
             self.report(decided, now, out);
+        }
+        if let Some((decided, times)) = self.peers.take_evicted() {
+            self.count_accepts(&decided, times, now);
         }
     }
 
@@ -135,43 +155,110 @@ impl Aggregator {
         let connections = key
             .filter(|_| is_close)
             .and_then(|key| self.peers.close(key));
-        let counted = key
+        let pending = key
             .filter(|_| is_close)
             .and_then(|key| self.pending.remove(key));
-        let must_count = counted.is_some();
         let over = self.bursts.over(&decided, &self.settings, now);
-        match over {
-            _ if !must_count && is_always_reported(&decided) => {
-                self.bursts.reported(&decided, &self.settings, now);
-                out.push(Output::Event(
-                    Box::new(decided),
-                    connections.map(|connections| connections.accepts),
-                ));
+        let is_reported = match &pending {
+            _ if decided.severity == Severity::Critical => true,
+            // What came and went is counted as a whole, unless its end is louder.
+            Some(pending) => over.is_none() && decided.severity > pending.severity,
+            None => over.is_none() || self.is_always_reported(&decided),
+        };
+        if !is_reported && self.may_be_news(&decided.event) {
+            if self.pending.add(&decided, now) {
+                return;
             }
-            None if !must_count => {
-                self.bursts.reported(&decided, &self.settings, now);
-                out.push(Output::Event(
-                    Box::new(decided),
-                    connections.map(|connections| connections.accepts),
-                ));
+        } else if !is_reported {
+            let sum = self.bursts.sum(over, &decided, &self.settings, now);
+            sum.add(&decided, 1);
+            if let Some(pending) = pending {
+                self.count(&pending, &decided, now);
             }
-            over => {
-                if over.is_some() && self.pending.add(&decided, now) {
-                    return;
-                }
-                let sum = self.bursts.sum(over, &decided, &self.settings, now);
-                sum.add(&decided, 1);
-                if let Some(pending) = counted {
-                    sum.raise(pending.severity);
-                    for (kind, times) in pending.counts() {
-                        sum.add_kind(&decided, kind, times);
-                    }
-                }
-                if let Some(connections) = connections.filter(|one| one.unreported > 0) {
-                    sum.add_kind(&decided, EventKind::Accept.name(), connections.unreported);
-                }
+            if let Some(connections) = connections.filter(|one| one.unreported > 0) {
+                self.count_accepts(&decided, connections.unreported, now);
             }
+            return;
         }
+        // What of it was not reported before this is counted.
+        let before = key.filter(|_| PendingSockets::may_last(&decided.event));
+        if let Some(pending) = pending.or_else(|| self.pending.remove(before?)) {
+            self.count(&pending, &decided, now);
+        }
+        self.note_connect(&decided.event);
+        self.bursts.reported(&decided, &self.settings, now);
+        let accepts = connections.map(|connections| connections.accepts);
+        out.push(Output::Event(Box::new(decided), accepts));
+    }
+
+    /// Whether the event is reported by itself whatever else happens: its socket lasts.
+    fn is_always_reported(&mut self, decided: &Decided) -> bool {
+        let event = &decided.event;
+        match event.kind {
+            EventKind::Bind | EventKind::Listen | EventKind::Connect => {
+                event.origin == Origin::Snapshot || self.is_first_of_lasting(event)
+            }
+            EventKind::Close => event.lasted,
+            _ => false,
+        }
+    }
+
+    /// Whether it is to be reported should its socket last.
+    fn may_be_news(&mut self, event: &TrackedEvent) -> bool {
+        let is_again = event.kind == EventKind::Connect
+            && event
+                .key
+                .is_some_and(|key| self.connected.get(&key).is_some());
+        PendingSockets::may_last(event) && !is_again
+    }
+
+    /// Notes the socket of a connect that is reported; any other event ends that.
+    fn note_connect(&mut self, event: &TrackedEvent) {
+        match (event.key, event.kind) {
+            (Some(key), EventKind::Connect) => self.connected.put(key, ()),
+            (Some(key), EventKind::Listen) => {
+                self.connected.pop(&key);
+            }
+            _ => {}
+        }
+    }
+
+    /// Whether its socket has kept the port for long, and this is the first event since: one that
+    /// stops listening again and again before it would last is reported once.
+    fn is_first_of_lasting(&mut self, event: &TrackedEvent) -> bool {
+        let Some((key, since)) = event.key.zip(event.since) else {
+            return false;
+        };
+        let is_first = event.time.duration_since(since) >= LASTING && self.kept.get(&key).is_none();
+        if is_first {
+            self.kept.put(key, ());
+        }
+        is_first
+    }
+
+    /// Counts the events of a socket that came and went; `decided` is about the same socket.
+    pub fn count(&mut self, pending: &Pending, decided: &Decided, now: Instant) {
+        let sum = self.bursts.sum(None, decided, &self.settings, now);
+        sum.raise(pending.severity);
+        for (kind, times) in pending.counts() {
+            sum.add_kind(decided, kind, times);
+        }
+    }
+
+    fn count_accepts(&mut self, decided: &Decided, times: u64, now: Instant) {
+        let sum = self.bursts.sum(None, decided, &self.settings, now);
+        sum.add_kind(decided, EventKind::Accept.name(), times);
+    }
+
+    /// The events of a socket that wait until it lasts.
+    #[must_use]
+    pub fn pending(&self, key: SocketKey) -> Option<Pending> {
+        self.pending.get(key).copied()
+    }
+
+    /// Notes that these are reported or counted.
+    pub fn forget_pending(&mut self, key: SocketKey) {
+        self.pending.remove(key);
     }
 
     /// A TCP bind can be a server's or a client's: the next event shows which.
@@ -226,7 +313,7 @@ impl Aggregator {
         self.pending.lasting(until)
     }
 
-    /// The next deadline among sockets that may last, for a monitor that ends before it.
+    /// Reports the last event of a socket that lasts, and counts those before it.
     pub fn report_lasting(
         &mut self,
         pending: &Pending,
@@ -234,7 +321,6 @@ impl Aggregator {
         now: Instant,
         out: &mut Vec<Output>,
     ) {
-        // The last of its events is reported, those before it are counted.
         let mut counts: Vec<_> = pending.counts().collect();
         if let Some((_, times)) = counts
             .iter_mut()
@@ -248,32 +334,23 @@ impl Aggregator {
                 sum.add_kind(&decided, kind, times);
             }
         }
+        self.note_connect(&decided.event);
+        self.kept.put(pending.key, ());
         out.push(Output::event(decided));
     }
 
-    /// Adds all that waits: the end.
-    pub fn finish(&mut self, now: Instant, out: &mut Vec<Output>) {
+    /// Adds the binds that wait for what comes next.
+    pub fn release_delayed(&mut self, now: Instant, out: &mut Vec<Output>) {
         while let Some((_, key)) = self.deadlines.pop_front() {
             self.release(key, now, out);
         }
+    }
+
+    /// Adds every sum: the end. Nothing must be pending.
+    pub fn finish(&mut self, now: Instant, out: &mut Vec<Output>) {
         for (decided, times) in self.peers.take_unreported() {
-            let sum = self.bursts.sum(None, &decided, &self.settings, now);
-            sum.add_kind(&decided, EventKind::Accept.name(), times);
+            self.count_accepts(&decided, times, now);
         }
         self.bursts.finish(out);
     }
-}
-
-/// Whether the event is reported by itself whatever else happens: it is critical, or its socket
-/// lasts.
-fn is_always_reported(decided: &Decided) -> bool {
-    let event = &decided.event;
-    decided.severity == Severity::Critical
-        || match event.kind {
-            EventKind::Bind | EventKind::Listen | EventKind::Connect => {
-                event.origin == Origin::Snapshot
-            }
-            EventKind::Close => event.lasted,
-            _ => false,
-        }
 }

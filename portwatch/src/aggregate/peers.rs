@@ -42,11 +42,18 @@ struct Seen {
     last: Option<Box<Decided>>,
 }
 
-pub(super) struct Peers(Bounded<SocketKey, Seen>);
+pub(super) struct Peers {
+    listeners: Bounded<SocketKey, Seen>,
+    /// A listener that there was no more room for.
+    evicted: Option<Seen>,
+}
 
 impl Default for Peers {
     fn default() -> Self {
-        Self(Bounded::new(LISTENERS))
+        Self {
+            listeners: Bounded::new(LISTENERS),
+            evicted: None,
+        }
     }
 }
 
@@ -57,7 +64,8 @@ impl Peers {
         let (EventKind::Accept, Some(key), Some(peer)) = (event.kind, event.key, event.peer) else {
             return true;
         };
-        let seen = self.0.get_or_insert_mut(key, Seen::default);
+        self.evicted = self.listeners.make_room(&key);
+        let seen = self.listeners.get_or_insert_mut(key, Seen::default);
         seen.count += 1;
         let is_new = seen.addresses.len() < ADDRESSES && seen.addresses.insert(peer.ip());
         if is_new || decided.severity == Severity::Critical {
@@ -72,7 +80,7 @@ impl Peers {
     pub(super) fn add_counted(&mut self, decided: &Decided, times: u64) -> bool {
         let key = decided.event.key;
         let key = key.filter(|_| decided.event.kind == EventKind::Accept);
-        let Some(seen) = key.and_then(|key| self.0.get_mut(&key)) else {
+        let Some(seen) = key.and_then(|key| self.listeners.get_mut(&key)) else {
             return false;
         };
         seen.count += times;
@@ -80,9 +88,14 @@ impl Peers {
         true
     }
 
+    /// The same for a listener that is counted for no more.
+    pub(super) fn take_evicted(&mut self) -> Option<(Decided, u64)> {
+        self.evicted.take()?.into_unreported()
+    }
+
     /// The connections to a listener that closes.
     pub(super) fn close(&mut self, key: SocketKey) -> Option<Connections> {
-        self.0.pop(&key).map(|seen| Connections {
+        self.listeners.pop(&key).map(|seen| Connections {
             accepts: Accepts {
                 count: seen.count,
                 peers: seen.addresses.len() as u64,
@@ -95,13 +108,19 @@ impl Peers {
     /// many those are.
     pub(super) fn take_unreported(&mut self) -> Vec<(Decided, u64)> {
         let all = std::mem::take(self);
-        let all = all.0.into_values();
-        all.filter_map(|seen| Some((*seen.last?, seen.unreported)))
+        all.listeners
+            .into_values()
+            .filter_map(Seen::into_unreported)
             .collect()
     }
 }
 
 impl Seen {
+    /// One of the connections that were only counted, and how many those are.
+    fn into_unreported(self) -> Option<(Decided, u64)> {
+        Some((*self.last?, self.unreported))
+    }
+
     fn add_unreported(&mut self, decided: &Decided, times: u64) {
         self.unreported += times;
         if self.last.is_none() {

@@ -10,7 +10,8 @@ use jiff::Timestamp;
 
 use crate::{
     decide::Decided,
-    model::{EventKind, Severity, SocketKey},
+    model::{EventKind, PortKey, Severity, SocketKey},
+    tracker::TrackedEvent,
 };
 
 /// [`crate::tracker::LASTING`].
@@ -27,17 +28,29 @@ const KINDS: [EventKind; 3] = [EventKind::Bind, EventKind::Listen, EventKind::Co
 pub struct Pending {
     /// The socket.
     pub key: SocketKey,
+    /// Its port.
+    pub port_key: PortKey,
     /// Its last event.
     pub kind: EventKind,
     /// When that happened.
     pub time: Timestamp,
+    /// When it will have lasted.
+    deadline: Instant,
+    /// When the first of its events happened.
+    since: Timestamp,
     /// The highest severity of its events.
     pub(super) severity: Severity,
     /// How many of each of [`KINDS`].
-    counts: [u16; KINDS.len()],
+    counts: [u32; KINDS.len()],
 }
 
 impl Pending {
+    /// Whether the socket lasted, if it closed at that time.
+    #[must_use]
+    pub fn lasted(&self, closed: Timestamp) -> bool {
+        closed.duration_since(self.since) >= crate::tracker::LASTING
+    }
+
     /// How many events of which kind were not reported.
     pub fn counts(&self) -> impl Iterator<Item = (&'static str, u64)> + use<> {
         let counts = KINDS.into_iter().zip(self.counts);
@@ -55,6 +68,11 @@ pub(super) struct PendingSockets {
 }
 
 impl PendingSockets {
+    /// Whether it is about a socket that takes a port, and so may last.
+    pub(super) fn may_last(event: &TrackedEvent) -> bool {
+        event.key.is_some() && KINDS.contains(&event.kind)
+    }
+
     /// Keeps the event until it shows whether its socket lasts; false for an event that takes no
     /// port, and where there is no room.
     pub(super) fn add(&mut self, decided: &Decided, now: Instant) -> bool {
@@ -65,16 +83,28 @@ impl PendingSockets {
         let Some(index) = KINDS.iter().position(|kind| *kind == event.kind) else {
             return false;
         };
+        let deadline = now + LASTING;
         if !self.sockets.contains_key(&key) {
-            if self.deadlines.len() >= LIMIT {
+            if self.sockets.len() >= LIMIT {
                 return false;
             }
-            self.deadlines.push_back((now + LASTING, key));
+            // Most are of sockets that closed.
+            if self.deadlines.len() >= 2 * LIMIT {
+                let sockets = &self.sockets;
+                self.deadlines.retain(|(deadline, key)| {
+                    let pending = sockets.get(key);
+                    pending.is_some_and(|one| one.deadline == *deadline)
+                });
+            }
+            self.deadlines.push_back((deadline, key));
         }
         let pending = self.sockets.entry(key).or_insert(Pending {
             key,
+            port_key: event.port_key,
             kind: event.kind,
             time: event.time,
+            deadline,
+            since: event.time,
             severity: decided.severity,
             counts: [0; KINDS.len()],
         });
@@ -83,6 +113,11 @@ impl PendingSockets {
         pending.severity = pending.severity.max(decided.severity);
         pending.counts[index] = pending.counts[index].saturating_add(1);
         true
+    }
+
+    /// Its socket, if it waits.
+    pub(super) fn get(&self, key: SocketKey) -> Option<&Pending> {
+        self.sockets.get(&key)
     }
 
     /// Takes out a socket that closed.
@@ -100,8 +135,10 @@ impl PendingSockets {
             && deadline <= until
         {
             self.deadlines.pop_front();
-            if let Some(pending) = self.sockets.remove(&key) {
-                return Some(pending);
+            // It can have closed, and listen again.
+            let is_its = |pending: &Pending| pending.deadline == deadline;
+            if self.sockets.get(&key).is_some_and(is_its) {
+                return self.sockets.remove(&key);
             }
         }
         None

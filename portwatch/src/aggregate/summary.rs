@@ -16,7 +16,7 @@ use crate::{
     registry::RegistryInfo,
 };
 
-/// Processes that a summary counts for; the events of others are in its totals only.
+/// Processes that a summary counts for; past that the least busy is replaced.
 const PROCESSES: usize = 64;
 
 /// Processes that a summary names.
@@ -46,6 +46,18 @@ pub struct Summary {
 pub(super) struct Sum {
     pub(super) began: Instant,
     summary: Summary,
+    busy: Vec<Busy>,
+}
+
+/// A process and its events, by the space-saving algorithm of Metwally, Agrawal and El Abbadi (2005):
+/// whoever caused more than one in [`PROCESSES`] is among them, however many others there are.
+#[derive(Debug)]
+struct Busy {
+    process: Rc<Process>,
+    /// At most so many events.
+    most: u64,
+    /// How many of these can be those of the process that it replaced.
+    surplus: u64,
 }
 
 impl Sum {
@@ -61,6 +73,7 @@ impl Sum {
                 registry: decided.registry.clone(),
                 processes: Vec::new(),
             },
+            busy: Vec::new(),
         }
     }
 
@@ -83,19 +96,39 @@ impl Sum {
         let Some(process) = &decided.event.process else {
             return;
         };
-        let has_room = summary.processes.len() < PROCESSES;
-        let is_it = |one: &&mut (Rc<Process>, u64)| one.0.pid == process.pid;
-        if let Some((_, count)) = summary.processes.iter_mut().find(is_it) {
-            *count += times;
-        } else if has_room {
-            summary.processes.push((Rc::clone(process), times));
+        let is_it = |one: &&mut Busy| {
+            (one.process.pid, one.process.start_ns) == (process.pid, process.start_ns)
+        };
+        if let Some(busy) = self.busy.iter_mut().find(is_it) {
+            busy.most += times;
+            return;
+        }
+        let process = Rc::clone(process);
+        if self.busy.len() < PROCESSES {
+            let (most, surplus) = (times, 0);
+            self.busy.push(Busy {
+                process,
+                most,
+                surplus,
+            });
+        } else if let Some(least) = self.busy.iter_mut().min_by_key(|busy| busy.most) {
+            let surplus = least.most;
+            let most = surplus + times;
+            *least = Busy {
+                process,
+                most,
+                surplus,
+            };
         }
     }
 
     pub(super) fn finish(mut self) -> Summary {
-        let processes = &mut self.summary.processes;
-        processes.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
-        processes.truncate(NAMED);
+        self.busy
+            .sort_by_key(|busy| std::cmp::Reverse(busy.most - busy.surplus));
+        let named = self.busy.into_iter().take(NAMED);
+        self.summary.processes = named
+            .map(|busy| (busy.process, busy.most - busy.surplus))
+            .collect();
         if self.summary.ports.len() != 1 {
             self.summary.registry = None;
         }

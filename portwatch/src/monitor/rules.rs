@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use super::{Monitor, Options, scheduler::Urgency, start::missing_cgroups};
+use super::{Monitor, Options, now, scheduler::Urgency, start::missing_cgroups};
 use crate::{
     config::{Config, DEFAULT_PATH},
     inventory::Scope,
@@ -43,8 +43,9 @@ impl Monitor {
             Some(path) => format!("reloaded {}: {rules} rules", path.display()),
             None => format!("reloaded: {DEFAULT_PATH} does not exist, so there are no rules"),
         };
+        let (policy, settings) = (config.policy.clone(), config.aggregate);
         self.pipeline
-            .set_policy(config.policy.clone(), config.dry_run, config.aggregate);
+            .set_policy(policy, config.dry_run, settings, now());
         self.config = config;
         // Something can be on a port that was not watched before.
         self.scheduler.request(Urgency::Loss);

@@ -18,6 +18,7 @@ use crate::{
     tracker::tests::{FakeHost, accept, event},
 };
 
+mod attacks;
 mod guarantee;
 
 /// A pipeline and its clock.

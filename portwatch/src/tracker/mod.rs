@@ -18,7 +18,7 @@ pub use self::{
     socket::{Holder, LASTING, Stage, TrackedEvent, TrackedSocket},
 };
 use crate::{
-    model::{Event, EventKind, Origin, SocketKey},
+    model::{Event, EventKind, Origin, PortKey, SocketKey},
     process::Process,
 };
 
@@ -65,9 +65,9 @@ impl<H: Host> Tracker<H> {
         let known = key.and_then(|key| self.table.known(key)).cloned();
         // A scan saw it between the kernel's bind and the report of it.
         let is_reported = event.kind == EventKind::Bind
-            && known
-                .as_ref()
-                .is_some_and(|known| known.origin == Origin::Snapshot);
+            && known.as_ref().is_some_and(|known| {
+                known.origin == Origin::Snapshot && known.port_key == event.port_key()
+            });
         let mut socket = self.update(event, known, is_reported);
         if socket.process.is_none() && !holders.is_empty() {
             socket.process = holders.first().cloned();
@@ -103,17 +103,21 @@ impl<H: Host> Tracker<H> {
         self.tracked_event(event, &socket, event.key, Origin::Live)
     }
 
-    /// The event of `kind` at `time` again, by what is known of its socket now; None when that has
-    /// closed.
+    /// The event of `kind` at `time` again, by what is known of its socket now; and whether that
+    /// has closed. Neither open nor closed: there were too many to track.
     pub fn current(
         &mut self,
         key: SocketKey,
+        port_key: PortKey,
         kind: EventKind,
         time: Timestamp,
-    ) -> Option<TrackedEvent> {
-        let socket = self.table.open_socket(key)?.clone();
+    ) -> (TrackedEvent, bool) {
+        let has_closed = self.table.has_closed(key);
+        let known = self.table.known(key).cloned();
+        let socket = known.unwrap_or_else(|| TrackedSocket::new(port_key));
         let event = socket.event(key, kind, time);
-        Some(self.tracked_event(&event, &socket, Some(key), Origin::Live))
+        let event = self.tracked_event(&event, &socket, Some(key), Origin::Live);
+        (event, has_closed)
     }
 
     /// The open sockets.
@@ -162,6 +166,12 @@ impl<H: Host> Tracker<H> {
             // What a bind said stands: no other hook looks.
             socket.is_kernel_socket = socket.is_kernel_socket.or(event.is_kernel_socket);
             socket.address = event.address;
+            // It had lost the other port by disconnecting.
+            if socket.port_key != event.port_key() {
+                socket.port_key = event.port_key();
+                socket.origin = Origin::Live;
+                socket.since = None;
+            }
             socket.since = socket.since.or(match socket.origin {
                 Origin::Live => Some(event.time),
                 Origin::Snapshot => None,

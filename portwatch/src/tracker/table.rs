@@ -55,10 +55,6 @@ impl Table {
         self.open.get(&key).or_else(|| self.closed.get(&key))
     }
 
-    pub(super) fn open_socket(&self, key: SocketKey) -> Option<&TrackedSocket> {
-        self.open.get(&key)
-    }
-
     /// Whether its close was reported.
     pub(super) fn has_closed(&self, key: SocketKey) -> bool {
         !self.open.contains_key(&key) && self.closed.contains_key(&key)

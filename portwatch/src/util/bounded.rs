@@ -48,6 +48,13 @@ impl<K: Hash + Eq, V> Bounded<K, V> {
         self.entries.get_or_insert_mut(key, make)
     }
 
+    /// Removes the value that [`get_or_insert_mut`](Self::get_or_insert_mut) of `key` would evict.
+    pub fn make_room(&mut self, key: &K) -> Option<V> {
+        let is_full = !self.entries.contains(key) && self.entries.len() >= self.max;
+        let (_, evicted) = is_full.then(|| self.entries.pop_lru())??;
+        Some(evicted)
+    }
+
     /// Removes the value of `key`.
     pub fn pop(&mut self, key: &K) -> Option<V> {
         self.entries.pop(key)

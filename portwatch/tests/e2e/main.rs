@@ -11,6 +11,7 @@ mod compatibility;
 mod deny;
 mod errors;
 mod escaping;
+mod guarantee;
 mod health;
 mod identity;
 mod lifecycle;
