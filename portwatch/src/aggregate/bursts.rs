@@ -82,9 +82,12 @@ impl Bursts {
                 .into_iter()
                 .flatten()
                 .filter(|group| self.groups.contains_key(group));
-            // Of ports there are only so many.
-            let by_port = Group::Port(decided.event.netns, decided.event.port_key);
-            known.next().unwrap_or(by_port)
+            known.next().unwrap_or_else(|| {
+                let netns = decided.event.netns;
+                // Of ports there are only so many, but not of namespaces.
+                let netns = netns.filter(|_| self.groups.len() < GROUPS);
+                Group::Port(netns, decided.event.port_key)
+            })
         });
         let burst = self
             .groups

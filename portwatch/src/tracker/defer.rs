@@ -9,6 +9,10 @@ use crate::model::{Event, EventKind, SocketKey};
 /// Events and keys that are kept while a scan is running.
 const LIMIT: usize = 65_536;
 
+/// Events that wait to be attributed; further ones are reported without a process. Each event is
+/// compared with all that wait.
+const UNATTRIBUTED: usize = 1024;
+
 /// What waits for a scan.
 #[derive(Default)]
 pub(super) struct Deferred {
@@ -92,7 +96,7 @@ impl<H: Host> Tracker<H> {
                     socket.process.is_none() && socket.is_kernel_socket != Some(true)
                 })
             });
-        if (is_behind || is_unattributed) && waiting.len() < LIMIT {
+        if (is_behind || is_unattributed) && waiting.len() < UNATTRIBUTED {
             let round = self.table.round;
             self.deferred.unattributed.push((round, event));
             return None;

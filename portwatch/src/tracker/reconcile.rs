@@ -129,7 +129,7 @@ impl<H: Host> Tracker<H> {
         let event = &found.event;
         let port_key = event.port_key();
         // An accepted connection outlives its listener, and was reported as such.
-        if event.kind == EventKind::Connect && self.table.was_listened_on(port_key) {
+        if event.kind == EventKind::Connect && self.table.was_listened_on(found.netns, port_key) {
             return;
         }
         let mut socket = TrackedSocket::new(port_key);

@@ -20,6 +20,9 @@ pub(super) type UntrackedListener = (Option<u64>, PortKey);
 /// Untracked listeners that are remembered; past that, all are forgotten.
 const UNTRACKED_LISTENERS: usize = 4096;
 
+/// Places of listeners that are remembered; past that, all are forgotten.
+const LISTENED: usize = 16_384;
+
 /// Open sockets that are kept. Past that the oldest is evicted: its later events name no process.
 pub(super) const OPEN: usize = 65_536;
 
@@ -44,7 +47,7 @@ pub(super) struct Table {
     /// Untracked listeners that a remote host has reached.
     reached: HashSet<UntrackedListener>,
     /// Where a listener has been: connections can outlive it.
-    listened: HashSet<PortKey>,
+    listened: HashSet<(Option<u64>, PortKey)>,
     evicted: u64,
     /// Scans that were begun.
     pub(super) round: u64,
@@ -93,8 +96,10 @@ impl Table {
         }
     }
 
-    pub(super) fn was_listened_on(&self, port_key: PortKey) -> bool {
-        self.listened.contains(&port_key)
+    /// Whether a listener has been there; one whose network namespace is not known counts for all.
+    pub(super) fn was_listened_on(&self, netns: u64, port_key: PortKey) -> bool {
+        let places = [Some(netns), None].map(|netns| (netns, port_key));
+        places.iter().any(|place| self.listened.contains(place))
     }
 
     pub(super) fn is_reached(&self, listener: UntrackedListener) -> bool {
@@ -139,7 +144,10 @@ impl Table {
 
     pub(super) fn put(&mut self, key: SocketKey, socket: TrackedSocket) {
         if socket.stage == Stage::Listening {
-            self.listened.insert(socket.port_key);
+            if self.listened.len() >= LISTENED {
+                self.listened.clear();
+            }
+            self.listened.insert((socket.netns, socket.port_key));
         }
         if socket.marked {
             self.unmarked.remove(&key);

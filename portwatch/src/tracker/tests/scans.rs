@@ -380,3 +380,29 @@ fn a_listen_by_nobody_known_waits_for_the_scan_that_shows_its_holders() {
     failed.abandon_scan(&mut events);
     assert_eq!(kinds(&events), [(Listen, None), (Accept, None)]);
 }
+
+#[test]
+fn a_listener_elsewhere_does_not_hide_an_outgoing_connection() {
+    let mut tracker = tracker();
+    let elsewhere = Event {
+        netns: Some(NETNS + 1),
+        netns_cookie: None,
+        ..event(EventKind::Listen, 4, 7)
+    };
+    tracker.one(&elsewhere);
+    let mut events = Vec::new();
+    tracker.scan(
+        vec![
+            FoundSocket {
+                netns: NETNS + 1,
+                ..found_socket(EventKind::Listen, 4, &[7])
+            },
+            found_socket(EventKind::Connect, 5, &[7]),
+        ],
+        &mut events,
+    );
+    assert_eq!(
+        outline(&events),
+        [(EventKind::Connect, Origin::Snapshot, 5)]
+    );
+}
