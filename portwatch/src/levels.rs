@@ -3,7 +3,7 @@
 use std::{fs, path::Path};
 
 /// Lowest first. Modules on one level do not know each other.
-const LEVELS: [&[&str]; 14] = [
+const LEVELS: [&[&str]; 17] = [
     &["util"],
     &["model"],
     &["linux"],
@@ -17,11 +17,6 @@ const LEVELS: [&[&str]; 14] = [
     &["config", "output"],
     &["pipeline"],
     &["monitor"],
-    &["commands", "conformance", "exit", "cli", "testing"],
-];
-
-/// Within the top level.
-const TOP: [&[&str]; 4] = [
     &["conformance", "testing"],
     &["commands"],
     &["exit"],
@@ -29,11 +24,14 @@ const TOP: [&[&str]; 4] = [
 ];
 
 fn level(module: &str) -> Option<usize> {
-    let top = LEVELS.len() - 1;
-    let within = |levels: &[&[&str]]| levels.iter().position(|level| level.contains(&module));
-    within(&TOP)
-        .map(|above| top + above)
-        .or_else(|| within(&LEVELS))
+    LEVELS.iter().position(|level| level.contains(&module))
+}
+
+/// The identifier at the start of `text`; empty where there is none.
+fn identifier(text: &str) -> String {
+    text.chars()
+        .take_while(|one| one.is_alphanumeric() || *one == '_')
+        .collect()
 }
 
 /// The file's name, its text, and the module at the top that it belongs to.
@@ -64,20 +62,13 @@ fn used(text: &str) -> Vec<(usize, String)> {
     for (number, line) in (1..).zip(text.lines()) {
         let code = line.split("//").next().unwrap_or_default();
         if depth == 1 {
-            let name = code.trim_start().trim_start_matches("self::");
-            let name: String = name
-                .chars()
-                .take_while(|one| one.is_alphanumeric() || *one == '_')
-                .collect();
+            let name = identifier(code.trim_start().trim_start_matches("self::"));
             if !name.is_empty() {
                 used.push((number, name));
             }
         }
         for part in code.split("crate::").skip(1).filter(|_| depth == 0) {
-            let name: String = part
-                .chars()
-                .take_while(|one| one.is_alphanumeric() || *one == '_')
-                .collect();
+            let name = identifier(part);
             if !name.is_empty() {
                 used.push((number, name));
             }

@@ -88,10 +88,10 @@ impl<H: Host> Pipeline<H> {
                 self.needs_scan = self.tracker.reconcile(found, &coverage, &mut self.tracked);
             }
             Input::ScanFailed => self.tracker.abandon_scan(&mut self.tracked),
-            Input::Loss(count) => self.sinks.write(Alert::loss(count, self.host.clone())),
+            Input::Loss(count) => self.sinks.write(&Alert::loss(count, self.host.clone())),
             Input::Health(severity, detail) => {
                 self.sinks
-                    .write(Alert::health(severity, &detail, self.host.clone()));
+                    .write(&Alert::health(severity, &detail, self.host.clone()));
             }
         }
         self.advance(now);
@@ -194,7 +194,7 @@ impl<H: Host> Pipeline<H> {
     fn write(&mut self) {
         for output in self.outputs.drain(..) {
             let host = self.host.clone();
-            self.sinks.write(match output {
+            self.sinks.write(&match output {
                 Output::Event(decided, accepts) => Alert::of_event(*decided, accepts, host),
                 Output::Summary(summary) => Alert::of_summary(summary, self.tracker.open(), host),
             });

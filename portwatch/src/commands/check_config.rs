@@ -36,7 +36,7 @@ pub fn run(args: Args, out: &mut impl io::Write) -> Result<()> {
     };
     let config = args::load(&source)?;
     let text = describe(&config, &args.registry.read()?)?;
-    write(&format!("{}: {text}", args.path.display()), out)?;
+    write(format!("{}: {text}", args.path.display()), out)?;
     Ok(())
 }
 

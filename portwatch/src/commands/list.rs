@@ -13,7 +13,7 @@ use crate::{
     inventory::{Scan, Scope},
     model::{EventKind, Transport},
     monitor::host_name,
-    output::{FormatName, Sink, Sinks, StdoutGone},
+    output::{FormatName, Sink, Sinks},
     pipeline::Pipeline,
     tracker::ThisHost,
     util::parallel,
@@ -82,9 +82,7 @@ pub fn run(args: Args, out: &mut impl io::Write) -> Result<()> {
             }
         }
     }
-    out.write_all(&bytes)
-        .and_then(|()| out.flush())
-        .map_err(StdoutGone::Io)?;
+    super::write(bytes, out)?;
     for namespace in &coverage.unread {
         crate::util::console::log(&format!("network namespace {namespace} could not be read"));
     }

@@ -28,8 +28,8 @@ pub struct UsageError(pub String);
 pub struct InputError(pub String);
 
 /// Writes a command's output.
-fn write(text: &str, out: &mut impl Write) -> Result<(), StdoutGone> {
-    out.write_all(text.as_bytes())
+fn write(output: impl AsRef<[u8]>, out: &mut impl Write) -> Result<(), StdoutGone> {
+    out.write_all(output.as_ref())
         .and_then(|()| out.flush())
         .map_err(StdoutGone::Io)
 }

@@ -22,18 +22,11 @@ impl Sinks {
     }
 
     /// Queues the alert everywhere.
-    pub fn write(&mut self, alert: Alert) {
-        let mut alert = Some(alert);
-        let last = self.0.len().saturating_sub(1);
-        for (index, sink) in self.0.iter_mut().enumerate() {
+    pub fn write(&mut self, alert: &Alert) {
+        for sink in &mut self.0 {
             match sink {
-                Sink::Stdout(format, stdout) => {
-                    if let Some(alert) = &alert {
-                        format.write(alert, stdout.pending());
-                    }
-                }
-                Sink::Memory(kept) if index == last => kept.extend(alert.take()),
-                Sink::Memory(kept) => kept.extend(alert.clone()),
+                Sink::Stdout(format, stdout) => format.write(alert, stdout.pending()),
+                Sink::Memory(kept) => kept.push(alert.clone()),
             }
         }
     }

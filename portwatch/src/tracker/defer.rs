@@ -84,7 +84,7 @@ impl<H: Host> Tracker<H> {
         let is_behind = event.key.is_some() && waiting.iter().any(|(_, one)| one.key == event.key);
         if is_behind && event.kind == EventKind::Close {
             let key = event.key;
-            self.report_unattributed(out, |_, one| one.key == key);
+            self.report_unattributed(out, |one| one.key == key);
             return Some(event);
         }
         let is_unattributed = matches!(event.kind, EventKind::Listen | EventKind::Connect)
@@ -105,17 +105,15 @@ impl<H: Host> Tracker<H> {
     }
 
     /// Adds those of the waiting events that `is_due` picks, by what is known now.
-    pub(super) fn report_unattributed(
+    fn report_unattributed(
         &mut self,
         out: &mut Vec<TrackedEvent>,
-        is_due: impl Fn(u64, &Event) -> bool,
+        is_due: impl Fn(&Event) -> bool,
     ) {
         let waiting = std::mem::take(&mut self.deferred.unattributed);
-        let (due, rest) = waiting
-            .into_iter()
-            .partition(|(round, event)| is_due(*round, event));
+        let (due, rest): (Vec<_>, Vec<_>) =
+            waiting.into_iter().partition(|(_, event)| is_due(event));
         self.deferred.unattributed = rest;
-        let due: Vec<(u64, Event)> = due;
         for (_, event) in due {
             self.apply(&event, &[], out);
         }
@@ -123,7 +121,7 @@ impl<H: Host> Tracker<H> {
 
     /// Adds everything that waits: no scan will come.
     pub fn abandon_scan(&mut self, out: &mut Vec<TrackedEvent>) {
-        self.report_unattributed(out, |_, _| true);
+        self.report_unattributed(out, |_| true);
         for event in self.deferred.running.take().unwrap_or_default().events {
             self.apply(&event, &[], out);
         }
