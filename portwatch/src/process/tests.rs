@@ -174,7 +174,10 @@ fn a_process_that_executes_another_program_is_shown_with_that_one() {
     let found = processes.identify(&event, Timestamp::now());
     let sleep = std::fs::canonicalize("/bin/sleep").unwrap();
     assert_eq!(found.exe.as_deref(), sleep.to_str());
-    assert_eq!(found.exe_inode, std::fs::metadata(sleep).ok().map(|file| file.ino()));
+    assert_eq!(
+        found.exe_inode,
+        std::fs::metadata(sleep).ok().map(|file| file.ino())
+    );
     assert!(found.exe_verified);
 }
 

@@ -159,13 +159,32 @@ mod tests {
         let (sleep, copy) = (sleep(), directory.path().join("copy"));
         fs::copy(&sleep, &copy).unwrap();
         let plain = format!("echo ready; exec {} 1000", sleep.display());
-        let bound = format!("mount --bind {} {}; {plain}", copy.display(), sleep.display());
+        let bound = format!(
+            "mount --bind {} {}; {plain}",
+            copy.display(),
+            sleep.display()
+        );
         let unshare = |option| ["unshare", option, "--"];
         for (what, launcher, script, verified) in [
             ("the host", &["env"][..], &plain, true),
-            ("a service with mounts of its own", &unshare("--mount"), &plain, true),
-            ("another file at the path", &unshare("--mount"), &bound, false),
-            ("a user namespace of its own", &unshare("--user"), &plain, false),
+            (
+                "a service with mounts of its own",
+                &unshare("--mount"),
+                &plain,
+                true,
+            ),
+            (
+                "another file at the path",
+                &unshare("--mount"),
+                &bound,
+                false,
+            ),
+            (
+                "a user namespace of its own",
+                &unshare("--user"),
+                &plain,
+                false,
+            ),
             ("both", &["unshare", "-Urm", "--"], &bound, false),
         ] {
             let running = Running::start(launcher, script);
@@ -174,7 +193,11 @@ mod tests {
             let file = if script == &bound { &copy } else { &sleep };
             let file = fs::metadata(file).unwrap();
             let (device, inode) = (process.exe_device, process.exe_inode);
-            assert_eq!((device, inode), (Some(file.dev()), Some(file.ino())), "{what}");
+            assert_eq!(
+                (device, inode),
+                (Some(file.dev()), Some(file.ino())),
+                "{what}"
+            );
         }
     }
 
@@ -210,7 +233,11 @@ mod tests {
             resolve(&root, path.as_os_str().as_bytes()).is_ok()
         };
         assert!(fs::metadata(sleep()).is_ok() && found(&sleep()));
-        for other in [&link, Path::new("/no/such/file"), Path::new("/proc/self/exe")] {
+        for other in [
+            &link,
+            Path::new("/no/such/file"),
+            Path::new("/proc/self/exe"),
+        ] {
             assert!(!found(other), "{}", other.display());
         }
     }
