@@ -28,6 +28,14 @@ pub struct Process {
     pub exe: Option<Printable>,
     /// Special properties of the executable.
     pub exe_flags: Vec<ExeFlag>,
+    /// The device of the executable's file system, in the encoding of makedev(3).
+    pub exe_device: Option<u64>,
+    /// The executable's inode number.
+    pub exe_inode: Option<u64>,
+    /// Whether `exe` is the path of that file on the host. Not so where the process could have chosen
+    /// the path: in a mount or user namespace of its own. What `cmdline` shows, the process can choose
+    /// anywhere.
+    pub exe_verified: bool,
     /// The script, when the executable is its interpreter by a `#!` line.
     pub script: Option<Printable>,
     /// The arguments, of which the first 4,096 bytes are read.
@@ -114,6 +122,9 @@ impl Process {
             started: None,
             exe: None,
             exe_flags: Vec::new(),
+            exe_device: None,
+            exe_inode: None,
+            exe_verified: false,
             script: None,
             cmdline: None,
             cwd: None,
@@ -135,7 +146,7 @@ impl Process {
     /// About how many bytes of memory the record takes once JSON and text are cached.
     pub(super) fn bytes(&self) -> usize {
         /// Keys and punctuation of the JSON.
-        const KEYS: usize = 512;
+        const KEYS: usize = 640;
         let words = self.cmdline.iter().flatten();
         let ancestors = self.ancestors.iter();
         let optional = [
