@@ -82,6 +82,15 @@ impl ProcEntry {
         text.trim().parse().ok().filter(|uid| *uid != u32::MAX)
     }
 
+    /// Whether its mount and user namespace are those of the host's first process.
+    pub(super) fn is_in_host_namespaces(&self) -> bool {
+        ["ns/mnt", "ns/user"].into_iter().all(|name| {
+            let mut target = [MaybeUninit::uninit(); 64];
+            let hosts = readlinkat_raw(CWD, format!("/proc/1/{name}"), &mut target);
+            hosts.is_ok_and(|(hosts, _)| self.link(name).is_some_and(|own| own == hosts))
+        })
+    }
+
     pub(super) fn cwd(&self) -> Option<Printable> {
         Some(limited(&self.link("cwd")?, MAX_PATH))
     }
