@@ -33,6 +33,8 @@ pub mod exec_info_flags {
 pub struct ExecInfo {
     /// When the process started: `CLOCK_BOOTTIME` nanoseconds.
     pub start_ns: u64,
+    /// Inode number of the executable (`inode.i_ino`); 0 when unknown.
+    pub exe_inode: u64,
     /// Process id in the initial pid namespace.
     pub tgid: u32,
     /// The parent's process id.
@@ -49,6 +51,17 @@ pub struct ExecInfo {
     pub args_len: u32,
     /// How long the arguments are in the process.
     pub args_whole: u32,
+    /// Device of the executable's file system (`super_block.s_dev`) in the kernel's encoding
+    /// (include/linux/kdev_t.h, Linux 6.18): 12 bits of major number above 20 bits of minor number.
+    /// 0 when unknown.
+    pub exe_device: u32,
+    /// Inode of the mount namespace that the executable's mount is in; 0 when that is in none
+    /// (unmounted, internal to the kernel), or when unknown.
+    pub exe_mount_ns: u32,
+    /// Inode of the process's mount namespace; 0 when unknown.
+    pub mount_ns: u32,
+    /// Inode of the process's user namespace; 0 when unknown.
+    pub user_ns: u32,
     /// The components of the executable's path, the last one first, each with a NUL behind it; its
     /// end is there so that a component of any length fits.
     pub exe: [u8; EXE_BYTES + NAME_BYTES],
@@ -58,4 +71,4 @@ pub struct ExecInfo {
     pub args: [u8; ARGS_BYTES],
 }
 
-const _: () = assert!(size_of::<ExecInfo>() == 40 + 768 + 256 + 512);
+const _: () = assert!(size_of::<ExecInfo>() == 64 + 768 + 256 + 512);

@@ -11,12 +11,37 @@ use bytemuck::{Pod, Zeroable};
 pub struct KernelOffsets {
     /// Not 0 when all the others are set but those that say otherwise.
     pub known: u32,
-    /// `task_struct.loginuid`; 0 where the kernel has no audit.
+    /// `task_struct.loginuid`; 0 where the kernel has no audit. Those up to `mount_ns` can be 0: what
+    /// is read through them is then unknown.
     pub task_loginuid: u32,
-    /// `sock.__sk_common.skc_net.net`; 0 where either of this and the next is not to be found.
+    /// `sock.__sk_common.skc_net.net`.
     pub sock_net: u32,
     /// `net.ns.inum`.
     pub net_inum: u32,
+    /// `task_struct.self_exec_id`: 64 bits from Linux 5.7 on, 32 before.
+    pub task_exec_id: u32,
+    /// `file.f_inode`.
+    pub file_inode: u32,
+    /// `inode.i_ino`.
+    pub inode_number: u32,
+    /// `inode.i_sb`.
+    pub inode_super: u32,
+    /// `super_block.s_dev`.
+    pub super_device: u32,
+    /// `task_struct.real_cred`.
+    pub task_cred: u32,
+    /// `cred.user_ns`.
+    pub cred_user_ns: u32,
+    /// `user_namespace.ns.inum`.
+    pub user_ns_inum: u32,
+    /// `task_struct.nsproxy`.
+    pub task_nsproxy: u32,
+    /// `nsproxy.mnt_ns`.
+    pub nsproxy_mount_ns: u32,
+    /// `mnt_namespace.ns.inum`.
+    pub mount_ns_inum: u32,
+    /// `mount.mnt_ns`.
+    pub mount_ns: u32,
     /// `task_struct.mm`.
     pub task_mm: u32,
     /// `task_struct.real_parent`.
@@ -70,6 +95,18 @@ impl KernelOffsets {
         task_loginuid: 0,
         sock_net: 0,
         net_inum: 0,
+        task_exec_id: 0,
+        file_inode: 0,
+        inode_number: 0,
+        inode_super: 0,
+        super_device: 0,
+        task_cred: 0,
+        cred_user_ns: 0,
+        user_ns_inum: 0,
+        task_nsproxy: 0,
+        nsproxy_mount_ns: 0,
+        mount_ns_inum: 0,
+        mount_ns: 0,
         task_mm: 0,
         task_parent: 0,
         task_tgid: 0,
@@ -94,10 +131,22 @@ impl KernelOffsets {
     };
 
     /// Structure and member behind each field from `task_loginuid` on, in their order.
-    pub const MEMBERS: [(&'static str, &'static str); 24] = [
+    pub const MEMBERS: [(&'static str, &'static str); 36] = [
         ("task_struct", "loginuid"),
         ("sock", "__sk_common.skc_net.net"),
         ("net", "ns.inum"),
+        ("task_struct", "self_exec_id"),
+        ("file", "f_inode"),
+        ("inode", "i_ino"),
+        ("inode", "i_sb"),
+        ("super_block", "s_dev"),
+        ("task_struct", "real_cred"),
+        ("cred", "user_ns"),
+        ("user_namespace", "ns.inum"),
+        ("task_struct", "nsproxy"),
+        ("nsproxy", "mnt_ns"),
+        ("mnt_namespace", "ns.inum"),
+        ("mount", "mnt_ns"),
         ("task_struct", "mm"),
         ("task_struct", "real_parent"),
         ("task_struct", "tgid"),
@@ -122,7 +171,7 @@ impl KernelOffsets {
     ];
 
     /// How many of [`Self::MEMBERS`], from the first on, a kernel may lack.
-    pub const OPTIONAL: usize = 3;
+    pub const OPTIONAL: usize = 15;
 
     /// The offsets of these [`Self::MEMBERS`].
     #[must_use]

@@ -84,6 +84,16 @@ pub struct Task {
     pub exec_info: Option<Rc<ExecInfo>>,
 }
 
+/// Identifies a file on this host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FileId {
+    /// The device: the major and minor number in the encoding of makedev(3). The BPF programs read the
+    /// file system's, which stat(2) shows too, but on btrfs and overlayfs not always.
+    pub device: u64,
+    /// The inode number.
+    pub inode: u64,
+}
+
 /// What a process was executing when it took a port, as the BPF programs read it: arbitrary bytes
 /// under the control of that process's user.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -96,6 +106,14 @@ pub struct ExecInfo {
     pub exe: Option<Vec<u8>>,
     /// Whether the executable had been unlinked.
     pub deleted: bool,
+    /// Which file the executable is; None when unknown.
+    pub exe_file: Option<FileId>,
+    /// Inode of the mount namespace that the executable's mount is in; None when in none, or unknown.
+    pub exe_mount_ns: Option<u64>,
+    /// Inode of the mount namespace of the process; None when unknown.
+    pub mount_ns: Option<u64>,
+    /// Inode of the user namespace of the process; None when unknown.
+    pub user_ns: Option<u64>,
     /// The file name that was passed to execve(2).
     pub execfn: Option<Vec<u8>>,
     /// The arguments.

@@ -12,10 +12,10 @@ use std::{
 use nix::unistd::{SysconfVar, sysconf};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, openat, readlinkat_raw, statat};
 
-use super::{MAX_CMDLINE, MAX_PATH, limited};
+use super::{MAX_CMDLINE, MAX_PATH, limited, verify};
 use crate::{
     linux::stat::{Stat, Status},
-    model::{ExecInfo, Printable},
+    model::{ExecInfo, FileId, Printable},
 };
 
 /// Nanoseconds of a clock tick, the unit of the start time in proc_pid_stat(5).
@@ -82,15 +82,6 @@ impl ProcEntry {
         text.trim().parse().ok().filter(|uid| *uid != u32::MAX)
     }
 
-    /// Whether its mount and user namespace are those of the host's first process.
-    pub(super) fn is_in_host_namespaces(&self) -> bool {
-        ["ns/mnt", "ns/user"].into_iter().all(|name| {
-            let mut target = [MaybeUninit::uninit(); 64];
-            let hosts = readlinkat_raw(CWD, format!("/proc/1/{name}"), &mut target);
-            hosts.is_ok_and(|(hosts, _)| self.link(name).is_some_and(|own| own == hosts))
-        })
-    }
-
     pub(super) fn cwd(&self) -> Option<Printable> {
         Some(limited(&self.link("cwd")?, MAX_PATH))
     }
@@ -116,14 +107,32 @@ impl ProcEntry {
         statat(&self.directory, "exe", AtFlags::empty()).map_or(true, |file| file.st_nlink == 0)
     }
 
+    /// The executable's identity, and its mount's (Linux 5.8).
+    pub(super) fn exe_file(&self) -> Option<(FileId, Option<u64>)> {
+        verify::file_id(&self.directory, "exe")
+    }
+
+    /// The inode of its namespace of that kind, as in namespaces(7).
+    fn namespace(&self, kind: &str) -> Option<u64> {
+        let name = format!("ns/{kind}");
+        let namespace = statat(&self.directory, name, AtFlags::empty()).ok()?;
+        Some(namespace.st_ino)
+    }
+
     /// The program that it executes now.
     pub(super) fn exec_info(&self) -> ExecInfo {
         let (exe, deleted) = self.exe();
+        let exe_file = self.exe_file().map(|(file, _)| file);
         ExecInfo {
             exe,
             deleted,
+            exe_file,
             execfn: self.execfn(),
             args: self.args(),
+            mount_ns: self.namespace("mnt"),
+            // After the executable: nothing returns from a user namespace of its own, where it can
+            // change that.
+            user_ns: self.namespace("user"),
             ..ExecInfo::default()
         }
     }

@@ -9,6 +9,7 @@ mod entry;
 mod record;
 mod runtime_state;
 mod users;
+mod verify;
 
 use std::{rc::Rc, time::Duration};
 
@@ -69,7 +70,7 @@ pub struct Processes {
 #[derive(Debug)]
 struct CachedProcess {
     start_ns: u64,
-    exec_info: Option<Rc<ExecInfo>>,
+    exec_info: Rc<ExecInfo>,
     cgroup_id: Option<u64>,
     /// One record for each thread, credentials and user name, the last one identified last. Never
     /// empty.
@@ -78,9 +79,10 @@ struct CachedProcess {
 
 impl CachedProcess {
     fn is_for(&self, task: &Task) -> bool {
-        let address = |info: &Option<Rc<ExecInfo>>| info.as_ref().map(Rc::as_ptr);
+        // Each execve(2) has an exec info of its own, which is kept while it is in the cache.
+        let is_same = |info: &Rc<ExecInfo>| Rc::ptr_eq(&self.exec_info, info);
         Some(self.start_ns) == task.start_ns
-            && address(&self.exec_info) == address(&task.exec_info)
+            && task.exec_info.as_ref().is_some_and(is_same)
             && self.cgroup_id == task.cgroup_id
     }
 
@@ -122,14 +124,11 @@ impl CachedProcess {
 
     fn bytes(&self) -> usize {
         let threads = self.threads.iter().map(|one| one.bytes());
-        let exec_info = self.exec_info.iter().map(|info| {
-            let args = info.args.iter().flatten();
-            let texts = info.exe.iter().chain(&info.execfn).chain(args);
-            texts
-                .map(|text| text.len() + size_of::<Vec<u8>>())
-                .sum::<usize>()
-        });
-        size_of::<Self>() + threads.chain(exec_info).sum::<usize>()
+        let info = &self.exec_info;
+        let args = info.args.iter().flatten();
+        let texts = info.exe.iter().chain(&info.execfn).chain(args);
+        let texts = texts.map(|text| text.len() + size_of::<Vec<u8>>());
+        size_of::<Self>() + threads.chain(texts).sum::<usize>()
     }
 }
 
@@ -157,9 +156,10 @@ impl Processes {
     }
 
     /// The process of `task`, which acted at `time`: what the task carries, and what /proc shows of
-    /// the same process now.
+    /// the same process now. Without exec info it is read each time, since nothing then shows that it
+    /// has called execve(2).
     pub fn identify(&mut self, task: &Task, time: Timestamp) -> Rc<Process> {
-        let Some(start_ns) = task.start_ns else {
+        let (Some(start_ns), Some(exec_info)) = (task.start_ns, &task.exec_info) else {
             return Rc::new(self.read(task, time));
         };
         let user = self.users.name(task.uid);
@@ -180,7 +180,7 @@ impl Processes {
         let process = Rc::new(self.read(task, time));
         let cached = CachedProcess {
             start_ns,
-            exec_info: task.exec_info.clone(),
+            exec_info: Rc::clone(exec_info),
             cgroup_id: task.cgroup_id,
             threads: vec![Rc::clone(&process)],
         };
@@ -262,7 +262,7 @@ impl Processes {
             }
         };
         set_exec_info(process, exec_info);
-        process.exe_verified = entry.is_in_host_namespaces();
+        process.exe_verified = verify::is_verified(exec_info, Some(entry));
         process.capabilities =
             (task.uid != 0 && entry.may_bind()).then(|| vec!["CAP_NET_BIND_SERVICE"]);
         self.set_cgroup(process, entry.cgroups(), task);
@@ -290,6 +290,7 @@ impl Processes {
     fn fill_from_exec_info(&mut self, process: &mut Process, task: &Task) {
         if let Some(exec_info) = task.exec_info.as_deref() {
             set_exec_info(process, exec_info);
+            process.exe_verified = verify::is_verified(exec_info, None);
         }
         self.set_cgroup(process, Vec::new(), task);
         if let Some(start_ns) = task.start_ns {
@@ -320,6 +321,8 @@ fn set_exec_info(process: &mut Process, info: &ExecInfo) {
     if info.deleted && info.exe.as_deref().is_some_and(is_memfd) {
         process.exe_flags.push(ExeFlag::Memfd);
     }
+    process.exe_device = info.exe_file.map(|file| file.device);
+    process.exe_inode = info.exe_file.map(|file| file.inode);
     process.cmdline = info.args.as_deref().map(cmdline);
     process.script = script(info, process.cwd.as_deref());
 }

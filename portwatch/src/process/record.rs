@@ -28,6 +28,15 @@ pub struct Process {
     pub exe: Option<Printable>,
     /// Special properties of the executable.
     pub exe_flags: Vec<ExeFlag>,
+    /// The device of the executable's file system, in the encoding of makedev(3).
+    pub exe_device: Option<u64>,
+    /// The executable's inode number.
+    pub exe_inode: Option<u64>,
+    /// Whether `exe` is the path of that file on the host. Not so where the process could have chosen
+    /// the path: in a mount or user namespace of its own. What `cmdline` shows, the process can choose
+    /// anywhere.
+    #[serde(skip)]
+    pub exe_verified: bool,
     /// The script, when the executable is its interpreter by a `#!` line.
     pub script: Option<Printable>,
     /// The arguments, of which the first 4,096 bytes are read.
@@ -52,10 +61,6 @@ pub struct Process {
     pub container: Option<Container>,
     /// The parent, its parent and so on up to the first process.
     pub ancestors: Vec<Ancestor>,
-    /// Whether `exe` is the path by which the host knows the executable: the process is in the host's
-    /// mount and user namespace.
-    #[serde(skip)]
-    pub exe_verified: bool,
     /// What is certain about `unit`, `container` and `cgroup`.
     #[serde(skip)]
     pub verified: Verified,
@@ -141,6 +146,9 @@ impl Process {
             started: None,
             exe: None,
             exe_flags: Vec::new(),
+            exe_device: None,
+            exe_inode: None,
+            exe_verified: false,
             script: None,
             cmdline: None,
             cwd: None,
@@ -153,7 +161,6 @@ impl Process {
             unit: None,
             container: None,
             ancestors: Vec::new(),
-            exe_verified: false,
             verified: Verified::NOTHING,
             start_ns: 0,
             json: Cached::new(),
@@ -164,7 +171,7 @@ impl Process {
     /// About how many bytes of memory the record takes once JSON and text are cached.
     pub(super) fn bytes(&self) -> usize {
         /// Keys and punctuation of the JSON.
-        const KEYS: usize = 640;
+        const KEYS: usize = 768;
         let words = self.cmdline.iter().flatten();
         let ancestors = self.ancestors.iter();
         let optional = [

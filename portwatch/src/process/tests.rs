@@ -13,6 +13,11 @@ fn task(pid: u32, comm: &[u8]) -> Task {
     }
 }
 
+/// An exec info that leaves all to /proc.
+fn unread() -> Option<Rc<ExecInfo>> {
+    Some(Rc::default())
+}
+
 fn start_of(pid: u32) -> u64 {
     ProcEntry::open(pid).unwrap().start_ns()
 }
@@ -72,6 +77,7 @@ fn a_process_that_has_ended_is_described_by_its_event() {
         deleted: true,
         execfn: None,
         args: Some(vec![b"x".to_vec(), b"-l".to_vec()]),
+        ..ExecInfo::default()
     };
     let seen = Task {
         start_ns: Some(u64::MAX / 2),
@@ -113,6 +119,7 @@ fn a_process_that_acts_again_is_read_once_until_it_runs_something_else() {
     let mut processes = Processes::default();
     let started = Task {
         start_ns: Some(start_of(me)),
+        exec_info: unread(),
         ..task(me, b"x")
     };
     let first = processes.identify(&started, Timestamp::now());
@@ -139,6 +146,39 @@ fn a_process_that_acts_again_is_read_once_until_it_runs_something_else() {
     };
     let second = processes.identify(&executed, Timestamp::now());
     assert_eq!(second.exe.as_deref(), Some("/other"));
+}
+
+#[test]
+fn a_process_that_executes_another_program_is_shown_with_that_one() {
+    use std::{io::Write as _, os::unix::fs::MetadataExt as _};
+    let mut child = std::process::Command::new("/bin/sh")
+        .args(["-c", "read go; exec sleep 1000"])
+        .stdin(std::process::Stdio::piped())
+        .spawn()
+        .map(Sleeper)
+        .unwrap();
+    let mut processes = Processes::default();
+    // The BPF programs have seen it start, but their exec info was lost.
+    let event = child.task();
+    let mut command = |processes: &mut Processes| {
+        let found = processes.identify(&event, Timestamp::now());
+        found.cmdline.as_ref().map(|words| words[0].to_string())
+    };
+    assert_eq!(command(&mut processes).as_deref(), Some("/bin/sh"));
+    child.0.stdin.take().unwrap().write_all(b"\n").unwrap();
+    let deadline = std::time::Instant::now() + Duration::from_secs(10);
+    while command(&mut processes).as_deref() != Some("sleep") {
+        assert!(std::time::Instant::now() < deadline);
+        std::thread::yield_now();
+    }
+    let found = processes.identify(&event, Timestamp::now());
+    let sleep = std::fs::canonicalize("/bin/sleep").unwrap();
+    assert_eq!(found.exe.as_deref(), sleep.to_str());
+    assert_eq!(
+        found.exe_inode,
+        std::fs::metadata(sleep).ok().map(|file| file.ino())
+    );
+    assert!(found.exe_verified);
 }
 
 #[test]
@@ -251,11 +291,13 @@ fn a_process_in_another_cgroup_is_read_again() {
     });
     let child = Sleeper::start("/bin/sleep".as_ref());
     let mut processes = Processes::default();
+    let exec_info = unread();
     for (group, unit) in groups.iter().zip(["a", "b"]) {
         let members = group.0.join("cgroup.procs");
         std::fs::write(members, child.0.id().to_string()).unwrap();
         let moved = Task {
             cgroup_id: Some(std::fs::metadata(&group.0).unwrap().ino()),
+            exec_info: exec_info.clone(),
             ..child.task()
         };
         let first = processes.identify(&moved, Timestamp::now());
@@ -344,6 +386,7 @@ fn a_user_name_that_is_known_later_is_shown_from_then_on() {
     let me = std::process::id();
     let event = Task {
         start_ns: Some(start_of(me)),
+        exec_info: unread(),
         ..task(me, b"x")
     };
     for name in [None, Some("first"), Some("second")] {

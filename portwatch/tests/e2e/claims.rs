@@ -14,7 +14,9 @@ use serde_json::{Value, json};
 use super::rules::file;
 use crate::{
     assert_alert,
-    support::{Cgroup, Helper, Monitor, Namespace, cgroup_root, in_namespace, run},
+    support::{
+        self, Cgroup, Helper, Monitor, Namespace, cgroup_root, copy_program, in_namespace, run,
+    },
 };
 
 const BIND: &str = "use Socket; socket(my $s, PF_INET, SOCK_DGRAM, 0) or die; \
@@ -185,6 +187,42 @@ fn a_container_that_no_runtime_knows_is_a_claim() {
         assert_alert!(bind_in(&cgroup, &plain, namespace), {
             "process/verified/container" => json!({"id": id, "by": "runc"}),
         });
+    });
+}
+
+#[test]
+fn a_program_at_the_path_of_another_is_not_ignored() {
+    in_namespace(|namespace| {
+        let directory = tempfile::tempdir().unwrap();
+        let perl = fs::canonicalize("/usr/bin/perl").unwrap();
+        let copy = directory.path().join("copy");
+        copy_program(&perl, &copy);
+        let (perl, copy) = (perl.to_str().unwrap(), copy.to_str().unwrap());
+        let mounted = || {
+            let script = format!("mount --bind {copy} {perl}; exec {perl} -e \"$0\"");
+            let mut command = Command::new("unshare");
+            command.args(["--mount", "sh", "-ec", &script, BIND]);
+            let status = command.status().unwrap();
+            assert!(status.success(), "{status}");
+        };
+        let condition = format!("exe = {perl:?}");
+        let (_directory, monitor) = monitor(&ignore(&condition));
+        support::perl(BIND);
+        mounted();
+        assert_alert!(monitor.alert(namespace.inode), {
+            "event" => "bind",
+            "process/exe" => perl,
+            "process/verified/exe" => Value::Null,
+            "process/unverified/0" => "exe",
+            "rule" => Value::Null,
+        });
+        assert_eq!(monitor.alert(namespace.inode)["event"], "close");
+        monitor.stop_without_more(namespace.inode);
+
+        let rule = format!("{condition}\nunverified = true");
+        let (_directory, monitor) = self::monitor(&ignore(&rule));
+        mounted();
+        monitor.stop_without_more(namespace.inode);
     });
 }
 

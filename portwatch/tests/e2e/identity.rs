@@ -3,7 +3,7 @@
 
 use std::{
     fs,
-    os::unix::fs::PermissionsExt,
+    os::unix::fs::{MetadataExt, PermissionsExt},
     path::Path,
     process::{Command, Stdio},
 };
@@ -164,6 +164,7 @@ fn short_lived_programs_are_named_in_full() {
                     "event" => event,
                     "process/comm" => "perl",
                     "process/exe" => fs::canonicalize("/usr/bin/perl").unwrap().to_str().unwrap(),
+                    "process/verified/exe" => "inode",
                     "process/cmdline" => json!(["perl", "-e", BIND, number]),
                     "process/ppid" => std::process::id(),
                     "process/ancestors/0/pid" => std::process::id(),
@@ -312,5 +313,117 @@ fn binder_and_holder_of_an_activated_service_are_distinguished() {
         }
         service.kill().unwrap();
         service.wait().unwrap();
+    });
+}
+
+/// Perl that shows where its arguments are (`arg_start` in proc_pid_stat(5)), and waits for a line.
+const SHOW: &str = "$| = 1; open(my $f, '<', '/proc/self/stat') or die; my $stat = <$f>; \
+    $stat =~ s/.*\\) //; my @stat = split ' ', $stat; print \"$stat[45]\\n\"; <STDIN>; close $s;";
+
+#[test]
+fn a_program_executed_in_the_same_process_is_reported_as_itself() {
+    in_namespace(|namespace| {
+        let monitor = Monitor::start(&[]);
+        let directory = tempfile::tempdir().unwrap();
+        let [a, b] = ["a", "b"].map(|name| {
+            let path = directory.path().join(name);
+            copy_program(Path::new("/usr/bin/perl"), &path);
+            path.to_str().unwrap().to_owned()
+        });
+        // Another program, then the same with another argument. What lies above the arguments has the
+        // same length each time, so that they do not move. Last, prctl(PR_SET_MM, PR_SET_MM_MAP) ends
+        // them after the first.
+        let script = format!(
+            "{BIND} {SHOW} my %next = (1 => ['{b}', 2], 2 => ['{b}', 3]); \
+             if (my $next = $next{{$ARGV[0]}}) {{ \
+             exec {{ $next->[0] }} $next->[0], $0, $next->[1]; die }} \
+             my $map = pack('Q12 L2', @stat[23, 24, 42 .. 44], syscall(12, 0), @stat[25, 45], \
+             $stat[45] + length($^X) + 1, @stat[47, 48], 0, 0, 0xffffffff); \
+             syscall(157, 35, 14, $map, length $map, 0) == 0 or die $!; {BIND} {SHOW}"
+        );
+        let file = directory.path().join("script");
+        fs::write(&file, script).unwrap();
+        let mut perl = Helper::start(
+            Command::new("setarch")
+                .args(["-R", &a])
+                .args([&file, Path::new("1")]),
+        );
+        let mut places = Vec::new();
+        for (path, cmdline) in [
+            (&a, json!([a, file, "1"])),
+            (&b, json!([b, file, "2"])),
+            (&b, json!([b, file, "3"])),
+            (&b, json!([b])),
+        ] {
+            let place = perl.line();
+            assert_ne!(place, "", "{cmdline}");
+            places.push(place);
+            let bind = monitor.alert(namespace.inode);
+            perl.resume();
+            let close = monitor.alert(namespace.inode);
+            let program = fs::metadata(path).unwrap();
+            for (alert, event) in [(&bind, "bind"), (&close, "close")] {
+                assert_alert!(alert, {
+                    "event" => event,
+                    "process/pid" => perl.pid(),
+                    "process/exe" => path.as_str(),
+                    "process/exe_device" => program.dev(),
+                    "process/exe_inode" => program.ino(),
+                    "process/verified/exe" => "inode",
+                    "process/cmdline" => cmdline,
+                });
+            }
+        }
+        perl.wait();
+        places.dedup();
+        assert_eq!(places.len(), 1, "the arguments move: {places:?}");
+    });
+}
+
+#[test]
+fn a_path_that_the_process_can_choose_is_not_verified() {
+    in_namespace(|namespace| {
+        let start = "/proc/sys/net/ipv4/ip_unprivileged_port_start";
+        fs::write(start, "0").unwrap();
+        let monitor = Monitor::start(&[]);
+        let directory = tempfile::tempdir().unwrap();
+        let perl = fs::canonicalize("/usr/bin/perl").unwrap();
+        let copy = directory.path().join("copy");
+        copy_program(&perl, &copy);
+        let shown = perl.to_str().unwrap();
+        let plain = format!("exec {shown} -e \"$SCRIPT\"");
+        let bound = format!("mount --bind {} {shown}; {plain}", copy.display());
+        for (what, launcher, script, file, verified) in [
+            ("the host", "env", &plain, &perl, true),
+            ("mounts of its own", "unshare --mount", &plain, &perl, true),
+            ("another file", "unshare --mount", &bound, &copy, false),
+            ("users of its own", "unshare --user", &plain, &perl, false),
+            ("users and mounts", "unshare -Urm", &bound, &copy, false),
+        ] {
+            let mut words = launcher.split(' ');
+            let mut process = Helper::start(
+                Command::new(words.next().unwrap())
+                    .args(words)
+                    .args(["sh", "-ec", script])
+                    .env("SCRIPT", format!("{BIND} {SHOW}")),
+            );
+            process.line();
+            let bind = monitor.alert(namespace.inode);
+            let listed = crate::support::listed(namespace.inode, &[]);
+            process.resume();
+            process.wait();
+            monitor.alert(namespace.inode);
+            let file = fs::metadata(file).unwrap();
+            for alert in [&bind, &listed[0]] {
+                assert_eq!(alert["process"]["exe"], shown, "{what}");
+                assert_eq!(alert["process"]["exe_device"], file.dev(), "{what}");
+                assert_eq!(alert["process"]["exe_inode"], file.ino(), "{what}");
+                assert_eq!(
+                    alert["process"]["verified"]["exe"] == "inode",
+                    verified,
+                    "{what}: {alert}"
+                );
+            }
+        }
     });
 }

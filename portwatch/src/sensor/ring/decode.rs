@@ -7,10 +7,11 @@ use bytemuck::Zeroable as _;
 use jiff::Timestamp;
 use nix::time::{ClockId, clock_gettime};
 use portwatch_common::{RepeatKey, Report, exec_info_flags, kind, known};
+use rustix::fs::makedev;
 
 use crate::{
     linux::address,
-    model::{Event, EventKind, ExecInfo, SocketKey, Task, Transport},
+    model::{Event, EventKind, ExecInfo, FileId, SocketKey, Task, Transport},
     util::Bounded,
 };
 
@@ -76,6 +77,7 @@ impl Decoder {
 fn exec_info(wire: &portwatch_common::ExecInfo) -> ExecInfo {
     let has = |flag| wire.flags & flag != 0;
     let set = |array: &[u8], len: u32| array.get(..len as usize).map(<[u8]>::to_vec);
+    let namespace = |inode: u32| (inode != 0).then_some(inode.into());
     let text = |bytes: Vec<u8>| bytes.strip_suffix(b"\0").map(<[u8]>::to_vec);
     let exe = set(&wire.exe, wire.exe_len)
         .filter(|bytes| has(exec_info_flags::EXE) && !bytes.is_empty())
@@ -101,9 +103,22 @@ fn exec_info(wire: &portwatch_common::ExecInfo) -> ExecInfo {
         exe,
         // A memfd has no name anywhere, as proc_pid_exe(5) shows it.
         deleted: has(exec_info_flags::DELETED) || has(exec_info_flags::DETACHED),
+        exe_file: (wire.exe_device != 0 && wire.exe_inode != 0).then(|| FileId {
+            device: device(wire.exe_device),
+            inode: wire.exe_inode,
+        }),
+        exe_mount_ns: namespace(wire.exe_mount_ns),
+        mount_ns: namespace(wire.mount_ns),
+        user_ns: namespace(wire.user_ns),
         execfn: set(&wire.execfn, wire.execfn_len).and_then(text),
         args,
     }
+}
+
+/// From the kernel's encoding, 12 bits of major number above 20 bits of minor number
+/// (include/linux/kdev_t.h, Linux 6.18), to makedev(3)'s.
+fn device(kernels: u32) -> u64 {
+    makedev(kernels >> 20, kernels & 0xf_ffff)
 }
 
 /// The event that stands for each of what was counted.
@@ -326,6 +341,10 @@ mod tests {
             exe_len: 12,
             execfn_len: 5,
             args_len: 9,
+            exe_device: 259 << 20 | 0x12345,
+            exe_inode: 7,
+            mount_ns: 1,
+            user_ns: 0xefff_fffd,
             ..bytemuck::Zeroable::zeroed()
         };
         info.exe[..14].copy_from_slice(b"nc\0bin\0usr\0\0\xff\xff");
@@ -359,6 +378,10 @@ mod tests {
         let args = [&b"nc"[..], b"-l", b"", b"x"].map(<[u8]>::to_vec).to_vec();
         assert_eq!(info.args, Some(args));
         assert_eq!((info.parent, info.loginuid, info.deleted), (1, None, false));
+        let (device, inode) = (makedev(259, 0x12345), 7);
+        assert_eq!(info.exe_file, Some(FileId { device, inode }));
+        let namespaces = (info.mount_ns, info.exe_mount_ns, info.user_ns);
+        assert_eq!(namespaces, (Some(1), None, Some(0xefff_fffd)));
         for other in [
             Report {
                 tgid: 813,
@@ -383,10 +406,12 @@ mod tests {
             flags: exec_info_flags::DETACHED,
             execfn_len: 4,
             args_len: 9999,
+            exe_device: 0,
             ..wire_exec_info()
         };
         let info = exec_info(&cut);
         assert_eq!((info.exe, info.execfn, info.args), (None, None, None));
         assert!(info.deleted);
+        assert_eq!(info.exe_file, None);
     }
 }
