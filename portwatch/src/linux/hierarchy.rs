@@ -78,10 +78,14 @@ impl Hierarchy {
     /// not block.
     #[must_use]
     pub fn chosen_by_root<'a>(&self, path: &'a [u8]) -> Vec<Step<'a>> {
-        let names = path
+        let mut names = path
             .split(|byte| *byte == b'/')
-            .filter(|name| !name.is_empty());
+            .filter(|name| !name.is_empty())
+            .peekable();
         let mut steps = Vec::new();
+        if names.peek().is_none() {
+            return steps;
+        }
         let Some(mut directory) = open(CWD, &self.root) else {
             return steps;
         };

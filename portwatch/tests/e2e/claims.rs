@@ -44,8 +44,12 @@ fn bind_in(cgroup: &Cgroup, monitor: &Monitor, namespace: &Namespace) -> Value {
     bind
 }
 
+/// Sets the attributes of that name as the service manager does.
 fn set(cgroup: &Cgroup, name: &str, value: &[u8]) {
-    setxattr(cgroup.path(), name, value, XattrFlags::empty()).unwrap();
+    for space in ["trusted", "user"] {
+        let name = format!("{space}.{name}");
+        setxattr(cgroup.path(), name, value, XattrFlags::empty()).unwrap();
+    }
 }
 
 fn own(path: &Path, uid: u32) {
@@ -85,14 +89,14 @@ fn a_unit_by_name_only_is_not_ignored() {
         };
         // A cgroup of root that the service manager does not know.
         claim("no mark", &path_of(&unit));
-        set(&unit, "trusted.invocation_id", INVOCATION_ID);
+        set(&unit, "invocation_id", INVOCATION_ID);
         // The mark is real, and what it is on could be moved there by anybody.
         own(parent.path(), 65_534);
         claim("delegated to a user", &path_of(&parent));
         own(parent.path(), 0);
-        set(&parent, "trusted.delegate", b"1");
+        set(&parent, "delegate", b"1");
         claim("delegated to a program", &path_of(&parent));
-        set(&parent, "trusted.delegate", b"0");
+        set(&parent, "delegate", b"0");
         unit.perl(BIND);
         monitor.stop_without_more(namespace.inode);
     });
@@ -102,7 +106,7 @@ fn a_unit_by_name_only_is_not_ignored() {
 fn a_process_below_a_delegated_unit_is_in_that_unit() {
     in_namespace(|namespace| {
         let outer = Cgroup::new("user@1000.service");
-        set(&outer, "trusted.invocation_id", INVOCATION_ID);
+        set(&outer, "invocation_id", INVOCATION_ID);
         own(outer.path(), 65_534);
         let claimed = outer.below("nginx.service");
         let name = outer.path().file_name().unwrap().to_str().unwrap();
@@ -152,6 +156,13 @@ fn a_unit_in_a_hierarchy_that_nobody_uses_is_a_claim() {
             "process/verified/unit" => Value::Null,
             "rule" => Value::Null,
         });
+        for (arguments, expected) in [
+            (&["list"][..], "nginx.service (unverified)"),
+            (&["explain", "976"], "(unit nginx.service, unverified)"),
+        ] {
+            let shown = run(arguments).stdout;
+            assert!(shown.contains(expected), "{arguments:?}: {shown}");
+        }
         process.resume();
         process.wait();
         assert_eq!(monitor.alert(namespace.inode)["event"], "close");
