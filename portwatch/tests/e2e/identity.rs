@@ -393,10 +393,18 @@ fn a_path_that_the_process_can_choose_is_not_verified() {
         let shown = perl.to_str().unwrap();
         let plain = format!("exec {shown} -e \"$SCRIPT\"");
         let bound = format!("mount --bind {} {shown}; {plain}", copy.display());
+        // A process of the host can execute that file by the root directory of the other.
+        let wait = "echo ready; exec sleep 1000";
+        let mount = format!("mount --bind {} {shown}; {wait}", copy.display());
+        let mut other =
+            Helper::start(Command::new("unshare").args(["--mount", "sh", "-ec", &mount]));
+        other.wait_for("ready");
+        let abroad = format!("exec /proc/{}/root{shown} -e \"$SCRIPT\"", other.pid());
         for (what, launcher, script, file, verified) in [
             ("the host", "env", &plain, &perl, true),
             ("mounts of its own", "unshare --mount", &plain, &perl, true),
             ("another file", "unshare --mount", &bound, &copy, false),
+            ("another's file", "env", &abroad, &copy, false),
             ("users of its own", "unshare --user", &plain, &perl, false),
             ("users and mounts", "unshare -Urm", &bound, &copy, false),
         ] {
