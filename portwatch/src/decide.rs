@@ -8,7 +8,8 @@ use serde::Serialize;
 
 use crate::{
     model::{EventKind, Origin, PortKey, Printable, Severity},
-    policy::{Decision, Facts, Policy, default_severity},
+    policy::{Claims, Decision, Facts, Policy, default_severity},
+    process::Process,
     registry::{Registry, RegistryInfo},
     tracker::TrackedEvent,
 };
@@ -131,12 +132,32 @@ fn facts<'a>(event: &'a TrackedEvent, registry: Option<&RegistryInfo>) -> Facts<
         status: registry.map(|entry| entry.status),
         address: event.address,
         peer: event.peer.map(|peer| peer.ip()),
-        exe: process.and_then(|process| process.exe.as_deref()),
         uid: process.map(|process| process.uid),
-        unit: process.and_then(|process| process.unit.as_deref()),
-        container: process.map(|process| process.container.is_some()),
-        cgroup: process.and_then(|process| process.cgroup.as_deref()),
         netns: event.netns,
         host_netns: event.is_host_netns,
+        ..process.map(facts_of).unwrap_or_default()
+    }
+}
+
+/// What rules can match of a process: what is certain, and what it claims.
+fn facts_of(process: &Process) -> Facts<'_> {
+    let verified = &process.verified;
+    // Without a known cgroup, a container is unknown as well.
+    let claimed = process.cgroup.as_ref().map(|_| process.container.is_some());
+    Facts {
+        exe: process.exe.as_deref().filter(|_| process.exe_verified),
+        unit: verified.unit.as_ref().map(|unit| &*unit.name),
+        container: claimed.and_then(|claimed| match verified.container {
+            Some(_) => Some(true),
+            None => (!claimed).then_some(false),
+        }),
+        cgroup: verified.cgroup.as_deref(),
+        claims: Claims {
+            exe: process.exe.as_deref(),
+            unit: process.unit.as_deref(),
+            container: claimed,
+            cgroup: process.cgroup.as_deref(),
+        },
+        ..Facts::default()
     }
 }

@@ -12,6 +12,7 @@ use crate::{
     config::{Config, DEFAULT_PATH, Overrides, Source},
     model::Transport,
     registry::Registry,
+    util::console,
 };
 
 /// Its arguments.
@@ -35,6 +36,9 @@ pub fn run(args: Args, out: &mut impl io::Write) -> Result<()> {
         overrides: Overrides::default(),
     };
     let config = args::load(&source)?;
+    for warning in config.policy.warnings() {
+        console::log(&format!("{}: {warning}", args.path.display()));
+    }
     let text = describe(&config, &args.registry.read()?)?;
     write(format!("{}: {text}", args.path.display()), out)?;
     Ok(())
@@ -42,7 +46,7 @@ pub fn run(args: Args, out: &mut impl io::Write) -> Result<()> {
 
 fn describe(config: &Config, registry: &Registry) -> Result<String> {
     let rules = config.policy.rules();
-    let mut text = format!("{} rules\n", rules.len());
+    let mut text = format!("{}\n", count_of(rules.len(), "rule"));
     for rule in rules {
         let reason = rule.reason.as_deref().unwrap_or("no reason given");
         writeln!(
@@ -59,10 +63,18 @@ fn describe(config: &Config, registry: &Registry) -> Result<String> {
         let deny = config.deny_rules(registry);
         writeln!(
             text,
-            "binds can be denied: {} rules in the kernel, on {} (port, transport) pairs",
-            deny.rules.len(),
-            deny.ports.len(),
+            "binds can be denied: {} in the kernel, on {}",
+            count_of(deny.rules.len(), "rule"),
+            count_of(deny.ports.len(), "(port, transport) pair"),
         )?;
     }
     Ok(text)
+}
+
+/// `1 rule`, `2 rules`.
+fn count_of(number: usize, thing: &str) -> String {
+    match number {
+        1 => format!("1 {thing}"),
+        _ => format!("{number} {thing}s"),
+    }
 }

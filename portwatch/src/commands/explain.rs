@@ -154,14 +154,19 @@ fn describe_holder(process: &Process) -> String {
         Some(user) => text = format!("{text} user {user}"),
         None => text = format!("{text} uid {}", process.uid),
     }
+    let unverified = process.unverified();
+    let mark = |key, mark| match unverified.contains(&key) {
+        true => mark,
+        false => "",
+    };
     if let Some(exe) = &process.exe {
-        text = format!("{text}, {exe}");
+        text = format!("{text}, {exe}{}", mark("exe", " (unverified)"));
     }
     if let Some(cmdline) = &process.cmdline {
         text = format!("{text}: {}", cmdline.join(" "));
     }
     if let Some(unit) = &process.unit {
-        text = format!("{text} (unit {unit})");
+        text = format!("{text} (unit {unit}{})", mark("unit", ", unverified"));
     }
     text
 }

@@ -16,7 +16,7 @@ use super::{
 use crate::{
     config::Overrides,
     model::{EventKind, Severity, Transport},
-    policy::{Decision, Facts, Policy, default_severity},
+    policy::{Claims, Decision, Facts, Policy, default_severity},
     registry::Status,
 };
 
@@ -103,16 +103,35 @@ fn facts(alert: &Value) -> Option<Facts<'_>> {
         ),
         address: address(&alert["address"]),
         peer: address(&alert["peer"]["address"]),
-        exe: process["exe"].as_str(),
         uid: process["uid"]
             .as_u64()
             .and_then(|uid| u32::try_from(uid).ok()),
-        unit: process["unit"].as_str(),
-        container: process
-            .is_object()
-            .then(|| process["container"].is_object()),
-        cgroup: process["cgroup"].as_str(),
         netns: alert["socket"]["netns"].as_u64(),
         host_netns: alert["socket"]["host_netns"].as_bool(),
+        ..facts_of(process)
     })
+}
+
+/// The facts in a process's JSON. An alert of a version before `verified` has claims only.
+fn facts_of(process: &Value) -> Facts<'_> {
+    let verified = &process["verified"];
+    let claims = Claims {
+        exe: process["exe"].as_str(),
+        unit: process["unit"].as_str(),
+        container: process["cgroup"]
+            .is_string()
+            .then(|| process["container"].is_object()),
+        cgroup: process["cgroup"].as_str(),
+    };
+    Facts {
+        exe: claims.exe.filter(|_| verified["exe"].is_string()),
+        unit: verified["unit"]["name"].as_str(),
+        container: match verified["container"].is_object() {
+            true => Some(true),
+            false => claims.container.filter(|claimed| !claimed),
+        },
+        cgroup: verified["cgroup"].as_str(),
+        claims,
+        ..Facts::default()
+    }
 }

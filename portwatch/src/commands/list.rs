@@ -147,12 +147,13 @@ fn row(alert: &Alert) -> [String; 8] {
         .collect();
     let first = alert.holders.first();
     let place = first.and_then(|holder| {
-        let container = holder.container.as_ref();
-        holder
-            .unit
-            .as_ref()
-            .map(ToString::to_string)
-            .or_else(|| container.map(|container| container.id.to_string()))
+        let container = holder.container.as_ref().map(|one| (&one.id, "container"));
+        let unit = holder.unit.as_ref().map(|unit| (unit, "unit"));
+        let (name, key) = unit.or(container)?;
+        Some(match holder.unverified.contains(&key) {
+            true => format!("{name} (unverified)"),
+            false => name.to_string(),
+        })
     });
     let unknown = || "-".to_owned();
     [

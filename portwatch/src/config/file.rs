@@ -56,6 +56,8 @@ struct RawRule {
     name: Spanned<String>,
     reason: Option<String>,
     decide: Decision,
+    #[serde(default)]
+    unverified: bool,
     port: Option<Spanned<OneOrMany<PortRange>>>,
     transport: Option<Spanned<OneOrMany<Transport>>>,
     status: Option<Spanned<OneOrMany<Status>>>,
@@ -176,6 +178,7 @@ fn rule(raw: RawRule) -> (Rule, RulePlaces) {
         name: raw.name.into_inner(),
         reason: raw.reason,
         decision: raw.decide,
+        unverified: raw.unverified,
         conditions: conditions.collect(),
     };
     (rule, places)

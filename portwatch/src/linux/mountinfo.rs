@@ -12,6 +12,9 @@ pub struct Mount {
     pub mount_point: PathBuf,
     /// The file system's type, such as `cgroup2`.
     pub fs_type: Vec<u8>,
+    /// Options of the file system as a whole, separated by commas: of a cgroup v1 hierarchy, its
+    /// controllers or its name.
+    pub super_options: Vec<u8>,
 }
 
 /// The mounts of this process; empty when /proc cannot be read.
@@ -31,10 +34,13 @@ fn parse(line: &[u8]) -> Option<Mount> {
     let mount_point = fields.next()?;
     // Any number of optional fields follows, up to a lone hyphen.
     fields.find(|field| *field == b"-")?;
+    let fs_type = fields.next().filter(|name| !name.is_empty())?;
     Some(Mount {
         root: path(root),
         mount_point: path(mount_point),
-        fs_type: unescape(fields.next().filter(|name| !name.is_empty())?),
+        fs_type: unescape(fs_type),
+        // The source stands in between.
+        super_options: unescape(fields.nth(1).unwrap_or_default()),
     })
 }
 

@@ -20,4 +20,6 @@ pub struct DenyRule {
     pub uid: Option<u32>,
     /// Only within the cgroup at this path below the root of the v2 hierarchy.
     pub cgroup: Option<String>,
+    /// Whether that holds also where a directory on the path is delegated, so that the name is anybody's.
+    pub unverified: bool,
 }

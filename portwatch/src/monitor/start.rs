@@ -86,7 +86,8 @@ pub(super) fn missing_cgroups(sensor: &Sensor) -> Vec<String> {
     missing
         .map(|path| {
             format!(
-                "cgroup {path} does not exist yet: the deny rule for it takes effect when it does"
+                "cgroup {path} does not exist yet, or lies below a delegated one: the rule for it takes \
+                 effect in the kernel when root has created it"
             )
         })
         .collect()

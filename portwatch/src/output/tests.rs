@@ -72,6 +72,7 @@ fn alert(comm: &[u8], cmdline: &[&[u8]]) -> Alert {
             user: Printable::from("root"),
             unit: None,
             container: None,
+            unverified: Vec::new(),
         }]),
         rule: Some(RuleInfo {
             name: Printable::from("legacy"),
@@ -112,12 +113,15 @@ fn a_json_line_has_the_contracts_keys_in_order() {
             r#""since":null,"#,
             r#""process":{"pid":812,"tid":null,"ppid":1,"comm":"nc","#,
             r#""started":"2026-11-22T21:37:50.000Z","exe":"/usr/bin/nc","#,
-            r#""exe_flags":["deleted"],"exe_device":null,"exe_inode":null,"exe_verified":false,"#,
+            r#""exe_flags":["deleted"],"exe_device":null,"exe_inode":null,"#,
             r#""script":null,"cmdline":["nc","-l","976"],"cwd":null,"#,
             r#""uid":0,"user":"root","gid":0,"loginuid":null,"capabilities":null,"#,
             r#""cgroup":"/system.slice/x.service","unit":"x.service","container":null,"#,
-            r#""ancestors":[{"pid":1,"comm":"systemd","exe":null}]},"#,
-            r#""holders":[{"pid":813,"comm":"nc","exe":null,"user":"root","unit":null,"container":null}],"#,
+            r#""ancestors":[{"pid":1,"comm":"systemd","exe":null}],"#,
+            r#""verified":{"exe":null,"unit":null,"container":null,"cgroup":null},"#,
+            r#""unverified":["exe","cgroup","unit"]},"#,
+            r#""holders":[{"pid":813,"comm":"nc","exe":null,"user":"root","unit":null,"container":null,"#,
+            r#""unverified":[]}],"#,
             r#""rule":{"name":"legacy","reason":"known since 1999","decision":"notice","#,
             r#""dry_run":false},"accepts":null,"summary":null,"#,
             r#""lost":null,"detail":null}"#,
@@ -137,7 +141,8 @@ fn a_text_line_reads_from_left_to_right() {
         line,
         "2026-11-22T21:38:00.123456Z critical accept  tcp 10.0.0.1:976 <- 10.0.0.9:40112 \
          unassigned (954-988, IANA 2026-08-17) nc[812] user=root exe=/usr/bin/nc \
-         exe_flags=deleted cmdline='nc -l 976' unit=x.service ancestors='systemd[1]' holders='nc[813]' \
+         exe_flags=deleted cmdline='nc -l 976' unit=x.service unverified=exe,unit \
+         ancestors='systemd[1]' holders='nc[813]' \
          rule=legacy reason='known since 1999' \
          netns=4026531840,host socket=8193\n"
     );
@@ -147,6 +152,29 @@ fn a_text_line_reads_from_left_to_right() {
         &Alert::loss(7, Printable::from("db1")),
     );
     assert!(loss.ends_with(" 7 events lost: ring buffer full (see --ring-size)\n"));
+}
+
+#[test]
+fn a_text_line_marks_the_claims_that_it_shows() {
+    let claims = [
+        (false, Some("x.service"), " unverified=exe,unit "),
+        (true, Some("x.service"), " unverified=unit "),
+        (false, None, " unverified=exe,cgroup "),
+        (true, None, " unverified=cgroup "),
+    ];
+    for (exe_verified, unit, expected) in claims {
+        let mut alert = alert(b"nc", &[]);
+        let process = Rc::make_mut(alert.process.as_mut().unwrap());
+        process.exe_verified = exe_verified;
+        process.unit = unit.map(Printable::from);
+        let line = written(FormatName::Text, false, &alert);
+        assert!(line.contains(expected), "{line}");
+    }
+    let mut alert = alert(b"nc", &[]);
+    let process = Rc::make_mut(alert.process.as_mut().unwrap());
+    (process.exe_verified, process.unit, process.cgroup) = (true, None, None);
+    let line = written(FormatName::Text, false, &alert);
+    assert!(!line.contains("unverified"), "{line}");
 }
 
 #[test]

@@ -152,6 +152,13 @@ fn compose_process(process: &Process, text: &mut String) -> fmt::Result {
     if let Some(container) = &process.container {
         write!(text, " container={}", quoted(&container.id))?;
     }
+    // The path of a cgroup stands where there is no unit.
+    let is_shown = |key: &&str| *key != "cgroup" || process.unit.is_none();
+    let unverified = process.unverified();
+    let unverified: Vec<&str> = unverified.into_iter().filter(is_shown).collect();
+    if !unverified.is_empty() {
+        write!(text, " unverified={}", unverified.join(","))?;
+    }
     if !process.ancestors.is_empty() {
         let chain: Vec<String> = process
             .ancestors

@@ -1,7 +1,7 @@
 //! One condition of a rule: a key of the configuration and the values that satisfy it.
 
 use super::{
-    facts::Facts,
+    facts::{Claims, Facts},
     values::{Address, NamePattern, Netns, Network, PortRange, User},
 };
 use crate::{
@@ -24,7 +24,7 @@ pub enum Condition {
     Address(Vec<Address>),
     /// The address of the other end.
     Peer(Vec<Network>),
-    /// Path of the executable.
+    /// Path of the executable: a claim unless the process is in the host's namespaces.
     Exe(Vec<NamePattern>),
     /// The real user.
     User(Vec<User>),
@@ -77,6 +77,25 @@ impl Condition {
                 one.matches(inode, facts.host_netns == Some(true))
             }),
         }
+    }
+
+    /// Whether a process claims what would satisfy it.
+    pub(super) fn matches_claim(&self, claims: &Claims<'_>) -> bool {
+        match self {
+            Self::Exe(paths) => any(paths, claims.exe, NamePattern::matches),
+            Self::Unit(names) => any(names, claims.unit, NamePattern::matches),
+            Self::Container(wanted) => claims.container == Some(*wanted),
+            Self::Cgroup(paths) => any(paths, claims.cgroup, NamePattern::matches_or_contains),
+            _ => false,
+        }
+    }
+
+    /// Whether it can be satisfied by a claim.
+    pub(super) const fn can_be_claimed(&self) -> bool {
+        matches!(
+            self,
+            Self::Exe(_) | Self::Unit(_) | Self::Container(_) | Self::Cgroup(_)
+        )
     }
 
     /// Whether the BPF programs can evaluate it at a bind.

@@ -73,8 +73,14 @@ fn by_user_and_cgroup(rule: &Rule) -> Vec<DenyRule> {
     let pairs = uids
         .iter()
         .flat_map(|uid| cgroups.iter().map(move |cgroup| (*uid, cgroup.clone())));
+    let unverified = rule.unverified;
     pairs
-        .map(|(uid, cgroup)| DenyRule { deny, uid, cgroup })
+        .map(|(uid, cgroup)| DenyRule {
+            deny,
+            uid,
+            cgroup,
+            unverified,
+        })
         .collect()
 }
 

@@ -9,11 +9,12 @@ mod facts;
 mod rule;
 mod severity;
 mod values;
+mod warnings;
 
 pub use self::{
     condition::Condition,
     error::RuleError,
-    facts::Facts,
+    facts::{Claims, Facts},
     rule::{Decision, Rule},
     severity::default_severity,
     values::{Address, NamePattern, Netns, Network, PortRange, User},

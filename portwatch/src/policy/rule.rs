@@ -47,6 +47,8 @@ pub struct Rule {
     pub reason: Option<String>,
     /// What it decides.
     pub decision: Decision,
+    /// Whether claims satisfy its conditions as well as verified facts do.
+    pub unverified: bool,
     /// At most one of each key.
     pub conditions: Vec<Condition>,
 }
@@ -61,10 +63,19 @@ impl Rule {
             return false;
         };
         self.covers(port, transport, status)
-            && self
-                .conditions
-                .iter()
-                .all(|condition| condition.matches(facts))
+            && self.conditions.iter().all(|condition| {
+                condition.matches(facts)
+                    || self.unverified && condition.matches_claim(&facts.claims)
+            })
+    }
+
+    /// The first condition that a process can satisfy by choosing a name, where nothing else in the rule
+    /// says whose process it is. A network namespace does not: any user can create one.
+    pub(super) fn rests_on_claim(&self) -> Option<&Condition> {
+        let names_user = |condition: &Condition| matches!(condition, Condition::User(_));
+        let mut conditions = self.conditions.iter();
+        let claim = conditions.find(|condition| condition.can_be_claimed());
+        claim.filter(|_| self.unverified && !self.conditions.iter().any(names_user))
     }
 
     /// Whether it can match on that port. Without a condition on port or status it covers the

@@ -1,3 +1,5 @@
+mod claims;
+
 use std::{net::IpAddr, str::FromStr};
 
 use super::*;
@@ -36,6 +38,7 @@ fn policy(rules: &[(Decision, Conditions<'_>)]) -> Policy {
             name: i32::to_string(&index),
             reason: None,
             decision: *decision,
+            unverified: false,
             conditions: conditions
                 .iter()
                 .map(|(key, values)| condition(key, values))
@@ -66,6 +69,12 @@ const FACTS: Facts<'_> = Facts {
     cgroup: Some("/system.slice/x.service"),
     netns: Some(4_026_531_840),
     host_netns: Some(true),
+    claims: Claims {
+        exe: Some("/usr/bin/nc.openbsd"),
+        unit: Some("x.service"),
+        container: Some(false),
+        cgroup: Some("/system.slice/x.service"),
+    },
 };
 
 #[test]
@@ -126,6 +135,7 @@ fn each_condition_matches_its_values_only() {
         cgroup: Some("/docker/1234"),
         netns: Some(5),
         host_netns: Some(false),
+        claims: Claims::default(),
     };
     // (condition, whether it matches FACTS, whether it matches the other)
     let cases: &[(Conditions<'_>, bool, bool)] = &[
@@ -319,6 +329,7 @@ fn more_pairs_of_user_and_cgroup_than_the_kernel_holds_are_rejected() {
             name: "x".into(),
             reason: None,
             decision: Decision::Deny,
+            unverified: false,
             conditions: vec![condition("user", &uids.join(", "))],
         };
         let result = Policy::new(vec![rule]);

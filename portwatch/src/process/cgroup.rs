@@ -62,23 +62,32 @@ pub(super) fn in_v2(cgroups: &[u8]) -> Option<&[u8]> {
         .find_map(|line| line.strip_prefix(b"0::"))
 }
 
-/// The paths in all hierarchies, version 2 first.
-pub(super) fn paths(cgroups: &[u8]) -> impl Iterator<Item = &[u8]> {
+/// The controllers (none in version 2) and the path in all hierarchies, version 2 first.
+pub(super) fn paths(cgroups: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
     let others = cgroups
         .split(|byte| *byte == b'\n')
         .filter(|line| !line.starts_with(b"0::"))
-        .filter_map(|line| line.splitn(3, |byte| *byte == b':').nth(2));
-    in_v2(cgroups).into_iter().chain(others)
+        .filter_map(|line| {
+            let mut fields = line.splitn(3, |byte| *byte == b':').skip(1);
+            Some((fields.next()?, fields.next()?))
+        });
+    let v2 = in_v2(cgroups).map(|path| (&b""[..], path));
+    v2.into_iter().chain(others)
 }
 
 /// The innermost systemd unit that a cgroup path names (systemd.unit(5)).
 pub(super) fn unit(cgroups: &[u8]) -> Option<Printable> {
-    const KINDS: [&[u8]; 5] = [b".service", b".scope", b".socket", b".mount", b".swap"];
-    paths(cgroups).find_map(|path| {
+    paths(cgroups).find_map(|(_, path)| {
         path.rsplit(|byte| *byte == b'/')
-            .find(|name| KINDS.iter().any(|kind| name.ends_with(kind)))
+            .find(|name| is_unit(name))
             .map(|name| limited(name, MAX_PATH))
     })
+}
+
+/// Whether processes run in units with such a name.
+pub(super) fn is_unit(name: &[u8]) -> bool {
+    const KINDS: [&[u8]; 5] = [b".service", b".scope", b".socket", b".mount", b".swap"];
+    KINDS.iter().any(|kind| name.ends_with(kind))
 }
 
 #[cfg(test)]

@@ -10,8 +10,8 @@ use crate::model::Printable;
 pub struct Container {
     /// Its id or name, as its runtime calls it.
     pub id: Printable,
-    /// `docker`, `containerd`, `cri-o`, `podman`, `lxc` or `systemd-nspawn`; None where the name of
-    /// the cgroup does not show it (Kubernetes with cgroupfs).
+    /// `docker`, `containerd`, `cri-o`, `podman`, `runc`, `crun`, `lxc` or `systemd-nspawn`; None where
+    /// the name of the cgroup does not show it (Kubernetes with cgroupfs).
     pub runtime: Option<&'static str>,
 }
 
@@ -32,6 +32,15 @@ const PREFIXES: [(&str, &str); 6] = [
     ("libpod-payload-", "podman"),
 ];
 
+/// Prefixes of the cgroup `PREFIX-NAME.scope`, where the runtime itself was called, with any name and
+/// without a path for the cgroup.
+const SCOPES: [(&str, &str); 2] = [
+    // runc, libcontainer/specconv/spec_linux.go, CreateCgroupConfig, with systemd.
+    ("runc-", "runc"),
+    // crun, src/libcrun/cgroup-systemd.c, get_systemd_scope_and_slice.
+    ("crun-", "crun"),
+];
+
 /// Parents of the cgroup `PARENT/ID`, where ID is 64 hexadecimal digits.
 const PARENTS: [(&str, &str); 5] = [
     // moby, daemon/oci_linux.go, WithCgroups, with cgroupfs.
@@ -46,27 +55,41 @@ const PARENTS: [(&str, &str); 5] = [
 
 /// The innermost container that one of the cgroups (proc_pid_cgroup(5)) belongs to.
 pub(super) fn of(cgroups: &[u8]) -> Option<Container> {
-    paths(cgroups).find_map(in_path)
+    paths(cgroups).find_map(|(_, path)| {
+        let names = names(path);
+        (0..names.len()).rev().find_map(|index| at(&names, index))
+    })
 }
 
-fn in_path(path: &[u8]) -> Option<Container> {
-    // A name that is not UTF-8 is of no runtime, and must not hide those above it.
-    let names: Vec<&str> = path
-        .split(|byte| *byte == b'/')
+/// The outermost container on a cgroup's path, and the index of the directory that names it. All below
+/// it is its own.
+pub(super) fn outermost(path: &[u8]) -> Option<(usize, Container)> {
+    let names = names(path);
+    (0..names.len()).find_map(|index| Some((index, at(&names, index)?)))
+}
+
+/// The directories on a path. A name that is not UTF-8 is of no runtime, and must not hide those above
+/// it.
+fn names(path: &[u8]) -> Vec<&str> {
+    path.split(|byte| *byte == b'/')
+        .filter(|name| !name.is_empty())
         .map(|name| std::str::from_utf8(name).unwrap_or_default())
-        .collect();
-    (0..names.len()).rev().find_map(|index| {
-        let name = names[index];
-        let parent = index.checked_sub(1).map_or("", |parent| names[parent]);
-        let child = names.get(index + 1).copied();
-        let (id, runtime) = by_prefix(name)
-            .or_else(|| by_parent(parent, name))
-            .or_else(|| by_lxc(parent, name))
-            .or_else(|| by_nspawn(name, child))?;
-        Some(Container {
-            id: Printable::from_bytes(&id),
-            runtime,
-        })
+        .collect()
+}
+
+/// The container that the directory with that index names.
+fn at(names: &[&str], index: usize) -> Option<Container> {
+    let name = names.get(index)?;
+    let parent = index.checked_sub(1).map_or("", |parent| names[parent]);
+    let child = names.get(index + 1).copied();
+    let (id, runtime) = by_prefix(name)
+        .or_else(|| by_scope(name))
+        .or_else(|| by_parent(parent, name))
+        .or_else(|| by_lxc(parent, name))
+        .or_else(|| by_nspawn(name, child))?;
+    Some(Container {
+        id: Printable::from_bytes(&id),
+        runtime,
     })
 }
 
@@ -78,6 +101,14 @@ fn by_prefix(name: &str) -> Option<Named> {
     PREFIXES.iter().find_map(|(prefix, runtime)| {
         let id = name.strip_prefix(prefix).filter(|id| is_id(id))?;
         Some((id.into(), Some(*runtime)))
+    })
+}
+
+fn by_scope(name: &str) -> Option<Named> {
+    let name = name.strip_suffix(".scope")?;
+    SCOPES.iter().find_map(|(prefix, runtime)| {
+        let id = name.strip_prefix(prefix).filter(|id| !id.is_empty())?;
+        Some((unescape(id), Some(*runtime)))
     })
 }
 
@@ -192,6 +223,11 @@ mod tests {
             ),
             ("/system.slice/web.service/supervisor", None),
             ("/system.slice/web.service/runtime", None),
+            // SCOPES
+            ("/system.slice/runc-web.scope", Some(("web", Some("runc")))),
+            ("/user.slice/crun-a.b.scope/x", Some(("a.b", Some("crun")))),
+            ("/system.slice/runc-.scope", None),
+            ("/system.slice/crun-web.service", None),
             // PARENTS
             ("/docker/ID", docker),
             ("/docker/ID/docker/ID", docker),
@@ -240,6 +276,15 @@ mod tests {
             let found = found.as_ref().map(|found| (&*found.id, found.runtime));
             assert_eq!(found, expected, "{path}");
         }
+    }
+
+    #[test]
+    fn the_outermost_container_names_what_is_below_it() {
+        let id = |digit: &str| digit.repeat(64);
+        let path = format!("/docker/{}/system.slice/libpod-{}.scope", id("a"), id("b"));
+        let (index, container) = outermost(path.as_bytes()).unwrap();
+        assert_eq!((index, &*container.id), (1, &*id("a")));
+        assert_eq!(outermost(b"/system.slice/x.service"), None);
     }
 
     #[test]

@@ -3,9 +3,11 @@
 #![forbid(unsafe_code)]
 
 mod cgroup;
+mod claims;
 mod container;
 mod entry;
 mod record;
+mod runtime_state;
 mod users;
 mod verify;
 
@@ -14,8 +16,9 @@ use std::{rc::Rc, time::Duration};
 use jiff::{SignedDuration, Timestamp};
 use nix::time::{ClockId, clock_gettime};
 
-use self::{cgroup::Cgroups, entry::ProcEntry, users::Users};
+use self::{cgroup::Cgroups, claims::Claims, entry::ProcEntry, users::Users};
 pub use self::{
+    claims::Verified,
     container::Container,
     entry::is_running,
     record::{Ancestor, ExeFlag, Process},
@@ -58,6 +61,7 @@ const PATIENCE: Duration = Duration::from_secs(1);
 pub struct Processes {
     users: Users,
     cgroups: Cgroups,
+    claims: Claims,
     /// By process id.
     cache: ByteBounded<u32, CachedProcess>,
 }
@@ -134,6 +138,7 @@ impl Default for Processes {
         Self {
             users: Users::non_blocking(),
             cgroups: Cgroups::default(),
+            claims: Claims::default(),
             cache: ByteBounded::new(MAX_CACHE),
         }
     }
@@ -264,17 +269,21 @@ impl Processes {
         process.ancestors = ancestors(process.ppid, entry.start_ns());
     }
 
-    /// Adds the cgroup that /proc shows, or that of the event where the process has ended.
+    /// Adds the cgroup of the event, or that which /proc shows where the event's has been removed.
     fn set_cgroup(&mut self, process: &mut Process, mut cgroups: Vec<u8>, task: &Task) {
-        if cgroup::in_v2(&cgroups).is_none()
-            && let Some(path) = task.cgroup_id.and_then(|id| self.cgroups.path(id))
-        {
-            cgroups.extend_from_slice(b"0::");
-            cgroups.extend_from_slice(&path);
+        if let Some(path) = task.cgroup_id.and_then(|id| self.cgroups.path(id)) {
+            let others = cgroups.split_inclusive(|byte| *byte == b'\n');
+            let others = others.filter(|line| !line.starts_with(b"0::"));
+            cgroups = [
+                &[b"0::", &*path, b"\n"].concat(),
+                &*others.collect::<Vec<_>>().concat(),
+            ]
+            .concat();
         }
         process.cgroup = cgroup::in_v2(&cgroups).map(|path| limited(path, MAX_PATH));
         process.unit = cgroup::unit(&cgroups);
         process.container = container::of(&cgroups);
+        process.verified = self.claims.verify(&cgroups);
     }
 
     /// Adds what the BPF programs read of a process that has ended.

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use serde::{Serialize, Serializer};
 use serde_json::value::RawValue;
 
-use super::Container;
+use super::{Container, Verified};
 use crate::model::Printable;
 
 /// A process, as far as it is known. Pid, comm, uid and gid come with the event and are known even
@@ -35,6 +35,7 @@ pub struct Process {
     /// Whether `exe` is the path of that file on the host. Not so where the process could have chosen
     /// the path: in a mount or user namespace of its own. What `cmdline` shows, the process can choose
     /// anywhere.
+    #[serde(skip)]
     pub exe_verified: bool,
     /// The script, when the executable is its interpreter by a `#!` line.
     pub script: Option<Printable>,
@@ -60,6 +61,9 @@ pub struct Process {
     pub container: Option<Container>,
     /// The parent, its parent and so on up to the first process.
     pub ancestors: Vec<Ancestor>,
+    /// What is certain about `unit`, `container` and `cgroup`.
+    #[serde(skip)]
+    pub verified: Verified,
     /// Start time: `CLOCK_BOOTTIME` nanoseconds in whole ticks; 0 when unknown.
     #[serde(skip)]
     pub start_ns: u64,
@@ -105,10 +109,30 @@ impl Process {
     #[must_use]
     pub fn json(&self) -> Option<&RawValue> {
         if self.json.0.get().is_none() {
-            let made = serde_json::value::to_raw_value(self).ok()?;
+            let made = serde_json::value::to_raw_value(&Record::of(self)).ok()?;
             let _ = self.json.0.set(made);
         }
         self.json.0.get().map(|json| &**json)
+    }
+
+    /// The keys of this record whose values are claims: nothing but a name that an unprivileged process
+    /// can choose stands for them.
+    #[must_use]
+    pub fn unverified(&self) -> Vec<&'static str> {
+        let verified = &self.verified;
+        let unit = verified.unit.as_ref().map(|unit| &unit.name);
+        let container = verified.container.as_ref().map(|container| &container.id);
+        let claims = [
+            ("exe", self.exe.is_some() && !self.exe_verified),
+            ("cgroup", self.cgroup != verified.cgroup),
+            ("unit", self.unit.as_ref() != unit),
+            (
+                "container",
+                self.container.as_ref().map(|one| &one.id) != container,
+            ),
+        ];
+        let claims = claims.into_iter().filter(|(_, is_claim)| *is_claim);
+        claims.map(|(key, _)| key).collect()
     }
 
     /// A process of which only these fields are known.
@@ -137,6 +161,7 @@ impl Process {
             unit: None,
             container: None,
             ancestors: Vec::new(),
+            verified: Verified::NOTHING,
             start_ns: 0,
             json: Cached::new(),
             text: Cached::new(),
@@ -146,7 +171,7 @@ impl Process {
     /// About how many bytes of memory the record takes once JSON and text are cached.
     pub(super) fn bytes(&self) -> usize {
         /// Keys and punctuation of the JSON.
-        const KEYS: usize = 640;
+        const KEYS: usize = 768;
         let words = self.cmdline.iter().flatten();
         let ancestors = self.ancestors.iter();
         let optional = [
@@ -156,13 +181,16 @@ impl Process {
             &self.user,
             &self.cgroup,
             &self.unit,
+            &self.verified.cgroup,
         ];
         let container = self.container.iter().map(|container| &container.id);
         let strings = optional
             .into_iter()
             .flatten()
             .chain([&self.comm])
-            .chain(container);
+            .chain(container)
+            .chain(self.verified.unit.iter().map(|unit| &unit.name))
+            .chain(self.verified.container.iter().map(|one| &one.id));
         let text: usize = strings
             .map(|text| text.len())
             .chain(words.map(|word| word.len() + size_of::<Printable>()))
@@ -173,6 +201,36 @@ impl Process {
             .sum();
         // Once in the record, once in the JSON, once in the text.
         size_of::<Self>() + KEYS + 3 * text
+    }
+}
+
+/// The JSON of a process: its record, and which values of it are certain.
+#[derive(Serialize)]
+struct Record<'a> {
+    #[serde(flatten)]
+    process: &'a Process,
+    verified: Proofs<'a>,
+    unverified: Vec<&'static str>,
+}
+
+#[derive(Serialize)]
+struct Proofs<'a> {
+    exe: Option<&'static str>,
+    #[serde(flatten)]
+    verified: &'a Verified,
+}
+
+impl<'a> Record<'a> {
+    fn of(process: &'a Process) -> Self {
+        let is_exe_certain = process.exe.is_some() && process.exe_verified;
+        Self {
+            process,
+            verified: Proofs {
+                exe: is_exe_certain.then_some("inode"),
+                verified: &process.verified,
+            },
+            unverified: process.unverified(),
+        }
     }
 }
 

@@ -14,8 +14,8 @@ fn task(pid: u32, comm: &[u8]) -> Task {
 }
 
 /// An exec info that leaves all to /proc.
-fn unread() -> Option<Rc<ExecInfo>> {
-    Some(Rc::default())
+fn unread() -> Rc<ExecInfo> {
+    Rc::default()
 }
 
 fn start_of(pid: u32) -> u64 {
@@ -119,7 +119,7 @@ fn a_process_that_acts_again_is_read_once_until_it_runs_something_else() {
     let mut processes = Processes::default();
     let started = Task {
         start_ns: Some(start_of(me)),
-        exec_info: unread(),
+        exec_info: Some(unread()),
         ..task(me, b"x")
     };
     let first = processes.identify(&started, Timestamp::now());
@@ -160,7 +160,7 @@ fn a_process_that_executes_another_program_is_shown_with_that_one() {
     let mut processes = Processes::default();
     // The BPF programs have seen it start, but their exec info was lost.
     let event = child.task();
-    let mut command = |processes: &mut Processes| {
+    let command = |processes: &mut Processes| {
         let found = processes.identify(&event, Timestamp::now());
         found.cmdline.as_ref().map(|words| words[0].to_string())
     };
@@ -291,7 +291,7 @@ fn a_process_in_another_cgroup_is_read_again() {
     });
     let child = Sleeper::start("/bin/sleep".as_ref());
     let mut processes = Processes::default();
-    let exec_info = unread();
+    let exec_info = Some(unread());
     for (group, unit) in groups.iter().zip(["a", "b"]) {
         let members = group.0.join("cgroup.procs");
         std::fs::write(members, child.0.id().to_string()).unwrap();
@@ -386,7 +386,7 @@ fn a_user_name_that_is_known_later_is_shown_from_then_on() {
     let me = std::process::id();
     let event = Task {
         start_ns: Some(start_of(me)),
-        exec_info: unread(),
+        exec_info: Some(unread()),
         ..task(me, b"x")
     };
     for name in [None, Some("first"), Some("second")] {

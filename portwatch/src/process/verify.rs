@@ -202,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_of_anothers_mount_namespace_is_not_verified() {
+    fn a_file_of_a_foreign_mount_namespace_is_not_verified() {
         let directory = tempfile::tempdir().unwrap();
         let (sleep, copy) = (sleep(), directory.path().join("copy"));
         fs::copy(&sleep, &copy).unwrap();

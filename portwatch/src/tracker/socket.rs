@@ -54,6 +54,8 @@ pub struct Holder {
     pub unit: Option<Printable>,
     /// The container.
     pub container: Option<Container>,
+    /// Which of `exe`, `unit` and `container` are only claims.
+    pub unverified: Vec<&'static str>,
 }
 
 impl From<&Process> for Holder {
@@ -68,6 +70,11 @@ impl From<&Process> for Holder {
                 .unwrap_or_else(|| Printable::from(process.uid.to_string().as_str())),
             unit: process.unit.clone(),
             container: process.container.clone(),
+            unverified: process
+                .unverified()
+                .into_iter()
+                .filter(|key| *key != "cgroup")
+                .collect(),
         }
     }
 }

@@ -164,7 +164,7 @@ fn short_lived_programs_are_named_in_full() {
                     "event" => event,
                     "process/comm" => "perl",
                     "process/exe" => fs::canonicalize("/usr/bin/perl").unwrap().to_str().unwrap(),
-                    "process/exe_verified" => true,
+                    "process/verified/exe" => "inode",
                     "process/cmdline" => json!(["perl", "-e", BIND, number]),
                     "process/ppid" => std::process::id(),
                     "process/ancestors/0/pid" => std::process::id(),
@@ -369,7 +369,7 @@ fn a_program_executed_in_the_same_process_is_reported_as_itself() {
                     "process/exe" => path.as_str(),
                     "process/exe_device" => program.dev(),
                     "process/exe_inode" => program.ino(),
-                    "process/exe_verified" => true,
+                    "process/verified/exe" => "inode",
                     "process/cmdline" => cmdline,
                 });
             }
@@ -393,10 +393,18 @@ fn a_path_that_the_process_can_choose_is_not_verified() {
         let shown = perl.to_str().unwrap();
         let plain = format!("exec {shown} -e \"$SCRIPT\"");
         let bound = format!("mount --bind {} {shown}; {plain}", copy.display());
+        // A process of the host can execute that file by the root directory of the other.
+        let wait = "echo ready; exec sleep 1000";
+        let mount = format!("mount --bind {} {shown}; {wait}", copy.display());
+        let mut other =
+            Helper::start(Command::new("unshare").args(["--mount", "sh", "-ec", &mount]));
+        other.wait_for("ready");
+        let abroad = format!("exec /proc/{}/root{shown} -e \"$SCRIPT\"", other.pid());
         for (what, launcher, script, file, verified) in [
             ("the host", "env", &plain, &perl, true),
             ("mounts of its own", "unshare --mount", &plain, &perl, true),
             ("another file", "unshare --mount", &bound, &copy, false),
+            ("another's file", "env", &abroad, &copy, false),
             ("users of its own", "unshare --user", &plain, &perl, false),
             ("users and mounts", "unshare -Urm", &bound, &copy, false),
         ] {
@@ -419,7 +427,8 @@ fn a_path_that_the_process_can_choose_is_not_verified() {
                 assert_eq!(alert["process"]["exe_device"], file.dev(), "{what}");
                 assert_eq!(alert["process"]["exe_inode"], file.ino(), "{what}");
                 assert_eq!(
-                    alert["process"]["exe_verified"], verified,
+                    alert["process"]["verified"]["exe"] == "inode",
+                    verified,
                     "{what}: {alert}"
                 );
             }

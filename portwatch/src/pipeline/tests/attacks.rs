@@ -163,6 +163,7 @@ fn a_socket_that_changes_its_port_is_reported_on_the_port_that_it_has() {
 fn run_with_rule(decision: Decision) -> Run {
     let mut run = Run::new(Settings::default());
     let rule = Rule {
+        unverified: false,
         name: "closes".into(),
         reason: None,
         decision,

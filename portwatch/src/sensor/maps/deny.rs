@@ -12,10 +12,14 @@ use portwatch_common::{
 };
 
 use super::{Plain, map};
-use crate::{linux::cgroup, model::DenyRules, sensor::SensorError};
+use crate::{
+    linux::{cgroup, hierarchy},
+    model::DenyRules,
+    sensor::SensorError,
+};
 
-/// Puts `deny` in force instead of the rules before. Returns the cgroups that are not there: a rule
-/// about one of them applies to nobody until it is set again.
+/// Puts `deny` in force instead of the rules before. Returns the cgroups that are not there, or that
+/// root did not create: a rule about one of them applies to nobody until it is set again.
 pub(in crate::sensor) fn set(
     ebpf: &mut Ebpf,
     deny: &DenyRules,
@@ -41,7 +45,7 @@ pub(in crate::sensor) fn set(
         }
         if let Some(path) = &from.cgroup {
             rule.flags |= flags::CGROUP;
-            (rule.cgroup_id, rule.level) = find(path).unwrap_or_else(|| {
+            (rule.cgroup_id, rule.level) = find(path, from.unverified).unwrap_or_else(|| {
                 missing.push(path.clone());
                 // Nobody's.
                 (u64::MAX, 0)
@@ -78,8 +82,12 @@ fn array<'a, V: Pod>(
 }
 
 /// Number and depth of the cgroup with that path below the root of the v2 hierarchy.
-fn find(path: &str) -> Option<(u64, u32)> {
+fn find(path: &str, unverified: bool) -> Option<(u64, u32)> {
     let below = Path::new(path).strip_prefix("/").ok()?;
-    let directory = std::fs::metadata(cgroup::root()?.join(below)).ok()?;
-    Some((directory.ino(), below.components().count() as u32))
+    let root = cgroup::root()?;
+    let directory = std::fs::metadata(root.join(below)).ok()?;
+    let depth = below.components().count();
+    let v2 = hierarchy::all().into_iter().find(|one| one.is_v2)?;
+    (unverified || v2.chosen_by_root(path.as_bytes()).len() == depth)
+        .then_some((directory.ino(), depth as u32))
 }

@@ -211,6 +211,23 @@ mod tests {
         let of_mount = [found.mount_vfsmount, found.mount_parent, found.mount_point];
         assert_eq!(HashSet::from(of_mount).len(), 3);
 
+        // Optional, but every kernel has them.
+        let optional = [
+            found.task_exec_id,
+            found.file_inode,
+            found.inode_number,
+            found.inode_super,
+            found.super_device,
+            found.task_cred,
+            found.cred_user_ns,
+            found.user_ns_inum,
+            found.task_nsproxy,
+            found.nsproxy_mount_ns,
+            found.mount_ns_inum,
+            found.mount_ns,
+        ];
+        assert!(!optional.contains(&0), "{optional:?}");
+
         let types = Types::parse(&bytes).unwrap();
         assert_eq!(types.offset("task_struct", "no_such_member"), None);
         assert_eq!(types.offset("sock", "sk_socket.x"), None);
