@@ -4,6 +4,7 @@
 //! A scenario runs in its own process and network namespace, makes the real system calls on
 //! port 976, and says which alerts the monitor must print; [`runner`] compares.
 
+mod connects;
 mod handover;
 mod ia32;
 mod kernel_sockets;
@@ -68,7 +69,27 @@ pub const ALL: &[Scenario] = &[
     scenario("SO_REUSEADDR, bound again", plain::reuse_address),
     scenario("closed and bound again at once", plain::rebind),
     scenario("bound and never used", plain::bound_and_unused),
-    scenario("bound, then connected outwards", plain::bound_and_connected),
+    scenario("bound, then connected outwards", connects::made),
+    scenario("connected outwards, rejected", connects::rejected),
+    scenario(
+        "connected outwards, rejected, non-blocking",
+        connects::rejected_nonblocking,
+    ),
+    scenario(
+        "connected outwards, rejected, Fast Open",
+        connects::rejected_fast_open,
+    ),
+    scenario("connected outwards, timed out", connects::timed_out),
+    scenario("connected outwards, given up", connects::given_up),
+    scenario(
+        "connected outwards, rejected, then made",
+        connects::rejected_then_made,
+    ),
+    scenario(
+        "connected outwards, rejected, then listening",
+        connects::rejected_then_listening,
+    ),
+    scenario("connected to itself", connects::simultaneous_open),
     scenario(
         "shut down, then listening again",
         plain::shut_down_and_again,

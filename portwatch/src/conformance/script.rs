@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     linux::netns::inode_of,
-    model::{EventKind, Transport},
+    model::{ConnectOutcome, EventKind, Transport},
 };
 
 /// The port that every scenario binds.
@@ -39,6 +39,8 @@ pub struct Expected {
     pub peer: Option<SocketAddr>,
     /// The pid of the alert's process.
     pub pid: Option<u32>,
+    /// The alert's outcome, of closes.
+    pub outcome: Option<ConnectOutcome>,
 }
 
 /// One line from the scenario's process to the runner.
@@ -156,20 +158,31 @@ impl ExpectedSocket {
 
     /// Expects an alert about `event` at the bound address.
     pub(super) fn expect(self, event: EventKind) {
-        self.report(event, self.address, None);
+        self.report(event, self.address, None, None);
     }
 
     /// Expects an alert about an accept at address `on` from `peer`.
     pub(super) fn expect_accept(self, on: IpAddr, peer: SocketAddr) {
-        self.report(EventKind::Accept, Some(on.to_canonical()), Some(peer));
+        self.report(EventKind::Accept, Some(on.to_canonical()), Some(peer), None);
     }
 
     /// Expects an alert about a connect to `peer`.
     pub(super) fn expect_connect(self, peer: SocketAddr) {
-        self.report(EventKind::Connect, self.address, Some(peer));
+        self.report(EventKind::Connect, self.address, Some(peer), None);
     }
 
-    fn report(self, event: EventKind, address: Option<IpAddr>, peer: Option<SocketAddr>) {
+    /// Expects an alert about the close of a socket that connected.
+    pub(super) fn expect_close_of_connection(self, outcome: ConnectOutcome) {
+        self.report(EventKind::Close, self.address, None, Some(outcome));
+    }
+
+    fn report(
+        self,
+        event: EventKind,
+        address: Option<IpAddr>,
+        peer: Option<SocketAddr>,
+        outcome: Option<ConnectOutcome>,
+    ) {
         let Self {
             socket,
             transport,
@@ -187,6 +200,7 @@ impl ExpectedSocket {
             port,
             peer,
             pid,
+            outcome,
         }));
     }
 }

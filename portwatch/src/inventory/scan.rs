@@ -209,6 +209,8 @@ fn event(entry: &SocketEntry, time: Timestamp) -> Event {
         // Without a holder it is a kernel socket, or in transit between two processes (SCM_RIGHTS).
         is_kernel_socket: (!entry.holders.is_empty()).then_some(false),
         binder: None,
+        outcome: None,
+        accepted: None,
     }
 }
 

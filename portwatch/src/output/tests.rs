@@ -80,6 +80,7 @@ fn alert(comm: &[u8], cmdline: &[&[u8]]) -> Alert {
             dry_run: false,
         }),
         accepts: None,
+        outcome: None,
         summary: None,
         lost: None,
         detail: None,
@@ -118,7 +119,7 @@ fn a_json_line_has_the_contracts_keys_in_order() {
             r#""ancestors":[{"pid":1,"comm":"systemd","exe":null}]},"#,
             r#""holders":[{"pid":813,"comm":"nc","exe":null,"user":"root","unit":null,"container":null}],"#,
             r#""rule":{"name":"legacy","reason":"known since 1999","decision":"notice","#,
-            r#""dry_run":false},"accepts":null,"summary":null,"#,
+            r#""dry_run":false},"accepts":null,"outcome":null,"summary":null,"#,
             r#""lost":null,"detail":null}"#,
             "\n"
         )

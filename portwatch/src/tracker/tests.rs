@@ -108,6 +108,8 @@ pub(crate) fn event(kind: EventKind, cookie: u64, pid: u32) -> Event {
         }),
         is_kernel_socket: None,
         binder: None,
+        outcome: None,
+        accepted: None,
     }
 }
 
