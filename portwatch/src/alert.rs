@@ -9,7 +9,9 @@ use serde::{Serialize, Serializer};
 use crate::{
     aggregate::{Accepts, Group, Summary},
     decide::{Decided, RuleInfo},
-    model::{EventKind, Origin, ConnectOutcome, PortKey, Printable, Severity, SocketKey, Transport},
+    model::{
+        ConnectOutcome, EventKind, Origin, PortKey, Printable, Severity, SocketKey, Transport,
+    },
     process::Process,
     registry::RegistryInfo,
     tracker::{Holder, TrackedSocket},

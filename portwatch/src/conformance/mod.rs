@@ -4,6 +4,7 @@
 //! A scenario runs in its own process and network namespace, makes the real system calls on
 //! port 976, and says which alerts the monitor must print; [`runner`] compares.
 
+mod bpf;
 mod connects;
 mod handover;
 mod ia32;
@@ -14,7 +15,7 @@ mod plain;
 mod rewrite;
 pub mod runner;
 mod script;
-
+mod steered;
 mod uring;
 
 pub use self::script::{Expected, Line, run_scenario};
@@ -113,6 +114,11 @@ pub const ALL: &[Scenario] = &[
     scenario(
         "bind rewritten by another BPF program",
         rewrite::rewritten_bind,
+    ),
+    scenario("steered by an sk_lookup program", steered::by_sk_lookup),
+    scenario(
+        "steered by an sk_lookup program, another socket on the port",
+        steered::beside_a_bound_socket,
     ),
     scenario("silent: address in use", no_alert::address_in_use),
     scenario("silent: permission denied", no_alert::permission_denied),

@@ -346,7 +346,7 @@ impl Observed {
             format!("{address} {port}")
         };
         Self {
-            socket: Some(expected.socket.into()),
+            socket: expected.socket.map(u64::from),
             event: expected.event.name().into(),
             transport: expected.transport.name().into(),
             local: at(expected.address, expected.port),

@@ -25,8 +25,9 @@ pub(super) const SENTINEL: u16 = 1023;
 /// An alert that the monitor must print.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Expected {
-    /// The scenario's number of the socket; the same number stands for the same cookie.
-    pub socket: u32,
+    /// The scenario's number of the socket; the same number stands for the same cookie, none for no
+    /// cookie.
+    pub socket: Option<u32>,
     /// The alert's event.
     pub event: EventKind,
     /// The alert's transport.
@@ -96,7 +97,7 @@ impl Script {
         self.sockets += 1;
         let local = SocketAddr::new(local.ip().to_canonical(), local.port());
         ExpectedSocket {
-            socket: self.sockets,
+            socket: Some(self.sockets),
             transport,
             address: Some(local.ip()),
             port: local.port(),
@@ -127,7 +128,7 @@ impl Script {
 /// A socket that alerts are expected of, and the process that they must name.
 #[derive(Clone, Copy)]
 pub(super) struct ExpectedSocket {
-    socket: u32,
+    socket: Option<u32>,
     transport: Transport,
     address: Option<IpAddr>,
     port: u16,
@@ -139,6 +140,14 @@ impl ExpectedSocket {
     pub(super) fn without_address(self) -> Self {
         Self {
             address: None,
+            ..self
+        }
+    }
+
+    /// The same socket, with alerts without its cookie.
+    pub(super) fn without_cookie(self) -> Self {
+        Self {
+            socket: None,
             ..self
         }
     }

@@ -9,7 +9,7 @@ use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
 
 use crate::{
-    model::{Event, EventKind, Origin, ConnectOutcome, PortKey, Printable, SocketKey},
+    model::{ConnectOutcome, Event, EventKind, Origin, PortKey, Printable, SocketKey},
     process::{Container, Process},
 };
 

@@ -85,6 +85,18 @@ impl Table {
             .map(|(key, _)| *key)
     }
 
+    /// The key of the open listener there.
+    pub(super) fn listener_at(
+        &self,
+        port_key: PortKey,
+        address: Option<IpAddr>,
+        netns: Option<u64>,
+    ) -> Option<SocketKey> {
+        let key = self.at(port_key, address, netns)?;
+        let is_listener = |socket: &TrackedSocket| socket.stage == Stage::Listening;
+        self.open.get(&key).is_some_and(is_listener).then_some(key)
+    }
+
     pub(super) fn accepted(&mut self, key: SocketKey, reached: bool, time: Timestamp) {
         let Some(socket) = self.open.get_mut(&key) else {
             return;

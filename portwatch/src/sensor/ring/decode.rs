@@ -10,7 +10,7 @@ use portwatch_common::{RepeatKey, Report, connection, exec_info_flags, kind, kno
 
 use crate::{
     linux::address,
-    model::{Event, EventKind, ExecInfo, ConnectOutcome, SocketKey, Task, Transport},
+    model::{ConnectOutcome, Event, EventKind, ExecInfo, SocketKey, Task, Transport},
     util::Bounded,
 };
 
