@@ -9,7 +9,9 @@ mod connects;
 mod handover;
 mod ia32;
 mod kernel_sockets;
+mod mptcp;
 mod namespaces;
+mod netlink;
 mod no_alert;
 mod plain;
 mod rewrite;
@@ -51,8 +53,9 @@ pub const ALL: &[Scenario] = &[
     scenario("UDP over IPv6, dual-stack", plain::udp_ipv6_wildcard),
     scenario("UDP-Lite over IPv4", plain::udplite_ipv4),
     scenario("UDP-Lite over IPv6", plain::udplite_ipv6),
-    scenario("MPTCP, MPTCP client", plain::mptcp),
-    scenario("MPTCP, TCP client", plain::mptcp_fallback),
+    scenario("MPTCP, MPTCP client", mptcp::plain),
+    scenario("MPTCP, TCP client", mptcp::fallback),
+    scenario("MPTCP, two paths", mptcp::joined_path),
     scenario("io_uring bind and listen", uring::bind_and_listen),
     scenario(
         "io_uring bind and listen, SQPOLL",
@@ -120,6 +123,7 @@ pub const ALL: &[Scenario] = &[
         "steered by an sk_lookup program, another socket on the port",
         steered::beside_a_bound_socket,
     ),
+    scenario("steered by TPROXY", steered::by_tproxy),
     scenario("silent: address in use", no_alert::address_in_use),
     scenario("silent: permission denied", no_alert::permission_denied),
     scenario("silent: raw socket", no_alert::raw),

@@ -26,9 +26,6 @@ use crate::model::{
 /// How long a step may take that an idle machine does at once, in milliseconds.
 const TIMEOUT_MS: u16 = 5000;
 
-/// `IPPROTO_MPTCP` (include/uapi/linux/in.h, Linux 5.6).
-pub(super) const MPTCP: i32 = 262;
-
 pub(super) fn at(ip: &str) -> Result<SocketAddr, Stop> {
     Ok(SocketAddr::new(ip.parse()?, PORT))
 }
@@ -175,28 +172,6 @@ pub(super) fn udplite_ipv6(script: &mut Script) -> Result<(), Stop> {
         Some(libc::IPPROTO_UDPLITE),
         "::1",
     )
-}
-
-fn mptcp_listener(script: &mut Script, client: Option<i32>) -> Result<(), Stop> {
-    let local = at("127.0.0.1")?;
-    let socket = open(local, Type::STREAM, Some(MPTCP))?;
-    let alerts = listener(script, &socket, local)?;
-    let client = open(local, Type::STREAM, client)?;
-    client.connect(&local.into())?;
-    alerts.expect_accept(local.ip(), local_address(&client)?);
-    drop(socket.accept()?);
-    drop(client);
-    drop(socket);
-    alerts.expect(Close);
-    Ok(())
-}
-
-pub(super) fn mptcp(script: &mut Script) -> Result<(), Stop> {
-    mptcp_listener(script, Some(MPTCP))
-}
-
-pub(super) fn mptcp_fallback(script: &mut Script) -> Result<(), Stop> {
-    mptcp_listener(script, None)
 }
 
 /// SCTP has no bind hook: the tracepoint reports it from listen on, without a cookie.

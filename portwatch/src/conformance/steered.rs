@@ -5,9 +5,10 @@
 
 use std::{
     fs::File,
-    io,
+    io::{self, Write as _},
     net::{SocketAddr, TcpListener, TcpStream},
     os::fd::{AsRawFd as _, OwnedFd},
+    process::{Command, Stdio},
 };
 
 use super::{
@@ -69,6 +70,45 @@ fn steer(listener: &TcpListener) -> Result<OwnedFd, Stop> {
         .map_err(|error| Stop::unavailable(format!("cannot load an sk_lookup program: {error}")))?;
     let namespace = File::open("/proc/thread-self/ns/net")?;
     Ok(bpf::link(&program, &namespace, BPF_SK_LOOKUP)?)
+}
+
+/// What nft(8) is to do so that TPROXY delivers what comes for the port to 127.0.0.1 and `port`.
+fn rules(port: u16) -> String {
+    format!(
+        "table inet portwatch {{\n\
+         chain steer {{\n\
+         type filter hook prerouting priority mangle\n\
+         ip protocol tcp tcp dport {PORT} tproxy ip to 127.0.0.1:{port}\n\
+         }}\n}}\n"
+    )
+}
+
+/// A TPROXY rule of nftables.
+pub(super) fn by_tproxy(script: &mut Script) -> Result<(), Stop> {
+    let socket = stream(at("127.0.0.1")?)?;
+    socket.set_ip_transparent_v4(true)?;
+    socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into())?;
+    socket.listen(8)?;
+    let listener = TcpListener::from(socket);
+    let mut nft = Command::new("nft")
+        .args(["-f", "-"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(|_| Stop::MissingProgram("nft"))?;
+    if let Some(mut stdin) = nft.stdin.take() {
+        stdin.write_all(rules(listener.local_addr()?.port()).as_bytes())?;
+    }
+    let output = nft.wait_with_output()?;
+    if !output.status.success() {
+        let error = String::from_utf8_lossy(&output.stderr);
+        let error = error.lines().next().unwrap_or_default().to_owned();
+        return Err(Stop::unavailable(format!("no TPROXY rule: {error}")));
+    }
+    let local = at("127.0.0.1")?;
+    let _ends = connect(script.socket(Transport::Tcp, local), &listener, local)?;
+    script.wait()
 }
 
 /// Connects to the port and accepts the connection elsewhere; returns both ends.
