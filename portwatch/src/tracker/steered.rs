@@ -33,14 +33,22 @@ const SERVER_LIFETIME: SignedDuration = SignedDuration::from_secs(1);
 /// Where connections arrive: cookie of the network namespace, port and local address.
 type Place = (Option<u64>, PortKey, Option<IpAddr>);
 
+/// Who had the last socket that was accepted at a place open.
+#[derive(Clone)]
+struct Server {
+    /// When a scan showed it.
+    time: Timestamp,
+    netns: u64,
+    holders: Vec<Rc<Process>>,
+}
+
 /// Accepts without a listener on their port.
 pub(super) struct Steered {
     /// In order, with the number of scans that had begun.
     waiting: Vec<(u64, Event)>,
     /// The cookies of accepted sockets.
     accepted: Bounded<u64, ()>,
-    /// Who had the last socket accepted there open, and when a scan showed it.
-    servers: Bounded<Place, (Timestamp, Vec<Rc<Process>>)>,
+    servers: Bounded<Place, Server>,
 }
 
 impl Default for Steered {
@@ -67,7 +75,7 @@ impl<H: Host> Tracker<H> {
     /// Keeps an accept that only a scan can attribute; gives any other event back.
     pub(super) fn defer_steered(
         &mut self,
-        event: Event,
+        mut event: Event,
         out: &mut Vec<TrackedEvent>,
     ) -> Option<Event> {
         let Some(accepted) = event.accepted else {
@@ -77,12 +85,11 @@ impl<H: Host> Tracker<H> {
         if self.has_listener(&event) {
             return Some(event);
         }
-        let server = self.steered.servers.get(&place(&event));
-        if let Some((at, holders)) = server
-            && event.time.duration_since(*at) < SERVER_LIFETIME
-        {
-            let holders = holders.clone();
-            self.apply(&event, &holders, out);
+        let server = self.steered.servers.get(&place(&event)).cloned();
+        let is_current = |server: &Server| event.time.duration_since(server.time) < SERVER_LIFETIME;
+        if let Some(server) = server.filter(is_current) {
+            event.netns = Some(server.netns);
+            self.apply(&event, &server.holders, out);
             return None;
         }
         if self.steered.waiting.len() >= WAITING {
@@ -132,9 +139,12 @@ impl<H: Host> Tracker<H> {
                 && !holders.is_empty()
             {
                 event.netns = Some(*netns);
-                self.steered
-                    .servers
-                    .put(place(&event), (now, holders.clone()));
+                let server = Server {
+                    time: now,
+                    netns: *netns,
+                    holders: holders.clone(),
+                };
+                self.steered.servers.put(place(&event), server);
                 self.apply(&event, holders, out);
                 continue;
             }
