@@ -5,6 +5,7 @@
 mod diag;
 mod holders;
 mod namespaces;
+pub mod redirects;
 mod scan;
 mod tables;
 mod wire;
