@@ -8,7 +8,7 @@ use super::*;
 use crate::{
     alert::{Family, Peer, SCHEMA, Socket},
     decide::RuleInfo,
-    model::{EventKind, Origin, PortKey, Printable, Severity, Transport},
+    model::{ConnectOutcome, EventKind, Origin, PortKey, Printable, Severity, Transport},
     policy::Decision,
     process::{Ancestor, ExeFlag, Process},
     registry::Registry,
@@ -141,6 +141,12 @@ fn a_text_line_reads_from_left_to_right() {
          rule=legacy reason='known since 1999' \
          netns=4026531840,host socket=8193\n"
     );
+    let close = Alert {
+        outcome: Some(ConnectOutcome::Failed),
+        ..alert(b"nc", &[])
+    };
+    let close = written(FormatName::Text, false, &close);
+    assert!(close.contains(" outcome=failed netns="), "{close}");
     let loss = written(
         FormatName::Text,
         false,

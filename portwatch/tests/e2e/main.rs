@@ -9,6 +9,7 @@ mod aggregation;
 mod commands;
 mod compatibility;
 mod deny;
+mod doctor;
 mod errors;
 mod escaping;
 mod guarantee;
