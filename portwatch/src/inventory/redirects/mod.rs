@@ -80,22 +80,22 @@ pub fn check(watched: &HashSet<(u16, Transport)>) -> Vec<RedirectCheck> {
         let rules = output(program, &["-t", "nat"])?;
         Ok(iptables::parse(&String::from_utf8_lossy(&rules), shown).of_ports(&ports))
     };
-    let checks: [(&str, &dyn Fn() -> Result<Redirects, String>); 4] = [
-        ("redirects by nftables", &nft),
-        ("redirects by iptables", &|| {
-            iptables("iptables-save", "iptables")
-        }),
-        ("redirects by ip6tables", &|| {
-            iptables("ip6tables-save", "ip6tables")
-        }),
-        ("redirects by IPVS", &|| virtual_servers(&ports)),
-    ];
-    let check =
-        |(name, redirects): (&'static str, &dyn Fn() -> Result<Redirects, String>)| RedirectCheck {
-            name,
-            result: redirects().and_then(describe),
-        };
-    checks.map(check).into()
+    let check = |name, redirects: Result<Redirects, String>| RedirectCheck {
+        name,
+        result: redirects.and_then(describe),
+    };
+    vec![
+        check("redirects by nftables", nft()),
+        check(
+            "redirects by iptables",
+            iptables("iptables-save", "iptables"),
+        ),
+        check(
+            "redirects by ip6tables",
+            iptables("ip6tables-save", "ip6tables"),
+        ),
+        check("redirects by IPVS", virtual_servers(&ports)),
+    ]
 }
 
 fn describe(redirects: Redirects) -> Result<String, String> {

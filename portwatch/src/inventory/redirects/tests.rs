@@ -69,7 +69,7 @@ fn nft_rules_are_followed_to_the_ports_that_they_redirect() {
     let vmap = |key: &Value, data: Value| json!({ "vmap": { "key": key, "data": data } });
     let jump = json!({ "jump": { "target": "other" } });
     let set = json!({ "set": [976, { "range": [980, 985] }] });
-    let iif = when(
+    let interface = when(
         &json!({ "meta": { "key": "iifname" } }),
         "==",
         &json!("eth0"),
@@ -131,7 +131,7 @@ fn nft_rules_are_followed_to_the_ports_that_they_redirect() {
             String::new(),
         ),
         (
-            json!([iif, { "counter": { "packets": 0, "bytes": 0 } }, redirect]),
+            json!([interface, { "counter": { "packets": 0, "bytes": 0 } }, redirect]),
             all(&["tcp", "udp", "sctp"]),
         ),
         (
