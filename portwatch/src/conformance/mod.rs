@@ -123,6 +123,10 @@ pub const ALL: &[Scenario] = &[
         "steered by an sk_lookup program, another socket on the port",
         steered::beside_a_bound_socket,
     ),
+    scenario(
+        "steered by an sk_lookup program, another listener on the port",
+        steered::beside_a_listener,
+    ),
     scenario("steered by TPROXY", steered::by_tproxy),
     scenario("silent: address in use", no_alert::address_in_use),
     scenario("silent: permission denied", no_alert::permission_denied),

@@ -13,7 +13,8 @@ use std::{
 
 use super::{
     bpf::{self, instruction},
-    plain::{at, stream},
+    handover::in_child,
+    plain::{at, listener as listener_on, stream},
     script::{ExpectedSocket, PORT, Script, Stop},
 };
 use crate::model::{
@@ -137,6 +138,23 @@ pub(super) fn by_sk_lookup(script: &mut Script) -> Result<(), Stop> {
     let _second = connect(alerts, &listener, local)?;
     script.wait()?;
     drop(link);
+    Ok(())
+}
+
+/// Another process listens on the port: the accept is not its.
+pub(super) fn beside_a_listener(script: &mut Script) -> Result<(), Stop> {
+    let local = at("127.0.0.1")?;
+    let other = stream(local)?;
+    let alerts = listener_on(script, &other, local)?;
+    let listener = TcpListener::bind(("127.0.0.1", 0))?;
+    let link = steer(&listener)?;
+    in_child(|| {
+        let _ends = connect(script.socket(Transport::Tcp, local), &listener, local)?;
+        script.wait()
+    })?;
+    drop(link);
+    drop(other);
+    alerts.expect(Close);
     Ok(())
 }
 

@@ -232,8 +232,12 @@ impl<H: Host> Tracker<H> {
         let netns = event
             .netns_cookie
             .and_then(|cookie| self.host.netns(cookie, None));
-        self.table
-            .listener_at(event.port_key(), event.address, netns)
+        match event.accepted {
+            Some(_) => self
+                .table
+                .unmarked_listener_at(event.port_key(), event.address, netns),
+            None => self.table.at(event.port_key(), event.address, netns),
+        }
     }
 
     fn is_remote(&mut self, event: &Event) -> bool {

@@ -1,8 +1,13 @@
-//! Accepts on a port that no listener is on: `sk_lookup` programs and TPROXY deliver connections to a
+//! Accepts that no listener on their port has made, or none with a mark, which its accepted sockets
+//! would have inherited. `sk_lookup` programs and TPROXY deliver connections to a
 //! listener elsewhere. A scan shows who has the accepted socket; until then the accept waits.
 #![forbid(unsafe_code)]
 
-use std::{collections::HashMap, net::IpAddr, rc::Rc};
+use std::{
+    collections::{HashMap, HashSet},
+    net::IpAddr,
+    rc::Rc,
+};
 
 use jiff::{SignedDuration, Timestamp};
 
@@ -72,6 +77,12 @@ impl Steered {
 pub(super) type Accepted = HashMap<u64, (u64, Vec<Rc<Process>>)>;
 
 impl<H: Host> Tracker<H> {
+    /// The accepted sockets whose holders a scan is to show, by their cookies.
+    pub fn waiting_accepts(&self) -> HashSet<u64> {
+        let waiting = self.steered.waiting.iter();
+        waiting.filter_map(|(_, event)| event.accepted).collect()
+    }
+
     /// Keeps an accept that only a scan can attribute; gives any other event back.
     pub(super) fn defer_steered(
         &mut self,
@@ -99,7 +110,7 @@ impl<H: Host> Tracker<H> {
         None
     }
 
-    /// Whether the socket that accepted it is tracked, in this very namespace.
+    /// Whether a listener is tracked that can have accepted it, in this very namespace.
     fn has_listener(&mut self, event: &Event) -> bool {
         let cookie = event.netns_cookie;
         let netns = cookie.and_then(|cookie| self.host.netns(cookie, None));
@@ -107,7 +118,7 @@ impl<H: Host> Tracker<H> {
         is_certain
             && self
                 .table
-                .listener_at(event.port_key(), event.address, netns)
+                .unmarked_listener_at(event.port_key(), event.address, netns)
                 .is_some()
     }
 

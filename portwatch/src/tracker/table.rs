@@ -85,16 +85,19 @@ impl Table {
             .map(|(key, _)| *key)
     }
 
-    /// The key of the open listener there.
-    pub(super) fn listener_at(
+    /// The key of the open listener there that has no mark: accepted sockets inherit one.
+    pub(super) fn unmarked_listener_at(
         &self,
         port_key: PortKey,
         address: Option<IpAddr>,
         netns: Option<u64>,
     ) -> Option<SocketKey> {
-        let key = self.at(port_key, address, netns)?;
-        let is_listener = |socket: &TrackedSocket| socket.stage == Stage::Listening;
-        self.open.get(&key).is_some_and(is_listener).then_some(key)
+        let mut unmarked = self.unmarked.iter().copied();
+        unmarked.find(|key| {
+            self.open.get(key).is_some_and(|socket| {
+                socket.stage == Stage::Listening && socket.is_at(port_key, address, netns)
+            })
+        })
     }
 
     pub(super) fn accepted(&mut self, key: SocketKey, reached: bool, time: Timestamp) {

@@ -87,8 +87,27 @@ fn an_accept_without_a_listener_has_the_process_that_has_its_socket() {
             what: "the scan shows a listener that is older than the monitor",
             before: vec![],
             age: NEW,
-            found: vec![found(Listen, 4, &[9])],
+            found: vec![FoundSocket {
+                marked: false,
+                ..found(Listen, 4, &[9])
+            }],
             reported: vec![(Listen, Some(9)), (Accept, Some(9))],
+            waits: false,
+        },
+        Case {
+            what: "another process listens on the port",
+            before: vec![event(Listen, 3, 812)],
+            age: NEW,
+            found: vec![found(Listen, 3, &[812]), found(Connect, 50, &[7])],
+            reported: vec![(Listen, Some(812)), (Accept, Some(7))],
+            waits: false,
+        },
+        Case {
+            what: "another process listens on the port, and nobody has called accept(2) for long",
+            before: vec![event(Listen, 3, 812)],
+            age: OLD,
+            found: vec![found(Listen, 3, &[812])],
+            reported: vec![(Listen, Some(812)), (Accept, None)],
             waits: false,
         },
         Case {
