@@ -233,9 +233,10 @@ impl<H: Host> Tracker<H> {
             .netns_cookie
             .and_then(|cookie| self.host.netns(cookie, None));
         match event.accepted {
-            Some(_) => self
-                .table
-                .unmarked_listener_at(event.port_key(), event.address, netns),
+            Some(_) => {
+                self.table
+                    .unmarked_listener_at(event.port_key(), event.address, netns, event.time)
+            }
             None => self.table.at(event.port_key(), event.address, netns),
         }
     }

@@ -118,7 +118,7 @@ impl<H: Host> Tracker<H> {
         is_certain
             && self
                 .table
-                .unmarked_listener_at(event.port_key(), event.address, netns)
+                .unmarked_listener_at(event.port_key(), event.address, netns, event.time)
                 .is_some()
     }
 

@@ -167,6 +167,35 @@ fn a_scan_that_began_before_the_accept_does_not_end_its_wait() {
 }
 
 #[test]
+fn an_accept_from_before_its_listener_was_marked_is_that_listeners() {
+    let older = |marked| FoundSocket {
+        event: Event {
+            is_kernel_socket: Some(false),
+            ..found(EventKind::Listen, 4, &[9]).event
+        },
+        marked,
+        ..found(EventKind::Listen, 4, &[9])
+    };
+    let mut tracker = tracker();
+    let mut out = Vec::new();
+    tracker.host.cached.push(NETNS_COOKIE);
+    for marked in [false, true] {
+        tracker.begin_scan();
+        tracker.reconcile(vec![older(marked)], &ALL, &mut out);
+    }
+    out.clear();
+    tracker.observe(accept(50, OLD), &mut out);
+    assert_eq!(outline(&out), [(EventKind::Accept, Some(9))]);
+    out.clear();
+    let after = Event {
+        time: Timestamp::now() + OLD,
+        ..accept(51, NEW)
+    };
+    tracker.observe(after, &mut out);
+    assert!(out.is_empty() && tracker.waits_for_scan());
+}
+
+#[test]
 fn accepts_that_wait_are_bounded() {
     let mut tracker = tracker();
     let mut out = Vec::new();
