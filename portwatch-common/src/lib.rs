@@ -105,6 +105,19 @@ pub mod known {
     /// On a close: that the socket took the port was counted and not reported. `tgid` is the
     /// binder's.
     pub const COUNTED: u8 = 1 << 6;
+    /// On an accept: `cookie` is the accepted socket's, since its listener has no mark.
+    pub const ACCEPTED: u8 = 1 << 7;
+}
+
+/// How far an outgoing connection has come: the values of [`Report::connection`] and
+/// [`SocketMark::connection`].
+pub mod connection {
+    /// The socket did not connect outwards.
+    pub const NONE: u8 = 0;
+    /// It began to connect; at its close, that failed.
+    pub const STARTED: u8 = 1;
+    /// The handshake completed.
+    pub const ESTABLISHED: u8 = 2;
 }
 
 mod control;
@@ -147,8 +160,10 @@ pub struct Report {
     pub remote_address: [u8; 16],
     /// Inode of the socket's network namespace; 0 when it is not known.
     pub netns_inode: u32,
+    /// On a close, one of [`connection`].
+    pub connection: u8,
     /// Zero.
-    pub reserved: u32,
+    pub reserved: [u8; 3],
     /// Host byte order.
     pub local_port: u16,
     /// Host byte order.
@@ -186,8 +201,10 @@ pub struct SocketMark {
     pub counted: u16,
     /// Process id of the binder; 0 when unknown.
     pub binder: u32,
+    /// One of [`connection`].
+    pub connection: u8,
     /// Zero.
-    pub reserved: u32,
+    pub reserved: [u8; 3],
 }
 
 const _: () = assert!(size_of::<Report>() == 120 && align_of::<Report>() == 8);
@@ -213,7 +230,8 @@ mod tests {
             (offset_of!(Report, local_address), 56),
             (offset_of!(Report, remote_address), 72),
             (offset_of!(Report, netns_inode), 88),
-            (offset_of!(Report, reserved), 92),
+            (offset_of!(Report, connection), 92),
+            (offset_of!(Report, reserved), 93),
             (offset_of!(Report, local_port), 96),
             (offset_of!(Report, remote_port), 98),
             (offset_of!(Report, kind), 100),

@@ -55,6 +55,38 @@ pub fn netns_inode(sock: *mut bpf_sock) -> u32 {
     read((net + offset!(net_inum)) as *const c_void)
 }
 
+/// Whether the socket, the `sk` of a `sock_ops` context or null, is a subflow that joined an MPTCP
+/// connection (`subflow_ulp_clone` in net/mptcp/subflow.c, 5.10 to 6.18).
+#[inline(always)]
+pub fn is_joined_subflow(sk: *mut c_void) -> bool {
+    if offset!(sock_ulp_data) == 0 || offset!(sock_is_mptcp) == 0 || offset!(subflow_join) == 0 {
+        return false;
+    }
+    let sk = address_of(sk);
+    if sk == 0 || !bit(sk, offset!(sock_is_mptcp)) {
+        return false;
+    }
+    let subflow = word(sk + offset!(sock_ulp_data));
+    subflow != 0 && bit(subflow, offset!(subflow_join))
+}
+
+/// The number that a pointer is: the verifier allows no arithmetic on a socket's.
+#[inline(always)]
+fn address_of(pointer: *mut c_void) -> u64 {
+    let mut copy: *mut c_void = core::ptr::null_mut();
+    // SAFETY: a local of that type; volatile, so that it is in memory.
+    unsafe { (&raw mut copy).write_volatile(pointer) };
+    read((&raw const copy).cast())
+}
+
+/// A bit of the structure at a kernel address. The structure's bit fields begin with the lowest bit
+/// of a byte: little-endian, as the machines are that this is built for.
+#[inline(always)]
+fn bit(address: u64, bits: u64) -> bool {
+    let byte: u8 = read((address + bits / 8) as *const c_void);
+    byte >> (bits % 8) & 1 != 0
+}
+
 /// A word of the socket behind a `cgroup_sock` context, which is the socket itself: for a helper,
 /// its address.
 #[inline(always)]

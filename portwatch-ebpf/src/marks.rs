@@ -29,7 +29,7 @@ use aya_ebpf::{
     helpers::generated::bpf_sk_storage_get,
     macros::btf_map,
 };
-use portwatch_common::SocketMark;
+use portwatch_common::{SocketMark, connection};
 
 use crate::{
     control::count_marked_socket,
@@ -112,7 +112,8 @@ pub unsafe fn mark(socket: *mut c_void, cookie: u64, local: Local, outcome: Outc
         closed: 0,
         counted: matches!(outcome, Outcome::Counted).into(),
         binder,
-        reserved: 0,
+        connection: connection::NONE,
+        reserved: [0; 3],
     };
     // No socket's: what distinguishes a new mark from an existing one.
     let mut initial = SocketMark { cookie: 0, ..mark };

@@ -12,7 +12,7 @@ use aya_ebpf::{
         },
     },
 };
-use portwatch_common::{RepeatKey, Report, kind, known};
+use portwatch_common::{RepeatKey, Report, connection, kind, known};
 
 use crate::{
     exec_info::report_exec_info,
@@ -36,6 +36,8 @@ pub struct Socket {
     pub binder: u32,
     /// Whether nothing was reported of it yet: a repeated event may then be counted instead.
     pub unreported: bool,
+    /// One of [`portwatch_common::connection`].
+    pub connection: u8,
 }
 
 /// Identifies a socket.
@@ -45,6 +47,8 @@ pub enum Key {
     Cookie(u64),
     /// Its address in the kernel, for as long as it lives.
     Address(u64),
+    /// An accepted socket, by its cookie: that of its listener is unknown.
+    Accepted(u64),
 }
 
 /// What a socket has taken.
@@ -70,6 +74,7 @@ impl Socket {
             is_kernel_socket: false,
             binder: 0,
             unreported: true,
+            connection: connection::NONE,
         }
     }
 }
@@ -129,6 +134,10 @@ pub fn report<C: EbpfContext>(
                 knows |= known::ADDRESS;
                 address
             }
+            Key::Accepted(cookie) => {
+                knows |= known::ACCEPTED;
+                cookie
+            }
         };
         (&raw mut (*report).cookie).write(key);
         put(
@@ -180,7 +189,8 @@ pub fn report<C: EbpfContext>(
         (&raw mut (*report).gid).write((uid_gid >> 32) as u32);
         (&raw mut (*report).cgroup_id).write(cgroup_id);
         (&raw mut (*report).netns_inode).write(socket.netns_inode);
-        (&raw mut (*report).reserved).write(0);
+        (&raw mut (*report).connection).write(socket.connection);
+        (&raw mut (*report).reserved).write([0; 3]);
         (&raw mut (*report).start_ns).write(start_ns);
         (&raw mut (*report).known).write(knows);
     }

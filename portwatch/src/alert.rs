@@ -9,7 +9,9 @@ use serde::{Serialize, Serializer};
 use crate::{
     aggregate::{Accepts, Group, Summary},
     decide::{Decided, RuleInfo},
-    model::{EventKind, Origin, PortKey, Printable, Severity, SocketKey, Transport},
+    model::{
+        ConnectOutcome, EventKind, Origin, PortKey, Printable, Severity, SocketKey, Transport,
+    },
     process::Process,
     registry::RegistryInfo,
     tracker::{Holder, TrackedSocket},
@@ -128,6 +130,9 @@ pub struct Alert {
     pub rule: Option<RuleInfo>,
     /// On a listener's close, its connections; None without any.
     pub accepts: Option<Accepts>,
+    /// On a close, how the socket's last outgoing connection ended; None without one, and where it
+    /// is unknown.
+    pub outcome: Option<ConnectOutcome>,
     /// On a summary, what was counted.
     pub summary: Option<SummaryInfo>,
     /// On a loss, how many reports were lost.
@@ -177,6 +182,7 @@ impl Alert {
             holders: event.holders,
             rule,
             accepts,
+            outcome: event.outcome,
             summary: None,
             lost: None,
             detail: detail.map(Printable::from),
@@ -268,6 +274,7 @@ impl Alert {
             holders: Rc::default(),
             rule: None,
             accepts: None,
+            outcome: None,
             summary: None,
             lost: None,
             detail: None,

@@ -140,6 +140,7 @@ impl<H: Host> Pipeline<H> {
             let before = pending.map(|pending| TrackedEvent {
                 kind: pending.kind,
                 time: pending.time,
+                outcome: None,
                 lasted: false,
                 ..event.clone()
             });

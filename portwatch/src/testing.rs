@@ -151,5 +151,7 @@ fn event(kind: EventKind, cookie: u64, task: &Task) -> Event {
         task: (kind == EventKind::Bind).then(|| task.clone()),
         is_kernel_socket: Some(false),
         binder: None,
+        outcome: None,
+        accepted: None,
     }
 }

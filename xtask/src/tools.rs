@@ -39,9 +39,10 @@ pub(crate) const TAPLO: Tool = Tool {
 pub(crate) const TYPOS: Tool = Tool::new("typos-cli", "typos");
 
 /// Programs that the tests run, and the Debian packages that they come in.
-const TEST_PROGRAMS: [(&str, &str); 5] = [
+const TEST_PROGRAMS: [(&str, &str); 6] = [
     ("ip", "iproute2"),
     ("nc", "netcat-openbsd"),
+    ("nft", "nftables"),
     ("perl", "perl-base"),
     ("systemd-socket-activate", "systemd"),
     ("unshare", "util-linux"),

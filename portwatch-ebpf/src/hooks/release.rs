@@ -62,6 +62,7 @@ fn socket(mark: *const SocketMark) -> Socket {
     Socket {
         binder: field!(mark, binder),
         unreported: field!(mark, counted) != 0,
+        connection: field!(mark, connection),
         ..Socket::new(Key::Cookie(field!(mark, cookie)), local)
     }
 }

@@ -6,8 +6,9 @@ use core::{ffi::c_void, ptr::NonNull};
 use aya_ebpf::{
     EbpfContext as _,
     bindings::{
-        BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG,
-        BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_SOCK_OPS_TCP_LISTEN_CB, BPF_TCP_LISTEN, bpf_sock_ops,
+        BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB,
+        BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB,
+        BPF_SOCK_OPS_TCP_LISTEN_CB, BPF_TCP_LISTEN, bpf_sock_ops,
     },
     helpers::generated::{
         bpf_get_current_pid_tgid, bpf_get_socket_cookie, bpf_sock_ops_cb_flags_set,
@@ -15,11 +16,12 @@ use aya_ebpf::{
     macros::sock_ops,
     programs::SockOpsContext,
 };
-use portwatch_common::{FAMILY_IPV4, FAMILY_IPV6, PROTOCOL_TCP, SocketMark, kind};
+use portwatch_common::{FAMILY_IPV4, FAMILY_IPV6, PROTOCOL_TCP, SocketMark, connection, kind};
 
 use super::release::closed;
 use crate::{
     globals::AvailableHelpers,
+    kernel::is_joined_subflow,
     marks::{mark, mark_of},
     report::{Key, Local, Socket, report},
     watched::is_watched,
@@ -37,6 +39,7 @@ pub fn sock_ops(ctx: SockOpsContext) -> u32 {
         BPF_SOCK_OPS_TCP_LISTEN_CB => listening(&ctx),
         BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => established(&ctx),
         BPF_SOCK_OPS_TCP_CONNECT_CB => connecting(&ctx),
+        BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB => connected(&ctx),
         BPF_SOCK_OPS_STATE_CB => changed(&ctx),
         _ => {}
     }
@@ -62,6 +65,26 @@ fn connecting(ctx: &SockOpsContext) {
         return;
     }
     report_and_mark(ctx, kind::CONNECT, remote(ctx.ops));
+    note_connection(ctx, connection::STARTED);
+}
+
+/// The handshake of an outgoing connection is complete.
+#[inline(always)]
+fn connected(ctx: &SockOpsContext) {
+    if is_watched(field!(ctx.ops, local_port), PROTOCOL_TCP) {
+        note_connection(ctx, connection::ESTABLISHED);
+    }
+}
+
+/// Keeps in the socket's own mark how far its connection has come: its close reports that.
+#[inline(always)]
+fn note_connection(ctx: &SockOpsContext, reached: u8) {
+    if let Some(mark) = mark_in(ctx)
+        && field!(mark.as_ptr(), cookie) == cookie(ctx)
+    {
+        // SAFETY: the kernel's pointer to a live value, valid for the whole run.
+        unsafe { (&raw mut (*mark.as_ptr()).connection).write_volatile(reached) };
+    }
 }
 
 /// A handshake is complete: runs in softirq, so the current task is any.
@@ -70,15 +93,22 @@ fn established(ctx: &SockOpsContext) {
     if !is_watched(field!(ctx.ops, local_port), PROTOCOL_TCP) {
         return;
     }
-    let mut listener = 0;
+    // One more path of a connection that was accepted before.
+    if is_joined_subflow(sk(ctx)) {
+        return;
+    }
+    let own = cookie(ctx);
+    let mut key = Key::Accepted(own);
     if let Some(inherited) = mark_in(ctx) {
-        listener = field!(inherited.as_ptr(), cookie);
+        let listener = field!(inherited.as_ptr(), cookie);
         // Two that connect to each other at once: no listener is there to accept.
-        if listener == cookie(ctx) {
+        if listener == own {
+            note_connection(ctx, connection::ESTABLISHED);
             return;
         }
+        key = Key::Cookie(listener);
     }
-    let socket = socket(ctx.ops, listener, remote(ctx.ops));
+    let socket = socket(ctx.ops, key, remote(ctx.ops));
     let helpers = AvailableHelpers::sock_ops().without_task();
     report(ctx, kind::ACCEPT, &socket, helpers);
 }
@@ -101,7 +131,7 @@ fn changed(ctx: &SockOpsContext) {
 fn report_and_mark(ctx: &SockOpsContext, kind: u8, remote: Remote) {
     let helpers = AvailableHelpers::sock_ops();
     let cookie = cookie(ctx);
-    let mut socket = socket(ctx.ops, cookie, remote);
+    let mut socket = socket(ctx.ops, Key::Cookie(cookie), remote);
     // Without a mark of its own it takes the port now, without a bind.
     if let Some(before) = mark_in(ctx)
         && field!(before.as_ptr(), cookie) == cookie
@@ -124,7 +154,7 @@ fn report_and_mark(ctx: &SockOpsContext, kind: u8, remote: Remote) {
 }
 
 #[inline(always)]
-fn socket(ops: *mut bpf_sock_ops, cookie: u64, remote: Remote) -> Socket {
+fn socket(ops: *mut bpf_sock_ops, key: Key, remote: Remote) -> Socket {
     let (family, address) = if is_ipv6(ops) {
         let address = [
             field!(ops, local_ip6[0]),
@@ -144,7 +174,7 @@ fn socket(ops: *mut bpf_sock_ops, cookie: u64, remote: Remote) -> Socket {
     };
     Socket {
         remote,
-        ..Socket::new(Key::Cookie(cookie), local)
+        ..Socket::new(key, local)
     }
 }
 

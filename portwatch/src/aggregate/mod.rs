@@ -21,7 +21,7 @@ pub use self::{
 };
 use crate::{
     decide::Decided,
-    model::{EventKind, Origin, Severity, SocketKey, Transport},
+    model::{ConnectOutcome, EventKind, Origin, Severity, SocketKey, Transport},
     tracker::{LASTING, TrackedEvent},
     util::Bounded,
 };
@@ -113,9 +113,11 @@ impl Aggregator {
                         self.report(bind, now, out);
                     }
                 }
-                // The connect stands for the close, unless that matters more.
+                // The connect stands for the close, unless that matters more or shows that it failed.
                 EventKind::Close
-                    if self.clients.pop(&key).is_some() && decided.severity == Severity::Notice =>
+                    if self.clients.pop(&key).is_some()
+                        && decided.severity == Severity::Notice
+                        && decided.event.outcome != Some(ConnectOutcome::Failed) =>
                 {
                     if let Some(pending) = self.pending.remove(key) {
                         self.count(&pending, &decided, now);

@@ -5,8 +5,12 @@ use std::{fmt::Write as _, io, path::PathBuf};
 use anyhow::{Context as _, Result};
 use serde::Serialize;
 
+use super::args::{self, ConfigArgs, RegistryArgs};
 use crate::{
+    config::Overrides,
     conformance::runner::{Monitor, Outcome, Verdict},
+    inventory::redirects::{self, RedirectCheck},
+    model::Transport,
     output::FormatName,
     sensor::{self, Check},
 };
@@ -23,6 +27,10 @@ pub struct Args {
     /// own; no socket of this host is touched.
     #[arg(long)]
     self_test: bool,
+    #[command(flatten)]
+    config: ConfigArgs,
+    #[command(flatten)]
+    registry: RegistryArgs,
 }
 
 /// The monitor needs something that this host lacks.
@@ -67,9 +75,18 @@ struct ScenarioResult {
 ///
 /// [`Unfit`] when the monitor cannot run on this host, [`SelfTestFailed`].
 pub fn run(args: Args, out: &mut impl io::Write) -> Result<()> {
-    let Args { format, self_test } = args;
+    let Args {
+        format,
+        self_test,
+        config,
+        registry,
+    } = args;
+    let config = args::load(&config.source(Overrides::default()))?;
+    let registry = registry.read()?;
     let mut write = |text: &str| super::write(text, out);
-    let checks = sensor::probe();
+    let mut checks = sensor::probe();
+    let watched = config.watched(&registry, &Transport::ALL).collect();
+    checks.extend(redirects::check(&watched).into_iter().map(check_of));
     let unfit = checks
         .iter()
         .find(|check| check.required && !check.ok)
@@ -121,6 +138,15 @@ pub fn run(args: Args, out: &mut impl io::Write) -> Result<()> {
         return Err(SelfTestFailed(failed).into());
     }
     Ok(())
+}
+
+fn check_of(RedirectCheck { name, result }: RedirectCheck) -> Check {
+    Check {
+        name: name.into(),
+        ok: result.is_ok(),
+        required: false,
+        detail: result.unwrap_or_else(|problem| problem),
+    }
 }
 
 fn describe_checks(checks: &[Check]) -> Result<String> {

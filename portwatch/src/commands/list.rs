@@ -58,7 +58,7 @@ pub fn run(args: Args, out: &mut impl io::Write) -> Result<()> {
     let watched = config.watched(&registry, &Transport::ALL);
     let scope = Scope {
         watched: watched.collect(),
-        cgroup: None,
+        ..Scope::default()
     };
     let scan = Scan::take(&scope, parallel::threads()).context("reading /proc")?;
     let (found, coverage) = scan.findings(|_, _| Some(false));

@@ -2,13 +2,12 @@
 
 #![forbid(unsafe_code)]
 
-use std::{io, os::fd::AsRawFd as _};
+use std::io;
 
-use nix::sys::socket::{
-    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, recv, sendto, socket,
-};
+use nix::sys::socket::SockProtocol;
 
 use super::{
+    netlink::{self, attribute},
     plain::at,
     script::{PORT, Script, Stop},
 };
@@ -59,53 +58,15 @@ pub(super) fn vxlan(script: &mut Script) -> Result<(), Stop> {
     script.wait()
 }
 
-/// One netlink attribute, padded to four bytes (netlink(7)).
-fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
-    let length = (4 + value.len()) as u16;
-    let mut bytes = [length.to_ne_bytes(), kind.to_ne_bytes()].concat();
-    bytes.extend_from_slice(value);
-    bytes.resize(bytes.len().next_multiple_of(4), 0);
-    bytes
-}
-
-/// Sends one rtnetlink(7) request about a link and waits for the kernel's acknowledgement.
-/// Attributes and headers are in host byte order, except the VXLAN port.
+/// Sends one rtnetlink(7) request about a link. Attributes and headers are in host byte order, except
+/// the VXLAN port.
 fn request(kind: u16, flags: i32, link_flags: u32, attributes: &[u8]) -> io::Result<()> {
-    let netlink = socket(
-        AddressFamily::Netlink,
-        SockType::Raw,
-        SockFlag::SOCK_CLOEXEC,
-        SockProtocol::NetlinkRoute,
-    )?;
-    let length = (16 + 16 + attributes.len()) as u32;
-    let flags = (flags | libc::NLM_F_REQUEST | libc::NLM_F_ACK) as u16;
     let mut message = Vec::new();
-    // struct nlmsghdr: length, type, flags, sequence, port.
-    message.extend(length.to_ne_bytes());
-    message.extend(kind.to_ne_bytes());
-    message.extend(flags.to_ne_bytes());
-    message.extend([0; 8]);
     // struct ifinfomsg: family, type, index, flags, changed flags.
     message.extend([0; 8]);
     message.extend(link_flags.to_ne_bytes());
     message.extend(link_flags.to_ne_bytes());
     message.extend_from_slice(attributes);
-    sendto(
-        netlink.as_raw_fd(),
-        &message,
-        &NetlinkAddr::new(0, 0),
-        MsgFlags::empty(),
-    )?;
-    let mut answer = [0; 4096];
-    let received = recv(netlink.as_raw_fd(), &mut answer, MsgFlags::empty())?;
-    // struct nlmsgerr behind the header: a negative errno, or 0.
-    let error = answer
-        .get(16..20)
-        .filter(|_| received >= 20)
-        .and_then(|bytes| bytes.try_into().ok());
-    match error.map(i32::from_ne_bytes) {
-        Some(0) => Ok(()),
-        Some(error) => Err(io::Error::from_raw_os_error(-error)),
-        None => Err(io::Error::other("a short answer from netlink")),
-    }
+    let flags = flags | libc::NLM_F_ACK;
+    netlink::request(SockProtocol::NetlinkRoute, kind, flags, &message).map(drop)
 }

@@ -4,16 +4,20 @@
 //! A scenario runs in its own process and network namespace, makes the real system calls on
 //! port 976, and says which alerts the monitor must print; [`runner`] compares.
 
+mod bpf;
+mod connects;
 mod handover;
 mod ia32;
 mod kernel_sockets;
+mod mptcp;
 mod namespaces;
+mod netlink;
 mod no_alert;
 mod plain;
 mod rewrite;
 pub mod runner;
 mod script;
-
+mod steered;
 mod uring;
 
 pub use self::script::{Expected, Line, run_scenario};
@@ -49,8 +53,9 @@ pub const ALL: &[Scenario] = &[
     scenario("UDP over IPv6, dual-stack", plain::udp_ipv6_wildcard),
     scenario("UDP-Lite over IPv4", plain::udplite_ipv4),
     scenario("UDP-Lite over IPv6", plain::udplite_ipv6),
-    scenario("MPTCP, MPTCP client", plain::mptcp),
-    scenario("MPTCP, TCP client", plain::mptcp_fallback),
+    scenario("MPTCP, MPTCP client", mptcp::plain),
+    scenario("MPTCP, TCP client", mptcp::fallback),
+    scenario("MPTCP, two paths", mptcp::joined_path),
     scenario("io_uring bind and listen", uring::bind_and_listen),
     scenario(
         "io_uring bind and listen, SQPOLL",
@@ -68,7 +73,27 @@ pub const ALL: &[Scenario] = &[
     scenario("SO_REUSEADDR, bound again", plain::reuse_address),
     scenario("closed and bound again at once", plain::rebind),
     scenario("bound and never used", plain::bound_and_unused),
-    scenario("bound, then connected outwards", plain::bound_and_connected),
+    scenario("bound, then connected outwards", connects::made),
+    scenario("connected outwards, rejected", connects::rejected),
+    scenario(
+        "connected outwards, rejected, non-blocking",
+        connects::rejected_nonblocking,
+    ),
+    scenario(
+        "connected outwards, rejected, Fast Open",
+        connects::rejected_fast_open,
+    ),
+    scenario("connected outwards, timed out", connects::timed_out),
+    scenario("connected outwards, given up", connects::given_up),
+    scenario(
+        "connected outwards, rejected, then made",
+        connects::rejected_then_made,
+    ),
+    scenario(
+        "connected outwards, rejected, then listening",
+        connects::rejected_then_listening,
+    ),
+    scenario("connected to itself", connects::simultaneous_open),
     scenario(
         "shut down, then listening again",
         plain::shut_down_and_again,
@@ -93,6 +118,16 @@ pub const ALL: &[Scenario] = &[
         "bind rewritten by another BPF program",
         rewrite::rewritten_bind,
     ),
+    scenario("steered by an sk_lookup program", steered::by_sk_lookup),
+    scenario(
+        "steered by an sk_lookup program, another socket on the port",
+        steered::beside_a_bound_socket,
+    ),
+    scenario(
+        "steered by an sk_lookup program, another listener on the port",
+        steered::beside_a_listener,
+    ),
+    scenario("steered by TPROXY", steered::by_tproxy),
     scenario("silent: address in use", no_alert::address_in_use),
     scenario("silent: permission denied", no_alert::permission_denied),
     scenario("silent: raw socket", no_alert::raw),

@@ -18,15 +18,13 @@ use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 use super::script::{ExpectedSocket, PORT, Script, Stop};
 use crate::model::{
+    ConnectOutcome,
     EventKind::{Bind, Close, Listen},
     Transport,
 };
 
 /// How long a step may take that an idle machine does at once, in milliseconds.
 const TIMEOUT_MS: u16 = 5000;
-
-/// `IPPROTO_MPTCP` (include/uapi/linux/in.h, Linux 5.6).
-const MPTCP: i32 = 262;
 
 pub(super) fn at(ip: &str) -> Result<SocketAddr, Stop> {
     Ok(SocketAddr::new(ip.parse()?, PORT))
@@ -66,7 +64,7 @@ pub(super) fn connect_and_accept(
     Ok(())
 }
 
-fn listener(
+pub(super) fn listener(
     script: &mut Script,
     socket: &Socket,
     local: SocketAddr,
@@ -176,28 +174,6 @@ pub(super) fn udplite_ipv6(script: &mut Script) -> Result<(), Stop> {
     )
 }
 
-fn mptcp_listener(script: &mut Script, client: Option<i32>) -> Result<(), Stop> {
-    let local = at("127.0.0.1")?;
-    let socket = open(local, Type::STREAM, Some(MPTCP))?;
-    let alerts = listener(script, &socket, local)?;
-    let client = open(local, Type::STREAM, client)?;
-    client.connect(&local.into())?;
-    alerts.expect_accept(local.ip(), local_address(&client)?);
-    drop(socket.accept()?);
-    drop(client);
-    drop(socket);
-    alerts.expect(Close);
-    Ok(())
-}
-
-pub(super) fn mptcp(script: &mut Script) -> Result<(), Stop> {
-    mptcp_listener(script, Some(MPTCP))
-}
-
-pub(super) fn mptcp_fallback(script: &mut Script) -> Result<(), Stop> {
-    mptcp_listener(script, None)
-}
-
 /// SCTP has no bind hook: the tracepoint reports it from listen on, without a cookie.
 pub(super) fn sctp(script: &mut Script) -> Result<(), Stop> {
     let local = at("127.0.0.1")?;
@@ -211,7 +187,7 @@ pub(super) fn sctp(script: &mut Script) -> Result<(), Stop> {
     Ok(())
 }
 
-fn local_address(socket: &Socket) -> Result<SocketAddr, Stop> {
+pub(super) fn local_address(socket: &Socket) -> Result<SocketAddr, Stop> {
     socket
         .local_addr()?
         .as_socket()
@@ -268,7 +244,7 @@ pub(super) fn bind_address_no_port(script: &mut Script) -> Result<(), Stop> {
     alerts.expect_connect(server.local_addr()?);
     script.wait()?;
     drop(ephemeral);
-    alerts.expect(Close);
+    alerts.expect_close_of_connection(ConnectOutcome::Established);
     Ok(())
 }
 
@@ -324,20 +300,6 @@ pub(super) fn bound_and_unused(script: &mut Script) -> Result<(), Stop> {
     let alerts = script.socket(Transport::Tcp, local);
     socket.bind(&local.into())?;
     alerts.expect(Bind);
-    drop(socket);
-    alerts.expect(Close);
-    Ok(())
-}
-
-pub(super) fn bound_and_connected(script: &mut Script) -> Result<(), Stop> {
-    let server = std::net::TcpListener::bind(("127.0.0.1", 0))?;
-    let local = at("127.0.0.1")?;
-    let socket = stream(local)?;
-    let alerts = script.socket(Transport::Tcp, local);
-    socket.bind(&local.into())?;
-    alerts.expect(Bind);
-    socket.connect(&server.local_addr()?.into())?;
-    alerts.expect_connect(server.local_addr()?);
     drop(socket);
     alerts.expect(Close);
     Ok(())

@@ -321,6 +321,7 @@ struct Observed {
     local: String,
     peer: Option<String>,
     pid: Option<u64>,
+    outcome: Option<String>,
 }
 
 impl Observed {
@@ -335,6 +336,7 @@ impl Observed {
             local: at(&alert["address"], &alert["port"]),
             peer: (!peer.is_null()).then(|| at(&peer["address"], &peer["port"])),
             pid: alert["process"]["pid"].as_u64(),
+            outcome: alert["outcome"].as_str().map(Into::into),
         }
     }
 
@@ -344,12 +346,13 @@ impl Observed {
             format!("{address} {port}")
         };
         Self {
-            socket: Some(expected.socket.into()),
+            socket: expected.socket.map(u64::from),
             event: expected.event.name().into(),
             transport: expected.transport.name().into(),
             local: at(expected.address, expected.port),
             peer: expected.peer.map(|peer| at(Some(peer.ip()), peer.port())),
             pid: expected.pid.map(u64::from),
+            outcome: expected.outcome.map(|outcome| outcome.name().into()),
         }
     }
 }
@@ -359,6 +362,9 @@ impl fmt::Display for Observed {
         write!(f, "{} {} {}", self.event, self.transport, self.local)?;
         if let Some(peer) = &self.peer {
             write!(f, " peer {peer}")?;
+        }
+        if let Some(outcome) = &self.outcome {
+            write!(f, " {outcome}")?;
         }
         match self.pid {
             Some(pid) => write!(f, " pid {pid}"),

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     linux::netns::inode_of,
-    model::{EventKind, Transport},
+    model::{ConnectOutcome, EventKind, Transport},
 };
 
 /// The port that every scenario binds.
@@ -25,8 +25,9 @@ pub(super) const SENTINEL: u16 = 1023;
 /// An alert that the monitor must print.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Expected {
-    /// The scenario's number of the socket; the same number stands for the same cookie.
-    pub socket: u32,
+    /// The scenario's number of the socket; the same number stands for the same cookie, none for no
+    /// cookie.
+    pub socket: Option<u32>,
     /// The alert's event.
     pub event: EventKind,
     /// The alert's transport.
@@ -39,6 +40,8 @@ pub struct Expected {
     pub peer: Option<SocketAddr>,
     /// The pid of the alert's process.
     pub pid: Option<u32>,
+    /// The alert's outcome, of closes.
+    pub outcome: Option<ConnectOutcome>,
 }
 
 /// One line from the scenario's process to the runner.
@@ -94,7 +97,7 @@ impl Script {
         self.sockets += 1;
         let local = SocketAddr::new(local.ip().to_canonical(), local.port());
         ExpectedSocket {
-            socket: self.sockets,
+            socket: Some(self.sockets),
             transport,
             address: Some(local.ip()),
             port: local.port(),
@@ -125,7 +128,7 @@ impl Script {
 /// A socket that alerts are expected of, and the process that they must name.
 #[derive(Clone, Copy)]
 pub(super) struct ExpectedSocket {
-    socket: u32,
+    socket: Option<u32>,
     transport: Transport,
     address: Option<IpAddr>,
     port: u16,
@@ -137,6 +140,14 @@ impl ExpectedSocket {
     pub(super) fn without_address(self) -> Self {
         Self {
             address: None,
+            ..self
+        }
+    }
+
+    /// The same socket, with alerts without its cookie.
+    pub(super) fn without_cookie(self) -> Self {
+        Self {
+            socket: None,
             ..self
         }
     }
@@ -156,20 +167,31 @@ impl ExpectedSocket {
 
     /// Expects an alert about `event` at the bound address.
     pub(super) fn expect(self, event: EventKind) {
-        self.report(event, self.address, None);
+        self.report(event, self.address, None, None);
     }
 
     /// Expects an alert about an accept at address `on` from `peer`.
     pub(super) fn expect_accept(self, on: IpAddr, peer: SocketAddr) {
-        self.report(EventKind::Accept, Some(on.to_canonical()), Some(peer));
+        self.report(EventKind::Accept, Some(on.to_canonical()), Some(peer), None);
     }
 
     /// Expects an alert about a connect to `peer`.
     pub(super) fn expect_connect(self, peer: SocketAddr) {
-        self.report(EventKind::Connect, self.address, Some(peer));
+        self.report(EventKind::Connect, self.address, Some(peer), None);
     }
 
-    fn report(self, event: EventKind, address: Option<IpAddr>, peer: Option<SocketAddr>) {
+    /// Expects an alert about the close of a socket that connected.
+    pub(super) fn expect_close_of_connection(self, outcome: ConnectOutcome) {
+        self.report(EventKind::Close, self.address, None, Some(outcome));
+    }
+
+    fn report(
+        self,
+        event: EventKind,
+        address: Option<IpAddr>,
+        peer: Option<SocketAddr>,
+        outcome: Option<ConnectOutcome>,
+    ) {
         let Self {
             socket,
             transport,
@@ -187,6 +209,7 @@ impl ExpectedSocket {
             port,
             peer,
             pid,
+            outcome,
         }));
     }
 }

@@ -5,6 +5,7 @@
 mod diag;
 mod holders;
 mod namespaces;
+pub mod redirects;
 mod scan;
 mod tables;
 mod wire;
@@ -79,15 +80,29 @@ pub struct Inventory {
 /// When /proc cannot be read or no thread can be started. Processes and namespaces that end
 /// meanwhile are skipped.
 pub fn read(ports: RangeInclusive<u16>, threads: usize) -> io::Result<Inventory> {
+    read_with(ports, threads, &HashSet::new())
+}
+
+/// As [`read`], with the accepted sockets of these cookies.
+fn read_with(
+    ports: RangeInclusive<u16>,
+    threads: usize,
+    accepted: &HashSet<u64>,
+) -> io::Result<Inventory> {
+    let accepted = accepted.clone();
     // On a new thread: setns(2) changes the thread, and returning can fail.
     thread::Builder::new()
         .name("inventory".into())
-        .spawn(move || read_all(&ports, threads))?
+        .spawn(move || read_all(&ports, threads, &accepted))?
         .join()
         .unwrap_or_else(|_| Err(io::Error::other("the inventory thread panicked")))
 }
 
-fn read_all(ports: &RangeInclusive<u16>, threads: usize) -> io::Result<Inventory> {
+fn read_all(
+    ports: &RangeInclusive<u16>,
+    threads: usize,
+    accepted: &HashSet<u64>,
+) -> io::Result<Inventory> {
     let mut inventory = Inventory {
         shows_bound: diag::shows_bound(),
         ..Inventory::default()
@@ -117,7 +132,7 @@ fn read_all(ports: &RangeInclusive<u16>, threads: usize) -> io::Result<Inventory
                 Read::Gone => {}
             }
         }
-        drop_accepted(&mut inventory.sockets);
+        drop_accepted(&mut inventory.sockets, accepted);
         unseen = holders::find(&mut inventory.sockets, threads)?.without(&seen);
     }
     inventory.sockets.sort_by_key(|entry| {
@@ -161,8 +176,8 @@ fn read_namespace(
 }
 
 /// Drops the connections that a listener in the list has accepted: they are reported as its
-/// accepts, not as sockets on the port.
-fn drop_accepted(sockets: &mut Vec<SocketEntry>) {
+/// accepts, not as sockets on the port. Keeps those with one of these cookies.
+fn drop_accepted(sockets: &mut Vec<SocketEntry>, kept: &HashSet<u64>) {
     let mut listeners: HashMap<(u64, Transport, u16), Vec<SocketAddr>> = HashMap::new();
     let key = |entry: &SocketEntry| (entry.netns, entry.transport, entry.local.port());
     for entry in sockets.iter() {
@@ -174,6 +189,7 @@ fn drop_accepted(sockets: &mut Vec<SocketEntry>) {
         let is_connection =
             matches!(entry.state, State::Connected(_)) && !entry.transport.is_datagram();
         !is_connection
+            || entry.cookie.is_some_and(|cookie| kept.contains(&cookie))
             || !listeners.get(&key(entry)).is_some_and(|locals| {
                 locals
                     .iter()
@@ -278,8 +294,12 @@ mod tests {
             entry("10.0.0.2:978", State::Listening, 1),
             entry("10.0.0.1:978", peer, 1),
         ];
+        sockets[1].cookie = Some(7);
+        let unchanged = sockets.clone();
+        drop_accepted(&mut sockets, &HashSet::from([7]));
+        assert_eq!(sockets, unchanged);
         let expected = [0, 2, 3, 4, 5].map(|index: usize| sockets[index].clone());
-        drop_accepted(&mut sockets);
+        drop_accepted(&mut sockets, &HashSet::new());
         assert_eq!(sockets, expected);
     }
 }

@@ -56,6 +56,8 @@ pub struct Scope {
     pub watched: HashSet<(u16, Transport)>,
     /// Only sockets created in this cgroup or a descendant; None for the whole host.
     pub cgroup: Option<PathBuf>,
+    /// Cookies of accepted sockets that it shows although a listener is on their port.
+    pub accepted: HashSet<u64>,
 }
 
 /// The ids of a cgroup and of its descendants.
@@ -90,7 +92,7 @@ impl Scan {
     pub fn take(scope: &Scope, threads: usize) -> io::Result<Self> {
         let began = Timestamp::now();
         // No socket has port 0.
-        let mut inventory = inventory::read(1..=LAST_SYSTEM_PORT, threads)?;
+        let mut inventory = inventory::read_with(1..=LAST_SYSTEM_PORT, threads, &scope.accepted)?;
         let cgroups = scope.cgroup.as_deref().map(subtree);
         inventory.sockets.retain(|entry| {
             let port = (entry.local.port(), entry.transport);
@@ -209,6 +211,8 @@ fn event(entry: &SocketEntry, time: Timestamp) -> Event {
         // Without a holder it is a kernel socket, or in transit between two processes (SCM_RIGHTS).
         is_kernel_socket: (!entry.holders.is_empty()).then_some(false),
         binder: None,
+        outcome: None,
+        accepted: None,
     }
 }
 

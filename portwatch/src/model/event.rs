@@ -62,6 +62,27 @@ impl EventKind {
     }
 }
 
+/// How an outgoing connection ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ConnectOutcome {
+    /// Its handshake never completed: it was denied, timed out or was given up.
+    Failed,
+    /// It was established.
+    Established,
+}
+
+impl ConnectOutcome {
+    /// The name in the output.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Failed => "failed",
+            Self::Established => "established",
+        }
+    }
+}
+
 /// The task that caused an event, as the kernel knew it at that moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Task {
@@ -149,6 +170,11 @@ pub struct Event {
     pub is_kernel_socket: Option<bool>,
     /// Process id of the binder, where the bind was counted and not reported.
     pub binder: Option<u32>,
+    /// On a close, how the socket's last outgoing connection ended; None without one, and where
+    /// the kernel does not show it.
+    pub outcome: Option<ConnectOutcome>,
+    /// On an accept without key, the cookie of the accepted socket.
+    pub accepted: Option<u64>,
 }
 
 impl Event {

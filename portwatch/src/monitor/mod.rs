@@ -172,7 +172,8 @@ impl Monitor {
             }
             if !self.has_more && self.scan.is_none() && self.scheduler.is_due() {
                 self.pipeline.begin_scan();
-                self.scheduler.begin();
+                let accepted = self.pipeline.tracker().waiting_accepts();
+                self.scheduler.begin(accepted);
             }
         }
     }

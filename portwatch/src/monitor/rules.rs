@@ -66,5 +66,6 @@ pub(super) fn scope(config: &Config, registry: &Registry, options: &Options) -> 
     Scope {
         watched: config.watched(registry, &Transport::ALL).collect(),
         cgroup: options.sensor.cgroup.clone(),
+        ..Scope::default()
     }
 }

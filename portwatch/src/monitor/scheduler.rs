@@ -2,7 +2,7 @@
 //! are sockets whose close is not reported. Each on a thread of its own, and seldom enough to cost
 //! next to nothing.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{collections::HashSet, io, sync::Arc, time::Duration};
 
 use tokio::{
     task::{JoinHandle, spawn_blocking},
@@ -87,10 +87,14 @@ impl ScanScheduler {
         self.due.filter(|_| self.running.is_none())
     }
 
-    pub(super) fn begin(&mut self) {
+    /// `accepted`: as [`Scope::accepted`].
+    pub(super) fn begin(&mut self, accepted: HashSet<u64>) {
         self.due = None;
         self.began = Instant::now();
-        let scope = Arc::clone(&self.scope);
+        let mut scope = Arc::clone(&self.scope);
+        if !accepted.is_empty() {
+            Arc::make_mut(&mut scope).accepted = accepted;
+        }
         // One thread: the host's own work must not feel it.
         self.running = Some(spawn_blocking(move || Scan::take(&scope, 1)));
     }

@@ -8,7 +8,7 @@ use super::*;
 use crate::{
     alert::{Family, Peer, SCHEMA, Socket},
     decide::RuleInfo,
-    model::{EventKind, Origin, PortKey, Printable, Severity, Transport},
+    model::{ConnectOutcome, EventKind, Origin, PortKey, Printable, Severity, Transport},
     policy::Decision,
     process::{Ancestor, ExeFlag, Process},
     registry::Registry,
@@ -81,6 +81,7 @@ fn alert(comm: &[u8], cmdline: &[&[u8]]) -> Alert {
             dry_run: false,
         }),
         accepts: None,
+        outcome: None,
         summary: None,
         lost: None,
         detail: None,
@@ -123,7 +124,7 @@ fn a_json_line_has_the_contracts_keys_in_order() {
             r#""holders":[{"pid":813,"comm":"nc","exe":null,"user":"root","unit":null,"container":null,"#,
             r#""unverified":[]}],"#,
             r#""rule":{"name":"legacy","reason":"known since 1999","decision":"notice","#,
-            r#""dry_run":false},"accepts":null,"summary":null,"#,
+            r#""dry_run":false},"accepts":null,"outcome":null,"summary":null,"#,
             r#""lost":null,"detail":null}"#,
             "\n"
         )
@@ -146,6 +147,12 @@ fn a_text_line_reads_from_left_to_right() {
          rule=legacy reason='known since 1999' \
          netns=4026531840,host socket=8193\n"
     );
+    let close = Alert {
+        outcome: Some(ConnectOutcome::Failed),
+        ..alert(b"nc", &[])
+    };
+    let close = written(FormatName::Text, false, &close);
+    assert!(close.contains(" outcome=failed netns="), "{close}");
     let loss = written(
         FormatName::Text,
         false,

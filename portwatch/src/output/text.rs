@@ -102,6 +102,9 @@ impl Text {
         if let Some(accepts) = &alert.accepts {
             write!(text, " accepts={} peers={}", accepts.count, accepts.peers)?;
         }
+        if let Some(outcome) = alert.outcome {
+            write!(text, " outcome={}", outcome.name())?;
+        }
         if alert.origin == Origin::Snapshot {
             text.push_str(" origin=snapshot");
         }

@@ -10,6 +10,7 @@ use jiff::{SignedDuration, Timestamp};
 use super::*;
 use crate::{
     model::{
+        ConnectOutcome,
         EventKind::{self, Accept, Bind, Close, Connect, Listen, Summary},
         SocketKey, Transport,
     },
@@ -149,6 +150,25 @@ fn what_a_socket_turns_out_to_be_is_reported_in_one_line() {
         }
         run.wait(MS(2));
         assert_eq!(run.kinds(), expected, "{what}");
+    }
+    // A connect stands for the close of a connection that was made, or of which no more is known.
+    for (outcome, expected) in [
+        (Some(ConnectOutcome::Failed), &[Connect, Close][..]),
+        (Some(ConnectOutcome::Established), &[Connect]),
+        (None, &[Connect]),
+    ] {
+        let mut run = Run::new(Settings::default());
+        run.push(on(Bind, 986, 5)).push(on(Connect, 986, 5));
+        run.wait(MS(50)).push(Event {
+            outcome,
+            ..on(Close, 986, 5)
+        });
+        let close = run.alerts.iter().find(|alert| alert.event == Close);
+        assert_eq!(
+            close.and_then(|alert| alert.outcome),
+            outcome.filter(|_| close.is_some())
+        );
+        assert_eq!(run.kinds(), expected, "{outcome:?}");
     }
     // The end does not wait.
     let mut run = Run::new(Settings::default());

@@ -51,11 +51,12 @@ impl<H: Host> Tracker<H> {
 
     /// Whether a scan should begin at once: events wait for it.
     pub fn waits_for_scan(&self) -> bool {
-        !self.deferred.unattributed.is_empty()
+        !self.deferred.unattributed.is_empty() || self.steered.waits_for_scan()
     }
 
     /// Keeps an event that a scan may explain; gives any other back.
     pub(super) fn defer(&mut self, event: Event, out: &mut Vec<TrackedEvent>) -> Option<Event> {
+        let event = self.defer_steered(event, out)?;
         let event = self.defer_unattributed(event, out)?;
         let Some(running) = &mut self.deferred.running else {
             return Some(event);
@@ -122,6 +123,7 @@ impl<H: Host> Tracker<H> {
     /// Adds everything that waits: no scan will come.
     pub fn abandon_scan(&mut self, out: &mut Vec<TrackedEvent>) {
         self.report_unattributed(out, |_| true);
+        self.abandon_steered(out);
         for event in self.deferred.running.take().unwrap_or_default().events {
             self.apply(&event, &[], out);
         }

@@ -6,13 +6,14 @@ mod defer;
 mod host;
 mod reconcile;
 mod socket;
+mod steered;
 mod table;
 
 use std::{collections::HashSet, rc::Rc};
 
 use jiff::Timestamp;
 
-use self::{defer::Deferred, table::Table};
+use self::{defer::Deferred, steered::Steered, table::Table};
 pub use self::{
     host::{Host, ThisHost},
     socket::{Holder, LASTING, Stage, TrackedEvent, TrackedSocket},
@@ -27,6 +28,7 @@ pub struct Tracker<H> {
     host: H,
     table: Table,
     deferred: Deferred,
+    steered: Steered,
     /// Sockets that the last scan showed, that are not reported yet, and that may be gone by now.
     unsure_once: HashSet<SocketKey>,
 }
@@ -38,6 +40,7 @@ impl<H: Host> Tracker<H> {
             host,
             table: Table::default(),
             deferred: Deferred::default(),
+            steered: Steered::default(),
             unsure_once: HashSet::new(),
         }
     }
@@ -57,7 +60,12 @@ impl<H: Host> Tracker<H> {
     /// `holders`: who has the socket open by a scan, the owner first, where the kernel does not say
     /// who acted.
     fn apply(&mut self, event: &Event, holders: &[Rc<Process>], out: &mut Vec<TrackedEvent>) {
-        let key = event.key.or_else(|| self.untracked_listener(event));
+        // Whom a scan shows with the accepted socket need not have what is on the port.
+        let is_steered = event.accepted.is_some() && !holders.is_empty();
+        let key = event.key.or_else(|| {
+            let listener = || self.untracked_listener(event);
+            (!is_steered).then(listener).flatten()
+        });
         // A scan that no longer showed it has reported that already.
         if event.kind == EventKind::Close && key.is_some_and(|key| self.table.has_closed(key)) {
             return;
@@ -224,7 +232,13 @@ impl<H: Host> Tracker<H> {
         let netns = event
             .netns_cookie
             .and_then(|cookie| self.host.netns(cookie, None));
-        self.table.at(event.port_key(), event.address, netns)
+        match event.accepted {
+            Some(_) => {
+                self.table
+                    .unmarked_listener_at(event.port_key(), event.address, netns, event.time)
+            }
+            None => self.table.at(event.port_key(), event.address, netns),
+        }
     }
 
     fn is_remote(&mut self, event: &Event) -> bool {

@@ -50,7 +50,7 @@ impl<H: Host> Tracker<H> {
     /// when two scans agree.
     pub fn reconcile(
         &mut self,
-        found_sockets: Vec<FoundSocket>,
+        mut found_sockets: Vec<FoundSocket>,
         coverage: &Coverage,
         out: &mut Vec<TrackedEvent>,
     ) -> bool {
@@ -60,6 +60,7 @@ impl<H: Host> Tracker<H> {
             overrun,
         } = self.deferred.running.take().unwrap_or_default();
         self.attribute_by_scan(&found_sockets, out);
+        let accepted = self.take_accepted(&mut found_sockets);
         let deferred: HashSet<SocketKey> = events.iter().filter_map(|event| event.key).collect();
         let mut found = HashSet::new();
         let mut unsure = HashSet::new();
@@ -88,6 +89,7 @@ impl<H: Host> Tracker<H> {
         self.unsure_once = unsure;
         let is_absent = self.close_absent(&found, coverage, out);
         self.table.holders_found(self.table.round);
+        self.attribute_steered(&accepted, out);
         for event in events {
             self.apply(&event, &[], out);
         }

@@ -9,7 +9,7 @@ use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
 
 use crate::{
-    model::{Event, EventKind, Origin, PortKey, Printable, SocketKey},
+    model::{ConnectOutcome, Event, EventKind, Origin, PortKey, Printable, SocketKey},
     process::{Container, Process},
 };
 
@@ -172,6 +172,8 @@ impl TrackedSocket {
             task: None,
             is_kernel_socket: self.is_kernel_socket,
             binder: None,
+            outcome: None,
+            accepted: None,
         }
     }
 
@@ -212,6 +214,8 @@ pub struct TrackedEvent {
     pub holders: Rc<[Holder]>,
     /// On an accept: whether it is the first from a remote host.
     pub is_first_remote: bool,
+    /// On a close: how the socket's last outgoing connection ended.
+    pub outcome: Option<ConnectOutcome>,
     /// On a close: whether the socket had been open for [`LASTING`].
     pub lasted: bool,
 }
@@ -239,6 +243,7 @@ impl TrackedEvent {
             process: socket.process.clone(),
             holders: Rc::clone(&socket.holders),
             is_first_remote: false,
+            outcome: event.outcome,
             lasted: event.kind == EventKind::Close && socket.lasted(event.time),
         }
     }

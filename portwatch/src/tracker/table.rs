@@ -44,6 +44,8 @@ pub(super) struct Table {
     holders_pending: HashSet<SocketKey>,
     /// Open sockets whose close is not reported.
     unmarked: HashSet<SocketKey>,
+    /// Open sockets that got their mark later than they began, and when.
+    marked_at: HashMap<SocketKey, Timestamp>,
     /// Untracked listeners that a remote host has reached.
     reached: HashSet<UntrackedListener>,
     /// Where a listener has been: connections can outlive it.
@@ -83,6 +85,24 @@ impl Table {
             .filter(|(_, socket)| socket.is_at(port_key, address, netns))
             .max_by_key(|(_, socket)| socket.stage == Stage::Listening)
             .map(|(key, _)| *key)
+    }
+
+    /// The key of the open listener there that had no mark at that time: accepted sockets inherit one.
+    pub(super) fn unmarked_listener_at(
+        &self,
+        port_key: PortKey,
+        address: Option<IpAddr>,
+        netns: Option<u64>,
+        time: Timestamp,
+    ) -> Option<SocketKey> {
+        let later = self.marked_at.iter().filter(|(_, at)| **at > time);
+        let later = later.map(|(key, _)| *key);
+        let mut unmarked = self.unmarked.iter().copied().chain(later);
+        unmarked.find(|key| {
+            self.open.get(key).is_some_and(|socket| {
+                socket.stage == Stage::Listening && socket.is_at(port_key, address, netns)
+            })
+        })
     }
 
     pub(super) fn accepted(&mut self, key: SocketKey, reached: bool, time: Timestamp) {
@@ -160,6 +180,7 @@ impl Table {
         {
             self.holders_pending.remove(&oldest);
             self.unmarked.remove(&oldest);
+            self.marked_at.remove(&oldest);
             self.evicted += 1;
         }
     }
@@ -168,6 +189,7 @@ impl Table {
         self.open.remove(&key);
         self.holders_pending.remove(&key);
         self.unmarked.remove(&key);
+        self.marked_at.remove(&key);
     }
 
     /// Notes who has the socket open by a scan.
@@ -203,7 +225,9 @@ impl Table {
         if let Some(socket) = self.open.get_mut(&key) {
             socket.marked = true;
         }
-        self.unmarked.remove(&key);
+        if self.unmarked.remove(&key) {
+            self.marked_at.insert(key, Timestamp::now());
+        }
     }
 
     pub(super) const fn take_evicted(&mut self) -> u64 {

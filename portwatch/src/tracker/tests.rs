@@ -12,11 +12,14 @@ use crate::{
 };
 
 mod scans;
+mod steered;
 
 /// A host on which every process but number 404 is still there.
 #[derive(Default)]
 pub(crate) struct FakeHost {
     identified: Vec<u32>,
+    /// Cookies of network namespaces that a scan has shown.
+    cached: Vec<u64>,
 }
 
 const GONE: u32 = 404;
@@ -41,7 +44,8 @@ impl Host for FakeHost {
     }
 
     fn netns(&mut self, cookie: u64, tid: Option<u32>) -> Option<u64> {
-        (cookie == NETNS_COOKIE && tid.is_some()).then_some(NETNS)
+        let is_known = tid.is_some() || self.cached.contains(&cookie);
+        (cookie == NETNS_COOKIE && is_known).then_some(NETNS)
     }
 
     fn cache_netns(&mut self, _: u64, _: u64) {}
@@ -108,6 +112,8 @@ pub(crate) fn event(kind: EventKind, cookie: u64, pid: u32) -> Event {
         }),
         is_kernel_socket: None,
         binder: None,
+        outcome: None,
+        accepted: None,
     }
 }
 

@@ -197,6 +197,39 @@ fn a_bound_socket_that_connects_is_reported_as_a_client() {
 }
 
 #[test]
+fn a_connect_that_failed_is_reported_as_such() {
+    in_namespace(|namespace| {
+        let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr();
+        let closed = SockaddrStorage::from(closed.unwrap());
+        let monitor = Monitor::start_default(&[]);
+        let client = socket(
+            AddressFamily::Inet,
+            SockType::Stream,
+            SockFlag::SOCK_CLOEXEC,
+            None,
+        )
+        .unwrap();
+        let local = SockaddrStorage::from(SocketAddr::from(([127, 0, 0, 1], 986)));
+        bind(client.as_raw_fd(), &local).unwrap();
+        connect(client.as_raw_fd(), &closed).unwrap_err();
+        drop(client);
+        // Its bind is reported too if it took longer than the delay.
+        let mut alert = monitor.alert(namespace.inode);
+        if alert["event"] == "bind" {
+            alert = monitor.alert(namespace.inode);
+        }
+        assert_alert!(alert, { "event" => "connect", "outcome" => json!(null) });
+        assert_alert!(monitor.alert(namespace.inode), {
+            "event" => "close",
+            "outcome" => "failed",
+            "socket/cookie" => alert["socket"]["cookie"],
+            "process/pid" => std::process::id(),
+        });
+        monitor.stop_without_more(namespace.inode);
+    });
+}
+
+#[test]
 fn listen_without_bind_is_reported() {
     in_namespace(|namespace| {
         // Lets the kernel choose 976 as an ephemeral port.

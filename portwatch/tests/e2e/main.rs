@@ -10,6 +10,7 @@ mod claims;
 mod commands;
 mod compatibility;
 mod deny;
+mod doctor;
 mod errors;
 mod escaping;
 mod guarantee;

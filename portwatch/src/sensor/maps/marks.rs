@@ -8,7 +8,7 @@ use aya::{
     Ebpf,
     maps::{MapData, SkStorage},
 };
-use portwatch_common::{FAMILY_IPV4, FAMILY_IPV6, SocketMark, names};
+use portwatch_common::{FAMILY_IPV4, FAMILY_IPV6, SocketMark, connection, names};
 
 use super::{Plain, map};
 use crate::{
@@ -68,7 +68,8 @@ impl SocketMarks {
             closed: 0,
             counted: 0,
             binder: 0,
-            reserved: 0,
+            connection: connection::NONE,
+            reserved: [0; 3],
         });
         // Before the mark is there, so that the count is never too low: the socket can be closed at
         // once. Where a mark was there, whoever made it has counted it.

@@ -43,9 +43,11 @@ fn offsets(bytes: &[u8]) -> Result<KernelOffsets, OffsetsError> {
     let mut found = [0; KernelOffsets::MEMBERS.len()];
     let members = KernelOffsets::MEMBERS.into_iter().zip(&mut found);
     for (index, ((structure, path), offset)) in members.enumerate() {
-        match types.offset(structure, path) {
-            Some(bytes) => *offset = bytes,
-            None if index < KernelOffsets::OPTIONAL => {}
+        let in_bits = KernelOffsets::IN_BITS.contains(&path);
+        let of_mptcp = KernelOffsets::MEMBERS.len() - KernelOffsets::OF_MPTCP;
+        match types.bit_offset(structure, path) {
+            Some(bits) => *offset = if in_bits { bits } else { bits / 8 },
+            None if index < KernelOffsets::OPTIONAL || index >= of_mptcp => {}
             None => return Err(OffsetsError::Missing(structure, path)),
         }
     }
@@ -118,13 +120,13 @@ impl<'a> Types<'a> {
         rest.split(|byte| *byte == 0).next().unwrap_or(&[])
     }
 
-    /// Offset in bytes of `path` (`a.b`) in that structure.
-    fn offset(&self, structure: &str, path: &str) -> Option<u32> {
+    /// Offset in bits of `path` (`a.b`) in that structure.
+    fn bit_offset(&self, structure: &str, path: &str) -> Option<u32> {
         let mut id = *self.structures.get(structure)?;
         let mut offset = 0;
         for name in path.split('.') {
             let (bits, member) = self.member(id, name.as_bytes(), 8)?;
-            offset += bits / 8;
+            offset += bits;
             id = member;
         }
         Some(offset)
@@ -229,8 +231,8 @@ mod tests {
         assert!(!optional.contains(&0), "{optional:?}");
 
         let types = Types::parse(&bytes).unwrap();
-        assert_eq!(types.offset("task_struct", "no_such_member"), None);
-        assert_eq!(types.offset("sock", "sk_socket.x"), None);
+        assert_eq!(types.bit_offset("task_struct", "no_such_member"), None);
+        assert_eq!(types.bit_offset("sock", "sk_socket.x"), None);
     }
 
     #[test]

@@ -6,12 +6,12 @@ use std::{net::SocketAddr, rc::Rc};
 use bytemuck::Zeroable as _;
 use jiff::Timestamp;
 use nix::time::{ClockId, clock_gettime};
-use portwatch_common::{RepeatKey, Report, exec_info_flags, kind, known};
+use portwatch_common::{RepeatKey, Report, connection, exec_info_flags, kind, known};
 use rustix::fs::makedev;
 
 use crate::{
     linux::address,
-    model::{Event, EventKind, ExecInfo, FileId, SocketKey, Task, Transport},
+    model::{ConnectOutcome, Event, EventKind, ExecInfo, FileId, SocketKey, Task, Transport},
     util::Bounded,
 };
 
@@ -199,15 +199,22 @@ fn event(report: &Report, exec_info: Option<Rc<ExecInfo>>, clock: Clock) -> Opti
         } else {
             (report.known & known::START != 0).then_some(false)
         },
+        outcome: match report.connection {
+            connection::STARTED => Some(ConnectOutcome::Failed),
+            connection::ESTABLISHED => Some(ConnectOutcome::Established),
+            _ => None,
+        },
+        accepted: (report.known & known::ACCEPTED != 0).then_some(report.cookie),
         binder: (report.known & known::COUNTED != 0 && report.tgid != 0).then_some(report.tgid),
     })
 }
 
 fn key(report: &Report) -> Option<SocketKey> {
-    match (report.cookie, report.known & known::ADDRESS) {
+    match (report.cookie, report.known) {
         (0, _) => None,
-        (cookie, 0) => Some(SocketKey::Cookie(cookie)),
-        (address, _) => Some(SocketKey::Address(address)),
+        (_, known) if known & known::ACCEPTED != 0 => None,
+        (address, known) if known & known::ADDRESS != 0 => Some(SocketKey::Address(address)),
+        (cookie, _) => Some(SocketKey::Cookie(cookie)),
     }
 }
 
@@ -274,6 +281,8 @@ mod tests {
                 }),
                 is_kernel_socket: None,
                 binder: None,
+                outcome: None,
+                accepted: None,
             }
         );
     }
