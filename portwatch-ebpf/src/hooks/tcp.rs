@@ -15,10 +15,11 @@ use aya_ebpf::{
     macros::sock_ops,
     programs::SockOpsContext,
 };
-use portwatch_common::{FAMILY_IPV4, FAMILY_IPV6, PROTOCOL_TCP, SocketMark, kind};
+use portwatch_common::{FAMILY_IPV4, FAMILY_IPV6, PROTOCOL_TCP, SocketMark, counted, kind};
 
 use super::release::closed;
 use crate::{
+    counted::{is_reported, release_events},
     globals::AvailableHelpers,
     marks::{mark, mark_of},
     report::{Key, Local, Socket, report},
@@ -70,15 +71,20 @@ fn established(ctx: &SockOpsContext) {
     if !is_watched(field!(ctx.ops, local_port), PROTOCOL_TCP) {
         return;
     }
-    let mut listener = 0;
+    let (mut listener, mut counted) = (0, counted::COUNTED);
     if let Some(inherited) = mark_in(ctx) {
         listener = field!(inherited.as_ptr(), cookie);
+        // What is kept of the listener is reported before the accept.
+        counted |= field!(inherited.as_ptr(), counted);
         // Two that connect to each other at once: no listener is there to accept.
         if listener == cookie(ctx) {
             return;
         }
     }
-    let socket = socket(ctx.ops, listener, remote(ctx.ops));
+    let socket = Socket {
+        counted,
+        ..socket(ctx.ops, listener, remote(ctx.ops))
+    };
     let helpers = AvailableHelpers::sock_ops().without_task();
     report(ctx, kind::ACCEPT, &socket, helpers);
 }
@@ -107,9 +113,13 @@ fn report_and_mark(ctx: &SockOpsContext, kind: u8, remote: Remote) {
         && field!(before.as_ptr(), cookie) == cookie
     {
         socket.binder = field!(before.as_ptr(), binder);
-        socket.unreported = field!(before.as_ptr(), counted) != 0;
+        socket.counted = field!(before.as_ptr(), counted);
+        if socket.counted != 0 && is_reported(cookie, socket.counted) {
+            release_events(cookie, socket.counted);
+            socket.counted = 0;
+        }
     }
-    let outcome = report(ctx, kind, &socket, helpers);
+    let counted = report(ctx, kind, &socket, helpers);
     let sk = sk(ctx);
     if sk.is_null() {
         return;
@@ -120,7 +130,7 @@ fn report_and_mark(ctx: &SockOpsContext, kind: u8, remote: Remote) {
         binder = (unsafe { bpf_get_current_pid_tgid() } >> 32) as u32;
     }
     // SAFETY: the non-null `sk` of a sock_ops context.
-    unsafe { mark(sk, cookie, socket.local, outcome, binder) };
+    unsafe { mark(sk, cookie, socket.local, counted, binder) };
 }
 
 #[inline(always)]

@@ -14,7 +14,8 @@ use crate::{
 };
 
 /// What stays open for so long lasts, and is reported by itself.
-pub const LASTING: SignedDuration = SignedDuration::from_millis(100);
+pub const LASTING: SignedDuration =
+    SignedDuration::from_nanos(portwatch_common::protocol::LASTING_NS as i64);
 
 /// How far a socket has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -8,6 +8,7 @@
 mod aggregation;
 mod commands;
 mod compatibility;
+mod counted;
 mod deny;
 mod errors;
 mod escaping;
