@@ -91,7 +91,7 @@ fn beside_a_flood() {
                 .collect();
             threads.into_iter().map(|one| one.join().unwrap()).collect()
         });
-        floods.map(Helper::wait);
+        floods.into_iter().for_each(Helper::wait);
         let alerts = monitor.stop_all();
 
         // Event and process id of what was reported, by cookie.
