@@ -100,6 +100,8 @@ async fn watch(options: &Options, registry: Registry) -> Result<()> {
         counts_due: None,
         counted_due: None,
         has_overflowed: false,
+        is_inexact: false,
+        has_skipped: false,
         health: interval_at(
             Instant::now() + options.health_interval,
             options.health_interval,
@@ -138,6 +140,11 @@ struct Monitor {
     counted_due: Option<Instant>,
     /// Whether that table had no room for a socket since the BPF programs began to count.
     has_overflowed: bool,
+    /// Whether it had none, or reports were lost, since the BPF programs began
+    /// to count: scans must find what lasts.
+    is_inexact: bool,
+    /// Whether a scan showed untracked sockets without holders while they counted.
+    has_skipped: bool,
     health: Interval,
 }
 

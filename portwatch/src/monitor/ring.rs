@@ -70,11 +70,13 @@ impl Monitor {
         if lost > 0 {
             self.pipeline.push(Input::Loss(lost), now());
             self.scheduler.request(Urgency::Loss);
+            self.is_inexact |= self.sensor.is_counting();
         }
         if kept > 0 && self.counted_due.is_none() {
             self.counted_due = Some(Instant::now() + COUNTED_INTERVAL);
         }
         if overflowed > 0 {
+            self.is_inexact = true;
             if !std::mem::replace(&mut self.has_overflowed, true) {
                 self.warn(format!(
                     "more than {MAX_COUNTED_SOCKETS} new sockets while events are counted: \
@@ -100,12 +102,16 @@ impl Monitor {
         }
         if self.sensor.is_counting() {
             self.counts_due = Some(Instant::now() + COUNTS_INTERVAL);
-            if self.has_overflowed {
+            if self.is_inexact {
                 self.scheduler.request(Urgency::Recheck);
             }
-        } else if std::mem::replace(&mut self.has_overflowed, false) {
+        } else {
+            let is_inexact = std::mem::replace(&mut self.is_inexact, false);
+            self.has_overflowed = false;
             // A scan finds what of it is still open.
-            self.scheduler.request(Urgency::Loss);
+            if std::mem::replace(&mut self.has_skipped, false) || is_inexact {
+                self.scheduler.request(Urgency::Loss);
+            }
         }
         Ok(())
     }

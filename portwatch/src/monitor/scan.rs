@@ -10,7 +10,7 @@ use crate::{
     inventory::{self, Scan},
     pipeline::Input,
     sensor::ExistingSocket,
-    tracker::Host as _,
+    tracker::{Host as _, has_cookies},
 };
 
 impl Monitor {
@@ -36,15 +36,23 @@ impl Monitor {
         for (inode, cookie) in scan.netns_cookies() {
             tracker.host().cache_netns(cookie, inode);
         }
-        if self.has_overflowed {
+        let is_counting = self.counts_due.is_some() || self.counted_due.is_some();
+        let is_exact = is_counting && !self.is_inexact;
+        if self.is_inexact {
             tracker.overrun();
         }
         let is_first = std::mem::replace(&mut self.is_first_scan, false);
-        let sensor = &mut self.sensor;
+        let (sensor, has_skipped) = (&mut self.sensor, &mut self.has_skipped);
         let (found, coverage) = scan.findings(|entry, event| {
-            let is_counted = entry.cookie.is_some_and(|cookie| counted.contains(&cookie));
-            if is_counted && !tracker.knows(event, entry.netns) {
-                return None;
+            if is_exact && !tracker.knows(event, entry.netns) {
+                if entry.cookie.is_some_and(|cookie| counted.contains(&cookie)) {
+                    return None;
+                }
+                // It can have closed meanwhile, and been counted.
+                if entry.holders.is_empty() && has_cookies(entry.transport) {
+                    *has_skipped = true;
+                    return None;
+                }
             }
             if tracker.is_to_mark(event, entry.netns)
                 && let Some(socket) = inventory::duplicate(entry)
