@@ -1,6 +1,7 @@
 //! Models of the protocols between the BPF programs and the agent, run through every interleaving by
 //! loom, with the decisions that both sides use. Each broken variant must be found, which shows that
 //! the model can fail.
+#![expect(clippy::unwrap_used, reason = "a test")]
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 

@@ -143,7 +143,7 @@ impl TrackedSocket {
     }
 
     /// Whether it had been open for [`LASTING`] at that time. A socket that is not tracked (its bind
-    /// was counted) did not: a scan tracks what lasts.
+    /// was counted) did not: what lasts is tracked.
     fn lasted(&self, time: Timestamp) -> bool {
         self.origin == Origin::Snapshot
             || self
