@@ -25,7 +25,8 @@ use crate::{
     ring::{reserve_report, submit},
 };
 
-/// Without memory of its own while nothing is counted.
+/// Without memory of its own while nothing is counted. Not for tracepoints: before Linux 6.1 the kernel
+/// warns of such a map there (`check_map_prog_compatibility` in kernel/bpf/verifier.c).
 #[btf_map]
 static COUNTED_SOCKETS: HashMap<
     CountedKey,
