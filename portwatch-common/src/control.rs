@@ -51,6 +51,47 @@ pub struct RepeatKey {
 
 const _: () = assert!(size_of::<RepeatKey>() == 64 && align_of::<RepeatKey>() == 8);
 
+/// Identifies an entry of the table of counted sockets: each event by which a socket takes its port
+/// has one of its own.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Pod, Zeroable)]
+pub struct CountedKey {
+    /// The socket's.
+    pub cookie: u64,
+    /// One of [`kind`](super::kind): `BIND`, `LISTEN` or `CONNECT`.
+    pub kind: u32,
+    /// Zero.
+    pub reserved: u32,
+}
+
+/// Entries of the table of counted sockets: some 200 bytes each, which are allocated when used, so
+/// 3.3 MB at most.
+pub const MAX_COUNTED_SOCKETS: u32 = 16_384;
+
+/// Bits of [`SocketMark::counted`](super::SocketMark::counted).
+pub mod counted {
+    /// An event by which the socket took its port was not reported.
+    pub const COUNTED: u16 = 1;
+    /// Its bind is in the table of counted sockets, or the agent has taken it out.
+    pub const BIND: u16 = 1 << 1;
+    /// The same of its listen.
+    pub const LISTEN: u16 = 1 << 2;
+    /// The same of its connect.
+    pub const CONNECT: u16 = 1 << 3;
+
+    /// The bit of a [`kind`](crate::kind); 0 for one by which a socket takes no port.
+    #[inline(always)]
+    #[must_use]
+    pub const fn bit(kind: u8) -> u16 {
+        match kind {
+            crate::kind::BIND => BIND,
+            crate::kind::LISTEN => LISTEN,
+            crate::kind::CONNECT => CONNECT,
+            _ => 0,
+        }
+    }
+}
+
 /// Statistics of one CPU since the BPF programs were loaded.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
@@ -59,4 +100,8 @@ pub struct Stats {
     pub lost: u64,
     /// [`RepeatKey`]s that began to be counted.
     pub repeats: u64,
+    /// Entries that were added to the table of counted sockets.
+    pub counted_sockets: u64,
+    /// Entries for which that table had no room.
+    pub overflowed: u64,
 }

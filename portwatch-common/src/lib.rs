@@ -33,6 +33,9 @@ pub mod names {
     pub const STATS: &str = "STATS";
     /// Hash from [`RepeatKey`](super::RepeatKey) to `u64`: how often it was counted.
     pub const REPEATS: &str = "REPEATS";
+    /// Hash from [`CountedKey`](super::CountedKey) to [`Report`](super::Report): what was neither
+    /// reported nor counted yet of sockets that are open.
+    pub const COUNTED_SOCKETS: &str = "COUNTED_SOCKETS";
     /// Array of [`SYSTEM_PORTS`](super::SYSTEM_PORTS) `u32`: the
     /// [`watch_bit`](super::watch_bit)s of each port.
     pub const WATCHED: &str = "WATCHED";
@@ -124,8 +127,9 @@ mod control;
 mod deny;
 mod exec_info;
 mod kernel_offsets;
+pub mod protocol;
 
-pub use control::{Control, RepeatKey, Stats};
+pub use control::{Control, CountedKey, MAX_COUNTED_SOCKETS, RepeatKey, Stats, counted};
 pub use deny::{DENY_BANKS, DENY_SLOTS, DenyRule, MAX_DENY_RULES, deny_flags, deny_slot};
 pub use exec_info::{ARGS_BYTES, EXE_BYTES, EXECFN_BYTES, ExecInfo, NAME_BYTES, exec_info_flags};
 pub use kernel_offsets::KernelOffsets;
@@ -197,7 +201,7 @@ pub struct SocketMark {
     pub protocol: u8,
     /// Not 0 once the close was reported: two hooks can see the same one.
     pub closed: u16,
-    /// Not 0 if that it took the port was counted and not reported.
+    /// Bits of [`counted`]; 0 if that it took the port was reported.
     pub counted: u16,
     /// Process id of the binder; 0 when unknown.
     pub binder: u32,

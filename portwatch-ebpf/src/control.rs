@@ -15,12 +15,12 @@ static CONTROL: Array<Control, 1, { BPF_F_MMAPABLE as usize }> = Array::new();
 #[btf_map]
 static STATS: PerCpuArray<Stats, 1> = PerCpuArray::new();
 
-/// Whether the agent polls the ring.
+/// [`Control::polling`].
 #[inline(always)]
-pub fn is_polling() -> bool {
+pub fn polling() -> u32 {
     match CONTROL.get_ptr(0) {
-        Some(control) => field!(control, polling) != 0,
-        None => false,
+        Some(control) => field!(control, polling),
+        None => 0,
     }
 }
 
@@ -81,6 +81,21 @@ pub fn count_lost() {
     if let Some(stats) = STATS.get_ptr_mut(0) {
         // SAFETY: this CPU's slot, valid for the whole run.
         unsafe { add(&raw mut (*stats).lost, 1) };
+    }
+}
+
+/// Counts an entry of the table of counted sockets; one for which there was no room as such.
+#[inline(always)]
+pub fn count_counted_socket(is_added: bool) {
+    if let Some(stats) = STATS.get_ptr_mut(0) {
+        // SAFETY: this CPU's slot, valid for the whole run.
+        unsafe {
+            if is_added {
+                add(&raw mut (*stats).counted_sockets, 1);
+            } else {
+                add(&raw mut (*stats).overflowed, 1);
+            }
+        }
     }
 }
 

@@ -17,6 +17,7 @@
 mod field;
 
 mod control;
+mod counted;
 mod deny;
 mod exec_info;
 mod globals;

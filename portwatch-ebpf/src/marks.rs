@@ -31,11 +31,7 @@ use aya_ebpf::{
 };
 use portwatch_common::{SocketMark, connection};
 
-use crate::{
-    control::count_marked_socket,
-    field::put,
-    report::{Local, Outcome},
-};
+use crate::{control::count_marked_socket, field::put, report::Local};
 
 #[btf_map]
 static SOCKET_MARKS: SocketMarks = SocketMarks::new();
@@ -96,13 +92,14 @@ pub unsafe fn mark_of(socket: *mut c_void) -> Option<NonNull<SocketMark>> {
     unsafe { SOCKET_MARKS.get(socket, ptr::null_mut(), 0) }
 }
 
-/// Marks `socket` as the one on `local`, in place of what it had or inherited. `cookie` is its own.
+/// Marks `socket` as the one on `local`, in place of what it had or inherited. `cookie` is its own,
+/// `counted` its [`portwatch_common::counted`] bits.
 ///
 /// # Safety
 ///
 /// As for [`SocketMarks::get`].
 #[inline(always)]
-pub unsafe fn mark(socket: *mut c_void, cookie: u64, local: Local, outcome: Outcome, binder: u32) {
+pub unsafe fn mark(socket: *mut c_void, cookie: u64, local: Local, counted: u16, binder: u32) {
     let mark = SocketMark {
         cookie,
         address: local.address,
@@ -110,7 +107,7 @@ pub unsafe fn mark(socket: *mut c_void, cookie: u64, local: Local, outcome: Outc
         family: local.family,
         protocol: local.protocol,
         closed: 0,
-        counted: matches!(outcome, Outcome::Counted).into(),
+        counted,
         binder,
         connection: connection::NONE,
         reserved: [0; 3],

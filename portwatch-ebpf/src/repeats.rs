@@ -1,7 +1,7 @@
 //! Repeated events, which are counted instead of reported while the ring is filling.
 
 use aya_ebpf::{bindings::BPF_NOEXIST, btf_maps::HashMap, macros::btf_map};
-use portwatch_common::RepeatKey;
+use portwatch_common::{RepeatKey, protocol::may_count};
 
 use crate::{control, field::add, ring};
 
@@ -14,10 +14,22 @@ static REPEATS: HashMap<RepeatKey, u64, 4096> = HashMap::new();
 #[inline(always)]
 pub fn epoch() -> u32 {
     let (epoch, high_watermark) = control::repeats();
-    if epoch == 0 || ring::filled() < high_watermark {
+    if epoch == 0 || !may_count(epoch, ring::filled(), high_watermark) {
         return 0;
     }
     epoch
+}
+
+/// The epoch in which what came and went is counted, however full the ring is; 0 for none.
+#[inline(always)]
+pub fn epoch_of_closed() -> u32 {
+    control::repeats().0
+}
+
+/// Whether it is counted.
+#[inline(always)]
+pub fn is_started(key: &RepeatKey) -> bool {
+    REPEATS.get_ptr_mut(key).is_some()
 }
 
 /// Counts it if that was started.
@@ -28,6 +40,20 @@ pub fn is_counted(key: &RepeatKey) -> bool {
     };
     // SAFETY: the agent removes only keys of epochs that no run can have any more.
     unsafe { add(count, 1) };
+    true
+}
+
+/// Counts it `times`, or begins to. False where there is no more room.
+#[inline(always)]
+pub fn count(key: &RepeatKey, times: u64) -> bool {
+    if REPEATS.get_ptr_mut(key).is_none() {
+        start_counting(key);
+    }
+    let Some(count) = REPEATS.get_ptr_mut(key) else {
+        return false;
+    };
+    // SAFETY: as in `is_counted`.
+    unsafe { add(count, times) };
     true
 }
 

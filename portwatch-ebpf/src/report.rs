@@ -12,9 +12,10 @@ use aya_ebpf::{
         },
     },
 };
-use portwatch_common::{RepeatKey, Report, connection, kind, known};
+use portwatch_common::{RepeatKey, Report, connection, counted, kind, known};
 
 use crate::{
+    counted as table,
     exec_info::report_exec_info,
     field::put,
     globals::AvailableHelpers,
@@ -34,8 +35,8 @@ pub struct Socket {
     pub is_kernel_socket: bool,
     /// Process id of the binder, where that is not the current task; 0 when unknown.
     pub binder: u32,
-    /// Whether nothing was reported of it yet: a repeated event may then be counted instead.
-    pub unreported: bool,
+    /// Its [`counted`] bits; 0 if an event of it was reported: this one must be too then.
+    pub counted: u16,
     /// One of [`portwatch_common::connection`].
     pub connection: u8,
 }
@@ -73,61 +74,123 @@ impl Socket {
             netns_inode: 0,
             is_kernel_socket: false,
             binder: 0,
-            unreported: true,
+            counted: counted::COUNTED,
             connection: connection::NONE,
         }
     }
 }
 
-/// What became of an event.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Outcome {
-    /// It was reported; or lost, which the statistics count.
-    Reported,
-    /// It was counted as a key.
-    Counted,
-}
-
-/// Reports `kind` of `socket`, or counts it.
+/// Reports `kind` of `socket`, or counts it, or keeps it until it is one of the two. Returns the
+/// socket's [`counted`] bits from now on: 0 when it was reported; or lost, which the statistics count.
 #[inline(always)]
 pub fn report<C: EbpfContext>(
     ctx: &C,
     kind: u8,
     socket: &Socket,
     helpers: AvailableHelpers,
-) -> Outcome {
-    // 0 for none, and no Option: verifiers before Linux 6.3 reject reads of what it leaves unset.
-    let (mut pid_tgid, mut start_ns) = (0, 0);
-    let mut tgid = socket.binder;
+) -> u16 {
+    let mut actor = Actor {
+        pid_tgid: 0,
+        tgid: socket.binder,
+        start_ns: 0,
+        netns_cookie: 0,
+    };
     if helpers.task {
         // SAFETY: takes no argument.
-        pid_tgid = unsafe { bpf_get_current_pid_tgid() };
-        tgid = (pid_tgid >> 32) as u32;
+        actor.pid_tgid = unsafe { bpf_get_current_pid_tgid() };
+        actor.tgid = (actor.pid_tgid >> 32) as u32;
     }
-    let mut netns_cookie = 0;
     if helpers.netns {
         // SAFETY: the helper takes this program type's context.
-        netns_cookie = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
+        actor.netns_cookie = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
     }
     let mut epoch = 0;
-    if socket.unreported {
+    if socket.counted != 0 {
         epoch = repeats::epoch();
     }
-    if epoch != 0 && repeats::is_counted(&repeat_key(kind, socket, netns_cookie, tgid, epoch)) {
-        return Outcome::Counted;
+    if epoch != 0 {
+        let key = repeat_key(kind, socket, actor.netns_cookie, actor.tgid, epoch);
+        let bit = counted::bit(kind);
+        if bit == 0 {
+            if repeats::is_counted(&key) {
+                return socket.counted;
+            }
+        } else if repeats::is_started(&key) {
+            if helpers.task && !socket.is_kernel_socket {
+                actor.start_ns = report_exec_info(actor.tgid);
+            }
+            if let Some(entry) = table::entry_for(cookie(socket.key), kind) {
+                // SAFETY: a map's value, 8-byte aligned, valid for the whole run.
+                unsafe { fill(entry.as_ptr(), kind, socket, &actor, helpers) };
+                return socket.counted | bit;
+            }
+            repeats::count(&key, 1);
+            return socket.counted;
+        }
+    }
+    // What came before it of this socket comes before it.
+    if kind != kind::CLOSE && socket.counted & !counted::COUNTED != 0 {
+        table::release_events(cookie(socket.key), socket.counted);
     }
     if helpers.task && !socket.is_kernel_socket {
-        start_ns = report_exec_info(tgid);
+        actor.start_ns = report_exec_info(actor.tgid);
     }
     let Some(mut entry) = reserve_report() else {
-        return Outcome::Reported;
+        return 0;
     };
-    let report: *mut Report = entry.as_mut_ptr();
+    // SAFETY: `entry` is a `Report` that was just reserved, 8-byte aligned.
+    unsafe { fill(entry.as_mut_ptr(), kind, socket, &actor, helpers) };
+    submit(entry);
+    if epoch != 0 {
+        let key = repeat_key(kind, socket, actor.netns_cookie, actor.tgid, epoch);
+        repeats::start_counting(&key);
+    }
+
+    #[cfg(feature = "debug")]
+    aya_log_ebpf::debug!(
+        ctx,
+        "kind {} port {} protocol {}",
+        kind,
+        socket.local.port,
+        socket.local.protocol
+    );
+    0
+}
+
+/// Who acts, and where; 0 for none, and no Option: verifiers before Linux 6.3 reject reads of what it
+/// leaves unset.
+struct Actor {
+    pid_tgid: u64,
+    tgid: u32,
+    start_ns: u64,
+    netns_cookie: u64,
+}
+
+#[inline(always)]
+const fn cookie(key: Key) -> u64 {
+    match key {
+        Key::Cookie(cookie) => cookie,
+        Key::Address(_) | Key::Accepted(_) => 0,
+    }
+}
+
+/// Writes the report of an event.
+///
+/// # Safety
+///
+/// `report` points at a `Report` that may be written, 8-byte aligned. Every field is written exactly
+/// once on each path, and the record has no padding.
+#[inline(always)]
+unsafe fn fill(
+    report: *mut Report,
+    kind: u8,
+    socket: &Socket,
+    actor: &Actor,
+    helpers: AvailableHelpers,
+) {
     let mut knows = 0;
-    // SAFETY: `report` points at the `Report` that was just reserved, 8-byte aligned; every field
-    // is written exactly once on each path, and the record has no padding.
+    // SAFETY: the caller's promise.
     unsafe {
-        (&raw mut (*report).time_ns).write(bpf_ktime_get_ns());
         let key = match socket.key {
             Key::Cookie(cookie) => cookie,
             Key::Address(address) => {
@@ -163,14 +226,14 @@ pub fn report<C: EbpfContext>(
         if helpers.netns {
             knows |= known::NETNS;
         }
-        if kind == kind::CLOSE && socket.unreported {
+        if kind == kind::CLOSE && socket.counted != 0 {
             knows |= known::COUNTED;
         }
-        (&raw mut (*report).netns_cookie).write(netns_cookie);
+        (&raw mut (*report).netns_cookie).write(actor.netns_cookie);
 
         put((&raw mut (*report).comm).cast(), [0; 4]);
         let (mut uid_gid, mut cgroup_id) = (0, 0);
-        if start_ns != 0 {
+        if actor.start_ns != 0 {
             knows |= known::START;
         }
         if socket.is_kernel_socket {
@@ -183,31 +246,19 @@ pub fn report<C: EbpfContext>(
             // Fails only for a null task; the name is zero then.
             let _ = bpf_get_current_comm((&raw mut (*report).comm).cast::<c_void>(), 16);
         }
-        (&raw mut (*report).tgid).write(tgid);
-        (&raw mut (*report).tid).write(pid_tgid as u32);
+        (&raw mut (*report).tgid).write(actor.tgid);
+        (&raw mut (*report).tid).write(actor.pid_tgid as u32);
         (&raw mut (*report).uid).write(uid_gid as u32);
         (&raw mut (*report).gid).write((uid_gid >> 32) as u32);
         (&raw mut (*report).cgroup_id).write(cgroup_id);
         (&raw mut (*report).netns_inode).write(socket.netns_inode);
         (&raw mut (*report).connection).write(socket.connection);
         (&raw mut (*report).reserved).write([0; 3]);
-        (&raw mut (*report).start_ns).write(start_ns);
+        (&raw mut (*report).start_ns).write(actor.start_ns);
         (&raw mut (*report).known).write(knows);
+        // The last: see `counted::entry_for`.
+        (&raw mut (*report).time_ns).write_volatile(bpf_ktime_get_ns());
     }
-    submit(entry);
-    if epoch != 0 {
-        repeats::start_counting(&repeat_key(kind, socket, netns_cookie, tgid, epoch));
-    }
-
-    #[cfg(feature = "debug")]
-    aya_log_ebpf::debug!(
-        ctx,
-        "kind {} port {} protocol {}",
-        kind,
-        socket.local.port,
-        socket.local.protocol
-    );
-    Outcome::Reported
 }
 
 #[inline(always)]

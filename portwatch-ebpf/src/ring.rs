@@ -9,9 +9,9 @@ use aya_ebpf::{
     macros::btf_map,
     maps::ring_buf::RingBufEntry,
 };
-use portwatch_common::{ExecInfo, Report};
+use portwatch_common::{ExecInfo, Report, protocol::must_wake};
 
-use crate::control::{count_lost, is_polling};
+use crate::control::{count_lost, polling};
 
 /// Records on their way to the agent, which sets the size.
 #[btf_map]
@@ -45,14 +45,14 @@ pub fn filled() -> u64 {
 /// Hands a record over, and wakes the agent unless it polls.
 #[inline(always)]
 pub fn submit<T>(entry: RingBufEntry<T>) {
-    if !is_polling() {
+    if must_wake(polling()) {
         entry.submit(0);
         return;
     }
     entry.submit(BPF_RB_NO_WAKEUP.into());
     // The agent may have polled for the last time before the record was there. Both sides have a
     // full barrier between their write and their read, so one of them sees the other's.
-    if !is_polling()
+    if must_wake(polling())
         && let Some(nudge) = RING.reserve_untyped::<u64>(0)
     {
         nudge.discard(BPF_RB_FORCE_WAKEUP.into());

@@ -74,11 +74,11 @@ fn bound(ctx: &SockContext, local: Local) -> i32 {
         report(ctx, kind::DENY, &socket, helpers);
         return DENY;
     }
-    let outcome = report(ctx, kind::BIND, &socket, helpers);
+    let counted = report(ctx, kind::BIND, &socket, helpers);
     // SAFETY: takes no argument.
     let binder = (unsafe { bpf_get_current_pid_tgid() } >> 32) as u32;
     // SAFETY: the context of a cgroup_sock program.
-    unsafe { mark(ctx.sock.cast(), cookie, local, outcome, binder) };
+    unsafe { mark(ctx.sock.cast(), cookie, local, counted, binder) };
     ALLOW
 }
 

@@ -8,10 +8,11 @@ use aya_ebpf::{
     EbpfContext, helpers::generated::bpf_get_socket_cookie, macros::cgroup_sock,
     programs::SockContext,
 };
-use portwatch_common::{SocketMark, kind};
+use portwatch_common::{SocketMark, counted, kind};
 
 use crate::{
     control::{has_marked_sockets, uncount_marked_socket},
+    counted::settle,
     globals::AvailableHelpers,
     marks::mark_of,
     report::{Key, Local, Socket, report},
@@ -48,11 +49,22 @@ pub fn closed<C: EbpfContext>(ctx: &C, mark: NonNull<SocketMark>, helpers: Avail
     }
     // SAFETY: the kernel's pointer to a live value, valid for the whole run.
     unsafe { (&raw mut (*mark).closed).write_volatile(1) };
-    report(ctx, kind::CLOSE, &socket(mark), helpers);
+    let mut counted = field!(mark, counted);
+    if counted & !counted::COUNTED != 0 {
+        counted = if settle(field!(mark, cookie), counted) {
+            counted::COUNTED
+        } else {
+            0
+        };
+        // Should it listen again.
+        // SAFETY: as above.
+        unsafe { (&raw mut (*mark).counted).write_volatile(counted) };
+    }
+    report(ctx, kind::CLOSE, &socket(mark, counted), helpers);
 }
 
 #[inline(always)]
-fn socket(mark: *const SocketMark) -> Socket {
+fn socket(mark: *const SocketMark, counted: u16) -> Socket {
     let local = Local {
         family: field!(mark, family),
         protocol: field!(mark, protocol),
@@ -61,7 +73,7 @@ fn socket(mark: *const SocketMark) -> Socket {
     };
     Socket {
         binder: field!(mark, binder),
-        unreported: field!(mark, counted) != 0,
+        counted,
         connection: field!(mark, connection),
         ..Socket::new(Key::Cookie(field!(mark, cookie)), local)
     }

@@ -83,7 +83,7 @@ fn socket(record: *const Record, protocol: u8) -> Socket {
         port: field!(record, local_port),
     };
     Socket {
-        unreported: false,
+        counted: 0,
         ..Socket::new(Key::Address(field!(record, socket)), local)
     }
 }

@@ -16,10 +16,13 @@ use aya_ebpf::{
     macros::sock_ops,
     programs::SockOpsContext,
 };
-use portwatch_common::{FAMILY_IPV4, FAMILY_IPV6, PROTOCOL_TCP, SocketMark, connection, kind};
+use portwatch_common::{
+    FAMILY_IPV4, FAMILY_IPV6, PROTOCOL_TCP, SocketMark, connection, counted, kind,
+};
 
 use super::release::closed;
 use crate::{
+    counted::{is_reported, release_events},
     globals::AvailableHelpers,
     kernel::is_joined_subflow,
     marks::{mark, mark_of},
@@ -98,9 +101,11 @@ fn established(ctx: &SockOpsContext) {
         return;
     }
     let own = cookie(ctx);
-    let mut key = Key::Accepted(own);
+    let (mut key, mut counted) = (Key::Accepted(own), counted::COUNTED);
     if let Some(inherited) = mark_in(ctx) {
         let listener = field!(inherited.as_ptr(), cookie);
+        // What is kept of the listener is reported before the accept.
+        counted |= field!(inherited.as_ptr(), counted);
         // Two that connect to each other at once: no listener is there to accept.
         if listener == own {
             note_connection(ctx, connection::ESTABLISHED);
@@ -108,7 +113,10 @@ fn established(ctx: &SockOpsContext) {
         }
         key = Key::Cookie(listener);
     }
-    let socket = socket(ctx.ops, key, remote(ctx.ops));
+    let socket = Socket {
+        counted,
+        ..socket(ctx.ops, key, remote(ctx.ops))
+    };
     let helpers = AvailableHelpers::sock_ops().without_task();
     report(ctx, kind::ACCEPT, &socket, helpers);
 }
@@ -137,9 +145,13 @@ fn report_and_mark(ctx: &SockOpsContext, kind: u8, remote: Remote) {
         && field!(before.as_ptr(), cookie) == cookie
     {
         socket.binder = field!(before.as_ptr(), binder);
-        socket.unreported = field!(before.as_ptr(), counted) != 0;
+        socket.counted = field!(before.as_ptr(), counted);
+        if socket.counted != 0 && is_reported(cookie, socket.counted) {
+            release_events(cookie, socket.counted);
+            socket.counted = 0;
+        }
     }
-    let outcome = report(ctx, kind, &socket, helpers);
+    let counted = report(ctx, kind, &socket, helpers);
     let sk = sk(ctx);
     if sk.is_null() {
         return;
@@ -150,7 +162,7 @@ fn report_and_mark(ctx: &SockOpsContext, kind: u8, remote: Remote) {
         binder = (unsafe { bpf_get_current_pid_tgid() } >> 32) as u32;
     }
     // SAFETY: the non-null `sk` of a sock_ops context.
-    unsafe { mark(sk, cookie, socket.local, outcome, binder) };
+    unsafe { mark(sk, cookie, socket.local, counted, binder) };
 }
 
 #[inline(always)]

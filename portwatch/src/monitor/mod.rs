@@ -98,6 +98,10 @@ async fn watch(options: &Options, registry: Registry) -> Result<()> {
         has_more: false,
         losses_due: None,
         counts_due: None,
+        counted_due: None,
+        has_overflowed: false,
+        is_inexact: false,
+        has_skipped: false,
         health: interval_at(
             Instant::now() + options.health_interval,
             options.health_interval,
@@ -132,6 +136,15 @@ struct Monitor {
     losses_due: Option<Instant>,
     /// When to take what the BPF programs counted.
     counts_due: Option<Instant>,
+    /// When to read the table of counted sockets.
+    counted_due: Option<Instant>,
+    /// Whether that table had no room for a socket since the BPF programs began to count.
+    has_overflowed: bool,
+    /// Whether it had none, or reports were lost, since the BPF programs began
+    /// to count: scans must find what lasts.
+    is_inexact: bool,
+    /// Whether a scan showed untracked sockets without holders while they counted.
+    has_skipped: bool,
     health: Interval,
 }
 
@@ -142,6 +155,7 @@ impl Monitor {
             let due = self.scheduler.next();
             let flush_due = self.pipeline.due().map(Instant::from_std);
             let (losses_due, counts_due) = (self.losses_due, self.counts_due);
+            let counted_due = self.counted_due;
             tokio::select! {
                 () = std::future::ready(()), if self.has_more => {}
                 ready = self.sensor.readable() => ready.context("waiting for the ring buffer")?,
@@ -150,6 +164,9 @@ impl Monitor {
                     self.report_losses()?;
                 }
                 () = until(counts_due) => self.take_counts()?,
+                () = until(counted_due) => {
+                    self.take_counted_sockets()?;
+                }
                 _ = self.health.tick() => self.check_health(),
                 complete = self.scheduler.complete() => self.scan = Some(complete),
                 () = until(due), if !self.has_more => {}
@@ -161,7 +178,7 @@ impl Monitor {
             if !self.has_more
                 && let Some(scan) = self.scan.take()
             {
-                self.join(scan);
+                self.join(scan)?;
             }
             self.pipeline.flush(now());
             self.pipeline.sinks_mut().flush().await?;
@@ -219,6 +236,8 @@ impl Monitor {
             .await
             .map_err(|_| self.pipeline.sinks_mut().stalled())??
         {}
+        // What is open at the end lasts, as far as anyone will ever know.
+        self.take_all_counted_sockets()?;
         self.report_losses()?;
         self.take_counts()?;
         self.pipeline.finish(now());

@@ -6,7 +6,10 @@ use anyhow::Result;
 use tokio::time::Instant;
 
 use super::{Monitor, now, scheduler::Urgency};
-use crate::pipeline::Input;
+use crate::{
+    pipeline::Input,
+    sensor::{MAX_COUNTED_SOCKETS, News, Pass},
+};
 
 /// Reports that are taken from the ring before the agent looks at its signals again.
 pub(super) const BATCH: usize = 64;
@@ -16,6 +19,9 @@ const LOSSES_DELAY: Duration = Duration::from_secs(1);
 
 /// How often the kernel's counters are taken, while it counts.
 const COUNTS_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How often the table of counted sockets is read, while it has entries.
+const COUNTED_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Batches in a row, after which the agent looks what else there is to do.
 const BATCHES: usize = 64;
@@ -53,17 +59,35 @@ impl Monitor {
         Ok(taken == BATCH)
     }
 
-    /// Reports how many reports found the ring full since the last call.
+    /// Reports how many reports found the ring full since the last call, and looks what else the BPF
+    /// programs did.
     pub(super) fn report_losses(&mut self) -> Result<()> {
-        let lost = self.sensor.newly_lost()?;
+        let News {
+            lost,
+            kept,
+            overflowed,
+        } = self.sensor.news()?;
         if lost > 0 {
             self.pipeline.push(Input::Loss(lost), now());
             self.scheduler.request(Urgency::Loss);
+            self.is_inexact |= self.sensor.is_counting();
+        }
+        if kept > 0 && self.counted_due.is_none() {
+            self.counted_due = Some(Instant::now() + COUNTED_INTERVAL);
+        }
+        if overflowed > 0 {
+            self.is_inexact = true;
+            if !std::mem::replace(&mut self.has_overflowed, true) {
+                self.warn(format!(
+                    "more than {MAX_COUNTED_SOCKETS} new sockets while events are counted: \
+                     scans find those that last"
+                ));
+            }
+            // Two scans find what lasts although its bind was counted.
+            self.scheduler.request(Urgency::Recheck);
         }
         if self.sensor.is_counting() && self.counts_due.is_none() {
             self.counts_due = Some(Instant::now() + COUNTS_INTERVAL);
-            // Two scans find what lasts although its bind was counted.
-            self.scheduler.request(Urgency::Recheck);
         }
         Ok(())
     }
@@ -78,11 +102,43 @@ impl Monitor {
         }
         if self.sensor.is_counting() {
             self.counts_due = Some(Instant::now() + COUNTS_INTERVAL);
-            self.scheduler.request(Urgency::Recheck);
+            if self.is_inexact {
+                self.scheduler.request(Urgency::Recheck);
+            }
         } else {
+            let is_inexact = std::mem::replace(&mut self.is_inexact, false);
+            self.has_overflowed = false;
             // A scan finds what of it is still open.
-            self.scheduler.request(Urgency::Loss);
+            if std::mem::replace(&mut self.has_skipped, false) || is_inexact {
+                self.scheduler.request(Urgency::Loss);
+            }
         }
+        Ok(())
+    }
+
+    /// Goes on reading the table of counted sockets, and reports those that last.
+    pub(super) fn take_counted_sockets(&mut self) -> Result<Pass> {
+        let mut events = Vec::new();
+        let pass = self.sensor.take_counted_sockets(&mut events)?;
+        for event in events {
+            self.pipeline.push(Input::Event(event), now());
+            self.pipeline.sinks_mut().flush_if_full()?;
+        }
+        self.counted_due = match pass {
+            Pass::Unfinished => Some(Instant::now()),
+            Pass::Complete { has_young: true } => Some(Instant::now() + COUNTED_INTERVAL),
+            Pass::Complete { has_young: false } => {
+                // A program can have counted what it has removed since the counters were read.
+                self.losses_due = Some(Instant::now() + LOSSES_DELAY);
+                None
+            }
+        };
+        Ok(pass)
+    }
+
+    /// Reads all of the table of counted sockets, and reports those that last.
+    pub(super) fn take_all_counted_sockets(&mut self) -> Result<()> {
+        while self.take_counted_sockets()? == Pass::Unfinished {}
         Ok(())
     }
 }

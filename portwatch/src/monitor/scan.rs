@@ -1,37 +1,59 @@
 //! Joins a complete scan: marks what is older than the BPF programs, and gives the rest to the
 //! pipeline.
 
-use std::{io, os::fd::AsFd as _};
+use std::{collections::HashSet, io, os::fd::AsFd as _};
+
+use anyhow::Result;
 
 use super::{Monitor, now, scheduler::Urgency};
 use crate::{
     inventory::{self, Scan},
     pipeline::Input,
     sensor::ExistingSocket,
-    tracker::Host as _,
+    tracker::{Host as _, has_cookies},
 };
 
 impl Monitor {
     /// Queues the alerts for what a scan shows and events did not.
-    pub(super) fn join(&mut self, scan: io::Result<Scan>) {
+    pub(super) fn join(&mut self, scan: io::Result<Scan>) -> Result<()> {
         let scan = match scan {
             Ok(scan) => scan,
             Err(error) => {
                 self.warn(format!("the existing sockets could not be read: {error}"));
                 self.pipeline.push(Input::ScanFailed, now());
-                return;
+                return Ok(());
             }
         };
+        // Before the sockets that the scan shows are looked at: what is still open then, and is neither
+        // in the table nor tracked, was not kept there.
+        self.report_losses()?;
+        let mut counted = HashSet::new();
+        if self.counted_due.is_some() {
+            self.take_all_counted_sockets()?;
+            counted = self.sensor.counted_sockets()?;
+        }
         let tracker = self.pipeline.tracker();
         for (inode, cookie) in scan.netns_cookies() {
             tracker.host().cache_netns(cookie, inode);
         }
-        if self.sensor.is_counting() {
+        let is_counting = self.counts_due.is_some() || self.counted_due.is_some();
+        let is_exact = is_counting && !self.is_inexact;
+        if self.is_inexact {
             tracker.overrun();
         }
         let is_first = std::mem::replace(&mut self.is_first_scan, false);
-        let sensor = &mut self.sensor;
+        let (sensor, has_skipped) = (&mut self.sensor, &mut self.has_skipped);
         let (found, coverage) = scan.findings(|entry, event| {
+            if is_exact && !tracker.knows(event, entry.netns) {
+                if entry.cookie.is_some_and(|cookie| counted.contains(&cookie)) {
+                    return None;
+                }
+                // It can have closed meanwhile, and been counted.
+                if entry.holders.is_empty() && has_cookies(entry.transport) {
+                    *has_skipped = true;
+                    return None;
+                }
+            }
             if tracker.is_to_mark(event, entry.netns)
                 && let Some(socket) = inventory::duplicate(entry)
                 && let Some(cookie) = entry.cookie
@@ -63,5 +85,6 @@ impl Monitor {
         if is_first && self.pipeline.tracker().has_unmarked() {
             self.scheduler.request(Urgency::Unmarked);
         }
+        Ok(())
     }
 }

@@ -16,7 +16,7 @@ use crate::inventory::{Scan, Scope};
 pub(super) enum Urgency {
     /// Reports are missing.
     Loss,
-    /// Two scans must agree, or the BPF programs count: what lasts is in both.
+    /// Two scans must agree: what lasts is in both.
     Recheck,
     /// There are new sockets: those that are still open a while later have their holders.
     Holders,

@@ -9,7 +9,7 @@ mod ring;
 mod testing;
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeSet, HashSet},
     io,
     os::fd::{BorrowedFd, OwnedFd},
     path::PathBuf,
@@ -23,6 +23,7 @@ use aya::{
 };
 use jiff::Timestamp;
 use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
+pub use portwatch_common::MAX_COUNTED_SOCKETS;
 use portwatch_common::names;
 
 #[cfg(feature = "testing")]
@@ -30,6 +31,7 @@ pub use self::testing::Records;
 use self::{
     attach::{Cgroup, Pins, attach_program},
     maps::{
+        counted::CountedSockets,
         deny, map,
         marks::SocketMarks,
         repeats::Repeats,
@@ -41,7 +43,7 @@ use self::{
 pub use self::{
     attach::{Health, Tracepoint, is_pinned, unpin},
     error::SensorError,
-    maps::marks::ExistingSocket,
+    maps::{counted::Pass, marks::ExistingSocket, repeats::News},
     object::{Check, PRIVILEGES, probe},
 };
 use crate::model::{DenyRules, Event, Transport};
@@ -66,6 +68,7 @@ pub struct Sensor {
     ebpf: Option<Ebpf>,
     wake: Wake,
     repeats: Repeats,
+    counted: CountedSockets,
     decoder: Decoder,
     /// Cgroups that deny rules name and that do not exist.
     missing_cgroups: Vec<String>,
@@ -129,6 +132,7 @@ impl Sensor {
             .map_err(|error| SensorError::kernel("waiting for the ring buffer", &error))?;
         let repeats = Repeats::new(&mut ebpf, Rc::clone(&control), options.ring_size)?;
         let marks = SocketMarks::new(&mut ebpf, control)?;
+        let counted = CountedSockets::new(&mut ebpf)?;
 
         // All are loaded before any is attached, so that one that is rejected leaves nothing behind.
         load_programs(required(&mut ebpf))?;
@@ -144,6 +148,7 @@ impl Sensor {
             ebpf: Some(ebpf),
             wake,
             repeats,
+            counted,
             decoder: Decoder::new(),
             missing_cgroups,
             marks,
@@ -210,13 +215,13 @@ impl Sensor {
         taken
     }
 
-    /// How many reports found the ring full since the last call.
+    /// What the BPF programs did since the last call.
     ///
     /// # Errors
     ///
-    /// The kernel's, when the counter cannot be read.
-    pub fn newly_lost(&mut self) -> Result<u64, SensorError> {
-        self.repeats.newly_lost()
+    /// The kernel's, when the counters cannot be read.
+    pub fn news(&mut self) -> Result<News, SensorError> {
+        self.repeats.news()
     }
 
     /// Whether the BPF programs may count repeated events while the ring is filling. Until this is
@@ -246,6 +251,38 @@ impl Sensor {
         let taken = taken.iter();
         events.extend(taken.filter_map(|(key, count)| Some((decode::repeat(key, now)?, *count))));
         Ok(())
+    }
+
+    /// Goes on with a pass through the table of counted sockets: adds the events of sockets that last,
+    /// in their order; once disarmed, of all that are open. They are to be pushed before the ring is
+    /// read again. Bounded work: see [`Pass`].
+    ///
+    /// # Errors
+    ///
+    /// The kernel's.
+    pub fn take_counted_sockets(&mut self, events: &mut Vec<Event>) -> Result<Pass, SensorError> {
+        let mut taken = Vec::new();
+        let pass = self.counted.take(self.ebpf.is_none(), &mut taken)?;
+        let clock = Clock::now();
+        for report in &taken {
+            events.extend(self.decoder.decode(bytemuck::bytes_of(report), clock));
+        }
+        Ok(pass)
+    }
+
+    /// The sockets in the table of counted sockets, by cookie.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's.
+    pub fn counted_sockets(&self) -> Result<HashSet<u64>, SensorError> {
+        let mut cookies = HashSet::new();
+        self.counted
+            .for_each(|key, _| {
+                cookies.insert(key.cookie);
+            })
+            .map_err(|error| SensorError::kernel("reading the table of counted sockets", &error))?;
+        Ok(cookies)
     }
 
     /// Cgroups that deny rules name and that do not exist: such a rule applies to no process.

@@ -16,6 +16,7 @@ use jiff::Timestamp;
 use self::{defer::Deferred, steered::Steered, table::Table};
 pub use self::{
     host::{Host, ThisHost},
+    reconcile::has_cookies,
     socket::{Holder, LASTING, Stage, TrackedEvent, TrackedSocket},
 };
 use crate::{

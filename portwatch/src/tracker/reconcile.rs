@@ -224,7 +224,7 @@ fn covers(coverage: &Coverage, socket: &TrackedSocket) -> bool {
 }
 
 /// Whether the events of that transport carry cookies.
-const fn has_cookies(transport: Transport) -> bool {
+pub const fn has_cookies(transport: Transport) -> bool {
     !matches!(transport, Transport::Sctp | Transport::Dccp)
 }
 

@@ -14,7 +14,8 @@ use crate::{
 };
 
 /// What stays open for so long lasts, and is reported by itself.
-pub const LASTING: SignedDuration = SignedDuration::from_millis(100);
+pub const LASTING: SignedDuration =
+    SignedDuration::from_nanos(portwatch_common::protocol::LASTING_NS as i64);
 
 /// How far a socket has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -149,7 +150,7 @@ impl TrackedSocket {
     }
 
     /// Whether it had been open for [`LASTING`] at that time. A socket that is not tracked (its bind
-    /// was counted) did not: a scan tracks what lasts.
+    /// was counted) did not: what lasts is tracked.
     fn lasted(&self, time: Timestamp) -> bool {
         self.origin == Origin::Snapshot
             || self

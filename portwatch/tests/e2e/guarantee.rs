@@ -1,15 +1,15 @@
 //! What lasts is reported by itself, whatever else happens, and nothing is lost from the sums.
 
-use std::{
-    collections::BTreeMap, net::TcpStream, path::Path, process::Command, sync::mpsc, thread,
-};
+mod flood;
+
+use std::{net::TcpStream, path::Path, process::Command, sync::mpsc, thread};
 
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 use crate::{
     assert_alert,
-    support::{Cgroup, Monitor, REBIND, copy_program, in_namespace, listed},
+    support::{Cgroup, Monitor, REBIND, copy_program, in_namespace, listed, totals},
 };
 
 /// A monitor with aggregation that watches one cgroup.
@@ -57,23 +57,6 @@ fn next(monitor: &Monitor, is_it: impl Fn(&Value) -> bool) -> Value {
 /// Whether the alert is of that event on that port, by itself.
 fn is(event: &'static str, port: u16) -> impl Fn(&Value) -> bool {
     move |alert| alert["event"] == event && alert["port"] == port
-}
-
-/// How many events of each kind on that port are reported or counted, without what a scan showed.
-fn totals(alerts: &[Value]) -> BTreeMap<String, u64> {
-    let mut totals = BTreeMap::new();
-    for alert in alerts.iter().filter(|alert| alert["origin"] != "snapshot") {
-        let event = alert["event"].as_str().unwrap().to_owned();
-        match alert["summary"]["counts"].as_object() {
-            Some(counts) => {
-                for (event, count) in counts {
-                    *totals.entry(event.clone()).or_default() += count.as_u64().unwrap();
-                }
-            }
-            None => *totals.entry(event).or_default() += 1,
-        }
-    }
-    totals
 }
 
 #[test]

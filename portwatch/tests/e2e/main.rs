@@ -9,6 +9,7 @@ mod aggregation;
 mod claims;
 mod commands;
 mod compatibility;
+mod counted;
 mod deny;
 mod doctor;
 mod errors;

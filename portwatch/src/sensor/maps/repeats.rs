@@ -7,7 +7,7 @@ use aya::{
     Ebpf,
     maps::{HashMap, MapData, MapError, PerCpuArray},
 };
-use portwatch_common::{RepeatKey, Stats, names};
+use portwatch_common::{RepeatKey, Stats, names, protocol::is_over};
 
 use super::{Plain, map};
 use crate::sensor::{SensorError, ring::Shared};
@@ -20,6 +20,17 @@ pub(in crate::sensor) struct Repeats {
     /// Counters that the BPF programs started, less those that were taken.
     open: u64,
     epoch: u32,
+}
+
+/// What the BPF programs did since the last time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct News {
+    /// Reports that found the ring full.
+    pub lost: u64,
+    /// Events that were kept in the table of counted sockets.
+    pub kept: u64,
+    /// Events for which that table had no room: they were counted.
+    pub overflowed: u64,
 }
 
 /// The high watermark is half the ring: the first of each repeat, which is reported, must still fit.
@@ -52,8 +63,8 @@ impl Repeats {
         self.control.epoch().store(epoch, Relaxed);
     }
 
-    /// How many reports found the ring full since the last call.
-    pub(in crate::sensor) fn newly_lost(&mut self) -> Result<u64, SensorError> {
+    /// What the BPF programs did since the last call.
+    pub(in crate::sensor) fn news(&mut self) -> Result<News, SensorError> {
         let slots = self
             .stats
             .get(&0, 0)
@@ -62,10 +73,16 @@ impl Repeats {
         let now = slots.fold(Stats::default(), |sum, slot| Stats {
             lost: sum.lost + slot.lost,
             repeats: sum.repeats + slot.repeats,
+            counted_sockets: sum.counted_sockets + slot.counted_sockets,
+            overflowed: sum.overflowed + slot.overflowed,
         });
         let before = std::mem::replace(&mut self.before, now);
         self.open += now.repeats - before.repeats;
-        Ok(now.lost - before.lost)
+        Ok(News {
+            lost: now.lost - before.lost,
+            kept: now.counted_sockets - before.counted_sockets,
+            overflowed: now.overflowed - before.overflowed,
+        })
     }
 
     /// Whether there are counters to take.
@@ -76,8 +93,8 @@ impl Repeats {
     /// Takes the counters of the epoch before this one, and begins the next: to be called when no
     /// run of a BPF program can be as old as that.
     pub(in crate::sensor) fn take(&mut self) -> Result<Vec<(RepeatKey, u64)>, SensorError> {
-        let before = self.epoch - 1;
-        let taken = self.remove(|key| key.epoch <= before)?;
+        let current = self.epoch;
+        let taken = self.remove(|key| is_over(key.epoch, current))?;
         self.epoch += 1;
         if self.control.epoch().load(Relaxed) != 0 {
             self.allow(true);

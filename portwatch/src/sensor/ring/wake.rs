@@ -4,7 +4,8 @@
 //! No record is left unread: the agent stores `polling = 0`, then a full barrier, then reads the ring
 //! once more; a program commits its record, then a full barrier (the xchg of `bpf_ringbuf_commit` in
 //! kernel/bpf/ringbuf.c, 5.10 to 6.18), then reads `polling`. Whichever barrier comes first, the other
-//! side sees the store before it: the agent reads the record, or the program wakes the agent.
+//! side sees the store before it: the agent reads the record, or the program wakes the agent. The model
+//! in portwatch-common/tests/protocol.rs runs through the interleavings.
 
 use std::{
     io,

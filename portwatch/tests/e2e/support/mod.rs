@@ -9,7 +9,7 @@ mod perl;
 pub use self::{
     cgroup::{Cgroup, cgroup_root},
     helper::Helper,
-    monitor::{Monitor, Unread, binary, copy_program, finish, listed, run},
+    monitor::{Monitor, Unread, binary, copy_program, finish, listed, run, totals},
     namespace::{Namespace, in_namespace},
     perl::{REBIND, bind_and_close, perl},
 };

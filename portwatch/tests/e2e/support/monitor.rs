@@ -1,6 +1,7 @@
 //! `portwatch` as a child process.
 
 use std::{
+    collections::BTreeMap,
     io::{BufRead as _, BufReader, Read as _},
     path::Path,
     process::{Child, ChildStderr, ChildStdout, Command, ExitStatus, Stdio},
@@ -280,4 +281,21 @@ pub fn finish(command: &mut Command) -> Finished {
         stdout: String::from_utf8(output.stdout).unwrap(),
         stderr: String::from_utf8(output.stderr).unwrap(),
     }
+}
+
+/// How many events of each kind are reported or counted, without what a scan showed.
+pub fn totals(alerts: &[Value]) -> BTreeMap<String, u64> {
+    let mut totals = BTreeMap::new();
+    for alert in alerts.iter().filter(|alert| alert["origin"] != "snapshot") {
+        let event = alert["event"].as_str().unwrap().to_owned();
+        match alert["summary"]["counts"].as_object() {
+            Some(counts) => {
+                for (event, count) in counts {
+                    *totals.entry(event.clone()).or_default() += count.as_u64().unwrap();
+                }
+            }
+            None => *totals.entry(event).or_default() += 1,
+        }
+    }
+    totals
 }
