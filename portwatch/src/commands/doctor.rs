@@ -8,6 +8,7 @@ use serde::Serialize;
 use crate::{
     conformance::runner::{Monitor, Outcome, Verdict},
     output::FormatName,
+    sandbox::{self, Finding},
     sensor::{self, Check},
 };
 
@@ -69,7 +70,8 @@ struct ScenarioResult {
 pub fn run(args: Args, out: &mut impl io::Write) -> Result<()> {
     let Args { format, self_test } = args;
     let mut write = |text: &str| super::write(text, out);
-    let checks = sensor::probe();
+    let mut checks = sensor::probe();
+    checks.extend(sandbox::probe().into_iter().map(of_sandbox));
     let unfit = checks
         .iter()
         .find(|check| check.required && !check.ok)
@@ -121,6 +123,16 @@ pub fn run(args: Args, out: &mut impl io::Write) -> Result<()> {
         return Err(SelfTestFailed(failed).into());
     }
     Ok(())
+}
+
+/// The monitor can do without giving something up.
+fn of_sandbox(Finding { name, result }: Finding) -> Check {
+    Check {
+        name: name.to_owned(),
+        ok: result.is_ok(),
+        required: false,
+        detail: result.unwrap_or_else(|problem| problem),
+    }
 }
 
 fn describe_checks(checks: &[Check]) -> Result<String> {

@@ -7,6 +7,7 @@ use crate::{
     config::Config,
     policy::DefaultScope,
     registry::Registry,
+    sandbox::{Prepared, Sandbox},
     sensor::{Sensor, Tracepoint, is_pinned},
 };
 
@@ -90,4 +91,21 @@ pub(super) fn missing_cgroups(sensor: &Sensor) -> Vec<String> {
             )
         })
         .collect()
+}
+
+/// Gives up the privileges that an armed monitor does not need. Also what to log about it.
+pub(super) fn enter(prepared: Option<Prepared>) -> (Option<Sandbox>, Vec<String>) {
+    let Some(prepared) = prepared else {
+        let warning = "WARNING: --no-sandbox: this monitor keeps all privileges that it was started \
+                       with; use it for debugging only";
+        return (None, vec![warning.to_owned()]);
+    };
+    let (sandbox, kept) = prepared.enter();
+    let mut messages = Vec::new();
+    if !kept.is_empty() {
+        messages.push(format!("could not be given up: {}", kept.join(", ")));
+    }
+    #[cfg(feature = "testing")]
+    messages.extend(crate::sandbox::testing::attempt());
+    (Some(sandbox), messages)
 }
