@@ -201,10 +201,7 @@ impl Monitor {
             };
             self.report_health(severity, detail);
         }
-        let problems = self.sandbox.as_mut().map(Sandbox::check);
-        for problem in problems.into_iter().flatten() {
-            self.report_health(Severity::Critical, problem);
-        }
+        self.check_sandbox();
         if !self.sensor.missing_cgroups().is_empty() {
             self.find_cgroups();
         }
@@ -216,6 +213,13 @@ impl Monitor {
         }
         if self.pipeline.tracker().has_unmarked() {
             self.scheduler.request(Urgency::Unmarked);
+        }
+    }
+
+    fn check_sandbox(&mut self) {
+        let problems = self.sandbox.as_mut().map(Sandbox::check);
+        for problem in problems.into_iter().flatten() {
+            self.report_health(Severity::Critical, problem);
         }
     }
 
@@ -238,6 +242,7 @@ impl Monitor {
         {}
         self.report_losses()?;
         self.take_counts()?;
+        self.check_sandbox();
         self.pipeline.finish(now());
         timeout(LAST_FLUSH, self.pipeline.sinks_mut().flush())
             .await

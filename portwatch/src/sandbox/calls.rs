@@ -268,6 +268,8 @@ pub(super) fn of_helper() -> Vec<Call> {
     .map(|number| (number, Vec::new()))
     .into();
     calls.extend([
+        // The standard library checks descriptors that it closes, in debug builds.
+        (SYS_fcntl, one_of(1, &[libc::F_GETFD as u64])),
         (SYS_setns, vec![vec![(1, INT, namespace)]]),
         (
             SYS_socket,

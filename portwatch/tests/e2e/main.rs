@@ -19,5 +19,6 @@ mod load;
 mod loss;
 mod no_alert;
 mod rules;
+mod sandbox;
 mod snapshot;
 mod support;
