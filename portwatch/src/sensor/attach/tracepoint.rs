@@ -22,6 +22,8 @@ impl Tracepoint {
     /// Attaches the tracepoint if there is anything for it to see.
     pub(in crate::sensor) fn attach(ebpf: &mut Ebpf, registered: Vec<Transport>) -> Self {
         if registered.is_empty() {
+            // One that the kernel rejects is reported when it is needed.
+            let _ = load(ebpf);
             return Self::NotNeeded;
         }
         match load_and_attach(ebpf) {
@@ -47,19 +49,31 @@ pub(in crate::sensor) fn registered() -> Vec<Transport> {
     transports
 }
 
+/// Loads the tracepoint's program and attaches it; loads it only once.
 pub(in crate::sensor) fn load_and_attach(ebpf: &mut Ebpf) -> Result<(), SensorError> {
-    const NAME: &str = names::TRACEPOINT;
-    let Some(program) = ebpf.program_mut(NAME) else {
+    load(ebpf)?;
+    let Some(program) = program(ebpf)? else {
         return Ok(());
     };
-    let program: &mut TracePoint = program
-        .try_into()
-        .map_err(|error| SensorError::program(NAME, error))?;
-    program
-        .load()
-        .map_err(|error| SensorError::program(NAME, error))?;
     program
         .attach("sock", NAME)
         .map(drop)
         .map_err(|error| SensorError::attach(NAME, &error))
+}
+
+/// Loads the tracepoint's program, for later: an armed monitor gives up loading programs.
+pub(in crate::sensor) fn load(ebpf: &mut Ebpf) -> Result<(), SensorError> {
+    match program(ebpf)? {
+        Some(program) if program.fd().is_err() => program
+            .load()
+            .map_err(|error| SensorError::program(NAME, error)),
+        _ => Ok(()),
+    }
+}
+
+const NAME: &str = names::TRACEPOINT;
+
+fn program(ebpf: &mut Ebpf) -> Result<Option<&mut TracePoint>, SensorError> {
+    let program = ebpf.program_mut(NAME).map(TryInto::try_into).transpose();
+    program.map_err(|error| SensorError::program(NAME, error))
 }
