@@ -100,12 +100,8 @@ pub(super) fn enter(prepared: Option<Prepared>) -> (Option<Sandbox>, Vec<String>
                        with; use it for debugging only";
         return (None, vec![warning.to_owned()]);
     };
-    let (sandbox, kept) = prepared.enter();
-    let mut messages = Vec::new();
-    if !kept.is_empty() {
-        messages.push(format!("could not be given up: {}", kept.join(", ")));
-    }
+    let (sandbox, messages) = prepared.enter();
     #[cfg(feature = "testing")]
-    messages.extend(crate::sandbox::testing::attempt());
+    let messages = [messages, crate::sandbox::testing::attempt().into_iter().collect()].concat();
     (Some(sandbox), messages)
 }

@@ -98,7 +98,7 @@ mod tests {
     use libc::c_long;
 
     use super::*;
-    use crate::sandbox::{capabilities, denied};
+    use crate::sandbox::{confine_thread, denied};
 
     /// errno(3) of a system call; 0 where it succeeded.
     fn errno(number: c_long, arguments: [u64; 4]) -> i32 {
@@ -187,9 +187,7 @@ mod tests {
             ("a terminal's input", libc::SYS_ioctl, [0, libc::TIOCSTI as u64, path, 0], denied),
         ];
         let thread = thread::spawn(move || {
-            capabilities::drop_others().unwrap();
-            denied::watch();
-            Filters::of_monitor().unwrap().install().unwrap();
+            confine_thread().unwrap();
             // A thread of it is allowed, and as narrow.
             let results = thread::spawn(move || {
                 table.map(|(name, number, arguments, expected)| {

@@ -35,6 +35,10 @@ pub struct Sandbox {
     had_helper: bool,
 }
 
+/// What is missing without a helper.
+const WITHOUT_HELPER: &str = "scans read other network namespaces from /proc/PID/net: without \
+                              cookies, and without TCP sockets that are only bound";
+
 /// Where the kernel kills other processes first; -1000 would mean never (proc(5), `oom_score_adj`).
 const OOM_SCORE_ADJUSTMENT: i32 = -900;
 
@@ -49,8 +53,9 @@ pub fn prepare() -> Prepared {
 }
 
 impl Prepared {
-    /// Gives up what an armed monitor does not need, in all threads to come. Also what could not be
-    /// given up, and why. To be called while there is one thread.
+    /// Gives up what an armed monitor does not need, in all threads to come. Also what the operator
+    /// should know: what could not be given up, and what is missing. To be called while there is one
+    /// thread.
     #[must_use]
     pub fn enter(self) -> (Sandbox, Vec<String>) {
         let mut kept = Vec::new();
@@ -72,6 +77,10 @@ impl Prepared {
             "new privileges",
             set_no_new_privs().map_err(|error| error.to_string()),
         );
+        let mut messages = Vec::new();
+        if let Err(error) = &self.helper {
+            messages.push(format!("{WITHOUT_HELPER}: {error}"));
+        }
         let helper = share(self.helper);
         denied::watch();
         note("system calls", filter::install_in_all_threads());
@@ -79,7 +88,10 @@ impl Prepared {
             helper,
             had_helper: helper.is_some(),
         };
-        (sandbox, kept)
+        if !kept.is_empty() {
+            messages.push(format!("could not be given up: {}", kept.join(", ")));
+        }
+        (sandbox, messages)
     }
 }
 
@@ -95,11 +107,7 @@ impl Sandbox {
         }
         let has_helper = self.helper.is_some_and(Helper::is_running);
         if self.had_helper && !has_helper {
-            problems.push(
-                "the helper process has ended: sockets in other network namespaces are read from \
-                 /proc/PID/net, without cookies and without TCP sockets that are only bound"
-                    .to_owned(),
-            );
+            problems.push(format!("the helper process has ended: {WITHOUT_HELPER}"));
         }
         self.had_helper = has_helper;
         problems
@@ -134,4 +142,12 @@ fn protect_from_oom() {
     if score.is_some_and(|score| score > OOM_SCORE_ADJUSTMENT) {
         let _ = fs::write(FILE, OOM_SCORE_ADJUSTMENT.to_string());
     }
+}
+
+/// Confines the calling thread as an armed monitor is.
+#[cfg(test)]
+pub fn confine_thread() -> Result<(), String> {
+    capabilities::drop_others()?;
+    denied::watch();
+    filter::Filters::of_monitor()?.install()
 }

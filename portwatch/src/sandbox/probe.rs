@@ -47,11 +47,8 @@ pub fn probe() -> Vec<Finding> {
             {
                 Ok("opens sockets in other network namespaces".into())
             } else {
-                Err(
-                    "without CAP_SYS_ADMIN other network namespaces are read from /proc/PID/net: no \
-                     cookies, and no TCP sockets that are only bound"
-                        .into(),
-                )
+                Err(format!("without CAP_SYS_ADMIN {}", super::WITHOUT_HELPER))
+            }
             },
         },
         Finding {

@@ -1,6 +1,11 @@
 //! What an armed monitor has given up.
 
-use std::{collections::HashMap, fs, net::{TcpListener, TcpStream}, process::Command};
+use std::{
+    collections::HashMap,
+    fs,
+    net::{TcpListener, TcpStream},
+    process::Command,
+};
 
 use nix::{
     sys::signal::{Signal, kill},
@@ -149,7 +154,10 @@ fn a_denied_system_call_fails_and_is_reported() {
     let result = monitor.log_line();
     let denied = "-1 (Operation not permitted (os error 1))";
     assert!(result.contains(denied), "{result}");
-    let expected = format!("denied 1 system calls, the first with number {}", libc::SYS_execve);
+    let expected = format!(
+        "denied 1 system calls, the first with number {}",
+        libc::SYS_execve
+    );
     let line = std::iter::repeat_with(|| monitor.line()).find(|line| line.contains(&expected));
     assert!(line.unwrap().contains(r#""severity":"critical""#));
 }
@@ -164,8 +172,19 @@ fn five_capabilities_without_root_are_enough() {
         // Otherwise the bounding set could not be given up.
         command.args(["--bounding-set", &format!("-all,{CAPABILITIES}")]);
         command.arg(binary());
-        command.args(["run", "--format=json", "--config=/dev/null", "--no-aggregate"]);
-        let monitor = Monitor::spawn(&mut command);
+        command.args([
+            "run",
+            "--format=json",
+            "--config=/dev/null",
+            "--no-aggregate",
+        ]);
+        let mut monitor = Monitor::spawn(&mut command);
+        // The one thing that is missing; all else is given up.
+        let line = monitor.log_line();
+        assert!(
+            line.contains("read other network namespaces from /proc/PID/net"),
+            "{line}"
+        );
         let listener = TcpListener::bind("127.0.0.1:976").unwrap();
         for event in ["bind", "listen"] {
             let alert = monitor.alert(namespace.inode);

@@ -77,3 +77,32 @@ fn program(ebpf: &mut Ebpf) -> Result<Option<&mut TracePoint>, SensorError> {
     let program = ebpf.program_mut(NAME).map(TryInto::try_into).transpose();
     program.map_err(|error| SensorError::program(NAME, error))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use super::*;
+    use crate::{
+        sandbox::confine_thread,
+        sensor::object::{HostFeatures, OBJECT, load as load_object},
+    };
+
+    #[test]
+    fn a_confined_monitor_can_attach_what_it_has_loaded() {
+        let loaded = || {
+            let (features, loader) = HostFeatures::read();
+            let mut ebpf = load_object(loader, OBJECT, 1 << 12, &features).unwrap();
+            load(&mut ebpf).unwrap();
+            ebpf
+        };
+        // Where tracefs is not mounted, nobody can.
+        let anyone = load_and_attach(&mut loaded()).map_err(|error| error.to_string());
+        let mut ebpf = loaded();
+        let confined = thread::spawn(move || {
+            confine_thread().unwrap();
+            load_and_attach(&mut ebpf).map_err(|error| error.to_string())
+        });
+        assert_eq!(confined.join().unwrap(), anyone);
+    }
+}
