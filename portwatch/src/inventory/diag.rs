@@ -11,8 +11,8 @@ use std::{
 };
 
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockType, SockaddrIn, bind,
-    getsockopt, recv, sendto, socket,
+    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockType, SockaddrIn, bind, getsockopt, recv,
+    sendto, socket,
 };
 
 use super::{

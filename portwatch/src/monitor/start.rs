@@ -102,6 +102,10 @@ pub(super) fn enter(prepared: Option<Prepared>) -> (Option<Sandbox>, Vec<String>
     };
     let (sandbox, messages) = prepared.enter();
     #[cfg(feature = "testing")]
-    let messages = [messages, crate::sandbox::testing::attempt().into_iter().collect()].concat();
+    let messages = [
+        messages,
+        crate::sandbox::testing::attempt().into_iter().collect(),
+    ]
+    .concat();
     (Some(sandbox), messages)
 }

@@ -9,11 +9,11 @@ use libc::{
     SYS_clock_nanosleep, SYS_clone, SYS_clone3, SYS_close, SYS_connect, SYS_epoll_ctl,
     SYS_epoll_pwait, SYS_epoll_pwait2, SYS_exit, SYS_exit_group, SYS_faccessat, SYS_faccessat2,
     SYS_fcntl, SYS_fgetxattr, SYS_fstat, SYS_fstatfs, SYS_futex, SYS_getcwd, SYS_getdents64,
-    SYS_getegid, SYS_geteuid, SYS_getgid, SYS_getpeername, SYS_getpid, SYS_getppid,
-    SYS_getrandom, SYS_getsockname, SYS_getsockopt, SYS_gettid, SYS_gettimeofday, SYS_getuid,
-    SYS_getxattr, SYS_inotify_add_watch, SYS_inotify_init1, SYS_inotify_rm_watch, SYS_ioctl,
-    SYS_lgetxattr, SYS_lseek, SYS_madvise, SYS_membarrier, SYS_mmap, SYS_mprotect, SYS_mremap,
-    SYS_munmap, SYS_nanosleep, SYS_newfstatat, SYS_open_by_handle_at, SYS_openat, SYS_openat2,
+    SYS_getegid, SYS_geteuid, SYS_getgid, SYS_getpeername, SYS_getpid, SYS_getppid, SYS_getrandom,
+    SYS_getsockname, SYS_getsockopt, SYS_gettid, SYS_gettimeofday, SYS_getuid, SYS_getxattr,
+    SYS_inotify_add_watch, SYS_inotify_init1, SYS_inotify_rm_watch, SYS_ioctl, SYS_lgetxattr,
+    SYS_lseek, SYS_madvise, SYS_membarrier, SYS_mmap, SYS_mprotect, SYS_mremap, SYS_munmap,
+    SYS_nanosleep, SYS_newfstatat, SYS_open_by_handle_at, SYS_openat, SYS_openat2,
     SYS_perf_event_open, SYS_pidfd_getfd, SYS_pidfd_open, SYS_ppoll, SYS_prctl, SYS_pread64,
     SYS_prlimit64, SYS_read, SYS_readlinkat, SYS_readv, SYS_recvfrom, SYS_recvmmsg, SYS_recvmsg,
     SYS_restart_syscall, SYS_rseq, SYS_rt_sigaction, SYS_rt_sigprocmask, SYS_rt_sigreturn,
@@ -197,10 +197,7 @@ pub(super) fn of_monitor(pid: u32) -> Vec<Call> {
         .collect();
     calls.extend([
         // Memory is writable or executable, never both; libraries of a name service are executable.
-        (
-            SYS_mmap,
-            vec![vec![(2, write, 0)], vec![(2, execute, 0)]],
-        ),
+        (SYS_mmap, vec![vec![(2, write, 0)], vec![(2, execute, 0)]]),
         (SYS_mprotect, vec![vec![(2, execute, 0)]]),
         (SYS_openat, vec![vec![(2, writes, 0)]]),
         (SYS_clone, vec![vec![(0, thread | namespaces, thread)]]),
@@ -255,8 +252,12 @@ pub(super) fn of_monitor(pid: u32) -> Vec<Call> {
 
 /// The system calls of the helper process.
 pub(super) fn of_helper() -> Vec<Call> {
-    let [namespace, netlink, sock_diag] =
-        [libc::CLONE_NEWNET, libc::AF_NETLINK, libc::NETLINK_SOCK_DIAG].map(|value| value as u64);
+    let [namespace, netlink, sock_diag] = [
+        libc::CLONE_NEWNET,
+        libc::AF_NETLINK,
+        libc::NETLINK_SOCK_DIAG,
+    ]
+    .map(|value| value as u64);
     let mut calls: Vec<Call> = [
         SYS_close,
         SYS_exit_group,

@@ -42,11 +42,7 @@ const SYS_SECCOMP: i32 = 1;
 
 /// With `SECCOMP_RET_TRAP` the registers are as they were before the call, except that the program
 /// goes on behind it (seccomp(2)): the register of the result gets its error here.
-extern "C" fn on_sigsys(
-    _: libc::c_int,
-    info: *mut libc::siginfo_t,
-    context: *mut libc::c_void,
-) {
+extern "C" fn on_sigsys(_: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
     // SAFETY: with SA_SIGINFO the kernel passes a valid `siginfo_t`.
     if unsafe { (*info).si_code } != SYS_SECCOMP {
         return;

@@ -97,7 +97,6 @@ mod tests {
 
     use libc::c_long;
 
-    use super::*;
     use crate::sandbox::{confine_thread, denied};
 
     /// errno(3) of a system call; 0 where it succeeded.
@@ -128,7 +127,12 @@ mod tests {
         let table: [(&str, c_long, [u64; 4], Option<i32>); 34] = [
             ("execve", libc::SYS_execve, none, denied),
             ("execveat", libc::SYS_execveat, none, denied),
-            ("fork", libc::SYS_clone, [value(libc::SIGCHLD), 0, 0, 0], denied),
+            (
+                "fork",
+                libc::SYS_clone,
+                [value(libc::SIGCHLD), 0, 0, 0],
+                denied,
+            ),
             (
                 "a namespace",
                 libc::SYS_clone,
@@ -155,8 +159,18 @@ mod tests {
             ("making a map", libc::SYS_bpf, [0, 0, 0, 0], denied),
             ("a program by its id", libc::SYS_bpf, [13, 0, 0, 0], denied),
             ("map look-up", libc::SYS_bpf, [1, 0, 0, 0], None),
-            ("open for reading", libc::SYS_openat, open(libc::O_RDONLY), Some(0)),
-            ("open for writing", libc::SYS_openat, open(libc::O_RDWR), denied),
+            (
+                "open for reading",
+                libc::SYS_openat,
+                open(libc::O_RDONLY),
+                Some(0),
+            ),
+            (
+                "open for writing",
+                libc::SYS_openat,
+                open(libc::O_RDWR),
+                denied,
+            ),
             ("creating", libc::SYS_openat, open(libc::O_CREAT), denied),
             (
                 "a packet socket",
@@ -176,7 +190,12 @@ mod tests {
                 socket(libc::AF_NETLINK, raw, libc::NETLINK_SOCK_DIAG),
                 Some(0),
             ),
-            ("udp", libc::SYS_socket, socket(libc::AF_INET, dgram, 0), Some(0)),
+            (
+                "udp",
+                libc::SYS_socket,
+                socket(libc::AF_INET, dgram, 0),
+                Some(0),
+            ),
             ("listen", libc::SYS_listen, none, denied),
             (
                 "writable code",
@@ -184,7 +203,12 @@ mod tests {
                 [0, 4096, write | execute, anonymous],
                 denied,
             ),
-            ("a terminal's input", libc::SYS_ioctl, [0, libc::TIOCSTI as u64, path, 0], denied),
+            (
+                "a terminal's input",
+                libc::SYS_ioctl,
+                [0, libc::TIOCSTI as u64, path, 0],
+                denied,
+            ),
         ];
         let thread = thread::spawn(move || {
             confine_thread().unwrap();

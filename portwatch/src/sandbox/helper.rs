@@ -18,7 +18,9 @@ use nix::{
     sys::{
         prctl,
         signal::{SigHandler, Signal, signal},
-        socket::{AddressFamily, SockFlag, SockType, setsockopt, socketpair, sockopt::ReceiveTimeout},
+        socket::{
+            AddressFamily, SockFlag, SockType, setsockopt, socketpair, sockopt::ReceiveTimeout,
+        },
         time::{TimeVal, TimeValLike as _},
     },
     unistd::{ForkResult, fork},

@@ -48,7 +48,6 @@ pub fn probe() -> Vec<Finding> {
                 Ok("opens sockets in other network namespaces".into())
             } else {
                 Err(format!("without CAP_SYS_ADMIN {}", super::WITHOUT_HELPER))
-            }
             },
         },
         Finding {
