@@ -130,7 +130,8 @@ impl Sensor {
         let marks = SocketMarks::new(&mut ebpf, control)?;
 
         // All are loaded before any is attached, so that one that is rejected leaves nothing behind.
-        load_programs(required(&mut ebpf))?;
+        // The tracepoint too, since an armed monitor gives up loading programs.
+        load_programs(ebpf.programs_mut())?;
         let mut programs = 0;
         let mut pinned = Vec::new();
         for (name, program) in required(&mut ebpf) {

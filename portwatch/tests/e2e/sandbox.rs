@@ -24,6 +24,9 @@ const KEPT: u64 = 1 << 12 | 1 << 19 | 1 << 2 | 1 << 38 | 1 << 39;
 /// CAP_NET_ADMIN and CAP_SYS_ADMIN.
 const KEPT_BY_HELPER: u64 = 1 << 12 | 1 << 21;
 
+/// Tests that run in parallel must not fill this monitor's ring.
+const RING: &str = "--ring-size=16777216";
+
 /// The lines of a `status` file in /proc.
 fn status(path: &str) -> HashMap<String, String> {
     let text = fs::read_to_string(path).unwrap();
@@ -98,6 +101,7 @@ fn sockets_of_other_namespaces_are_found_with_their_cookies() {
             "--format=json",
             "--config=/dev/null",
             "--no-aggregate",
+            RING,
         ]));
         let found = monitor.alert(namespace.inode);
         assert_alert!(found, { "event" => "listen", "origin" => "snapshot" });
@@ -177,6 +181,7 @@ fn five_capabilities_without_root_are_enough() {
             "--format=json",
             "--config=/dev/null",
             "--no-aggregate",
+            RING,
         ]);
         let mut monitor = Monitor::spawn(&mut command);
         // The one thing that is missing; all else is given up.

@@ -21,12 +21,23 @@ pub enum Tracepoint {
 impl Tracepoint {
     /// Attaches the tracepoint if there is anything for it to see.
     pub(in crate::sensor) fn attach(ebpf: &mut Ebpf, registered: Vec<Transport>) -> Self {
+        Self::attach_by(load_and_attach, ebpf, registered)
+    }
+
+    /// As [`attach`](Self::attach), where programs can no longer be loaded.
+    pub(in crate::sensor) fn attach_loaded(ebpf: &mut Ebpf, registered: Vec<Transport>) -> Self {
+        Self::attach_by(attach, ebpf, registered)
+    }
+
+    fn attach_by(
+        attach: fn(&mut Ebpf) -> Result<(), SensorError>,
+        ebpf: &mut Ebpf,
+        registered: Vec<Transport>,
+    ) -> Self {
         if registered.is_empty() {
-            // One that the kernel rejects is reported when it is needed.
-            let _ = load(ebpf);
             return Self::NotNeeded;
         }
-        match load_and_attach(ebpf) {
+        match attach(ebpf) {
             Ok(()) => Self::Attached(registered),
             Err(error) => Self::Rejected(registered, error.to_string()),
         }
@@ -49,9 +60,19 @@ pub(in crate::sensor) fn registered() -> Vec<Transport> {
     transports
 }
 
-/// Loads the tracepoint's program and attaches it; loads it only once.
+/// Loads the tracepoint's program, unless it is loaded, and attaches it.
 pub(in crate::sensor) fn load_and_attach(ebpf: &mut Ebpf) -> Result<(), SensorError> {
-    load(ebpf)?;
+    if let Some(program) = program(ebpf)?
+        && program.fd().is_err()
+    {
+        program
+            .load()
+            .map_err(|error| SensorError::program(NAME, error))?;
+    }
+    attach(ebpf)
+}
+
+fn attach(ebpf: &mut Ebpf) -> Result<(), SensorError> {
     let Some(program) = program(ebpf)? else {
         return Ok(());
     };
@@ -59,16 +80,6 @@ pub(in crate::sensor) fn load_and_attach(ebpf: &mut Ebpf) -> Result<(), SensorEr
         .attach("sock", NAME)
         .map(drop)
         .map_err(|error| SensorError::attach(NAME, &error))
-}
-
-/// Loads the tracepoint's program, for later: an armed monitor gives up loading programs.
-pub(in crate::sensor) fn load(ebpf: &mut Ebpf) -> Result<(), SensorError> {
-    match program(ebpf)? {
-        Some(program) if program.fd().is_err() => program
-            .load()
-            .map_err(|error| SensorError::program(NAME, error)),
-        _ => Ok(()),
-    }
 }
 
 const NAME: &str = names::TRACEPOINT;
@@ -85,23 +96,23 @@ mod tests {
     use super::*;
     use crate::{
         sandbox::confine_thread,
-        sensor::object::{HostFeatures, OBJECT, load as load_object},
+        sensor::object::{HostFeatures, OBJECT, load, load_programs},
     };
 
     #[test]
     fn a_confined_monitor_can_attach_what_it_has_loaded() {
         let loaded = || {
             let (features, loader) = HostFeatures::read();
-            let mut ebpf = load_object(loader, OBJECT, 1 << 12, &features).unwrap();
-            load(&mut ebpf).unwrap();
+            let mut ebpf = load(loader, OBJECT, 1 << 12, &features).unwrap();
+            load_programs(ebpf.programs_mut()).unwrap();
             ebpf
         };
         // Where tracefs is not mounted, nobody can.
-        let anyone = load_and_attach(&mut loaded()).map_err(|error| error.to_string());
+        let anyone = attach(&mut loaded()).map_err(|error| error.to_string());
         let mut ebpf = loaded();
         let confined = thread::spawn(move || {
             confine_thread().unwrap();
-            load_and_attach(&mut ebpf).map_err(|error| error.to_string())
+            attach(&mut ebpf).map_err(|error| error.to_string())
         });
         assert_eq!(confined.join().unwrap(), anyone);
     }
