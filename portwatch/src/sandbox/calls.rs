@@ -144,6 +144,11 @@ const BPF_COMMANDS: [u64; 7] = [
     28, // BPF_LINK_CREATE
 ];
 
+/// The libc crate has these with another type for each libc (include/uapi/asm-generic/ioctls.h).
+const TCGETS: u64 = 0x5401;
+const FIONREAD: u64 = 0x541b;
+const FIONBIO: u64 = 0x5421;
+
 /// For the tracepoint on kernels without a link for it (include/uapi/linux/perf_event.h).
 const PERF_EVENT_IOC_ENABLE: u64 = 0x2400;
 const PERF_EVENT_IOC_DISABLE: u64 = 0x2401;
@@ -222,9 +227,9 @@ pub(super) fn of_monitor(pid: u32) -> Vec<Call> {
             one_of(
                 1,
                 &[
-                    libc::TCGETS as u64,
-                    libc::FIONBIO as u64,
-                    libc::FIONREAD as u64,
+                    TCGETS,
+                    FIONBIO,
+                    FIONREAD,
                     PERF_EVENT_IOC_DISABLE,
                     PERF_EVENT_IOC_ENABLE,
                     PERF_EVENT_IOC_SET_BPF,

@@ -134,9 +134,7 @@ fn serve(socket: OwnedFd, own: OwnedFd, filters: &Filters) -> Result<(), String>
         let Ok(([number, _], namespace)) = receive(socket.as_fd()) else {
             return Ok(());
         };
-        let opened = namespace
-            .ok_or(Errno::EBADF)
-            .and_then(|namespace| sock_diag_in(namespace));
+        let opened = namespace.ok_or(Errno::EBADF).and_then(sock_diag_in);
         // Back, or the namespace would live as long as this process is in it.
         setns(own.as_fd(), CloneFlags::CLONE_NEWNET).map_err(text)?;
         let error = opened.as_ref().err().map_or(0, |error| *error as u32);
