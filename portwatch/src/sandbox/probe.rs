@@ -2,7 +2,7 @@
 
 use std::thread;
 
-use caps::{CapSet, Capability};
+use caps::{CapSet, Capability, CapsHashSet};
 
 use super::{capabilities, filter::Filters};
 
@@ -21,15 +21,16 @@ pub fn probe() -> Vec<Finding> {
         Finding {
             name: "sandbox: capabilities",
             result: on_thread(|| {
-                let before = count();
+                let before = permitted().len();
                 capabilities::drop_others()?;
-                let names = capabilities::KEPT.map(|capability| capability.to_string());
-                let after = count();
-                Ok(format!(
-                    "{} of {before} given up once armed; of these stay what is there: {}",
-                    before - after,
-                    names.join(", ")
-                ))
+                let kept = permitted();
+                let names = capabilities::KEPT.into_iter();
+                let names: Vec<String> = names
+                    .filter(|capability| kept.contains(capability))
+                    .map(|capability| capability.to_string())
+                    .collect();
+                let names = names.join(", ");
+                Ok(format!("of {before}, an armed monitor keeps {names}"))
             }),
         },
         Finding {
@@ -87,9 +88,9 @@ fn landlock() -> String {
     format!("not used, since it would hide the descriptors of other processes; {kernel}")
 }
 
-/// How many capabilities the calling thread has.
-fn count() -> usize {
-    caps::read(None, CapSet::Permitted).map_or(0, |capabilities| capabilities.len())
+/// The capabilities of the calling thread.
+fn permitted() -> CapsHashSet {
+    caps::read(None, CapSet::Permitted).unwrap_or_default()
 }
 
 /// The result of `attempt` on a thread of its own: capabilities and filters are a thread's.
