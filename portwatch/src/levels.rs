@@ -8,7 +8,7 @@ const LEVELS: [&[&str]; 17] = [
     &["model"],
     &["linux"],
     &["registry"],
-    &["policy", "process", "sensor"],
+    &["policy", "process", "sandbox", "sensor"],
     &["inventory"],
     &["tracker"],
     &["decide"],

@@ -21,6 +21,7 @@ mod pipeline;
 mod policy;
 mod process;
 mod registry;
+mod sandbox;
 mod sensor;
 #[cfg(feature = "testing")]
 pub mod testing;

@@ -12,6 +12,7 @@ use crate::{
     inventory::redirects::{self, RedirectCheck},
     model::Transport,
     output::FormatName,
+    sandbox::{self, Finding},
     sensor::{self, Check},
 };
 
@@ -86,7 +87,10 @@ pub fn run(args: Args, out: &mut impl io::Write) -> Result<()> {
     let mut write = |text: &str| super::write(text, out);
     let mut checks = sensor::probe();
     let watched = config.watched(&registry, &Transport::ALL).collect();
-    checks.extend(redirects::check(&watched).into_iter().map(check_of));
+    let redirects = redirects::check(&watched).into_iter();
+    checks.extend(redirects.map(|RedirectCheck { name, result }| check_of(name, result)));
+    let sandbox = sandbox::probe().into_iter();
+    checks.extend(sandbox.map(|Finding { name, result }| check_of(name, result)));
     let unfit = checks
         .iter()
         .find(|check| check.required && !check.ok)
@@ -140,9 +144,10 @@ pub fn run(args: Args, out: &mut impl io::Write) -> Result<()> {
     Ok(())
 }
 
-fn check_of(RedirectCheck { name, result }: RedirectCheck) -> Check {
+/// A check that a monitor can do without.
+fn check_of(name: &str, result: Result<String, String>) -> Check {
     Check {
-        name: name.into(),
+        name: name.to_owned(),
         ok: result.is_ok(),
         required: false,
         detail: result.unwrap_or_else(|problem| problem),

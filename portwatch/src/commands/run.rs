@@ -47,6 +47,11 @@ pub struct Args {
     /// Needs a BPF file system at /sys/fs/bpf. `portwatch unpin` stops it; the next run replaces it.
     #[arg(long, conflicts_with = "dry_run")]
     fail_closed: bool,
+    /// Keep all privileges after arming; for debugging only
+    ///
+    /// Otherwise the monitor gives up the capabilities and system calls that it no longer needs.
+    #[arg(long)]
+    no_sandbox: bool,
     #[command(flatten)]
     config: ConfigArgs,
     #[command(flatten)]
@@ -84,6 +89,7 @@ pub fn run(args: Args, _out: &mut impl io::Write) -> Result<()> {
             fail_closed: args.fail_closed,
         },
         health_interval: Duration::from_secs(args.health_interval),
+        sandbox: !args.no_sandbox,
     };
     monitor::run(&options, registry)
 }

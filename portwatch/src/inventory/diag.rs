@@ -1,5 +1,5 @@
-//! sock_diag(7) in the network namespace of the calling thread. The crates for it cannot filter by
-//! port: without a filter the kernel sends every connection of the host.
+//! sock_diag(7) in one network namespace. The crates for it cannot filter by port: without a filter
+//! the kernel sends every connection of the host.
 
 use std::{
     collections::HashSet,
@@ -11,8 +11,8 @@ use std::{
 };
 
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, SockaddrIn, bind,
-    getsockopt, recv, sendto, socket,
+    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockType, SockaddrIn, bind, getsockopt, recv,
+    sendto, socket,
 };
 
 use super::{
@@ -20,7 +20,10 @@ use super::{
     wire::{HEADER, Header, Message, both_families, one_family},
 };
 use crate::{
-    linux::{address, netns::NetnsCookie},
+    linux::{
+        address,
+        netns::{NetnsCookie, sock_diag},
+    },
     model::Transport,
 };
 
@@ -63,11 +66,14 @@ pub(super) struct Dump {
     pub(super) unshown: Vec<Transport>,
 }
 
-/// The sockets of `transports` on `ports` in the calling thread's network namespace.
-pub(super) fn dump(ports: &RangeInclusive<u16>, transports: &[Transport]) -> io::Result<Dump> {
-    let netlink = open()?;
+/// The sockets of `transports` on `ports` in the network namespace of `netlink`, a sock_diag socket.
+pub(super) fn dump(
+    netlink: &OwnedFd,
+    ports: &RangeInclusive<u16>,
+    transports: &[Transport],
+) -> io::Result<Dump> {
     let mut dump = Dump {
-        cookie: getsockopt(&netlink, NetnsCookie).ok(),
+        cookie: getsockopt(netlink, NetnsCookie).ok(),
         ..Dump::default()
     };
     let rows = &mut dump.rows;
@@ -75,14 +81,14 @@ pub(super) fn dump(ports: &RangeInclusive<u16>, transports: &[Transport]) -> io:
         // TCP's hash tables span all namespaces and are long: read both families in one pass.
         if transport == Transport::Tcp {
             let before = rows.len();
-            if read(&netlink, transport, &both_families(ports), rows).is_ok() {
+            if read(netlink, transport, &both_families(ports), rows).is_ok() {
                 continue;
             }
             rows.truncate(before);
         }
         for family in [libc::AF_INET, libc::AF_INET6] {
             match read(
-                &netlink,
+                netlink,
                 transport,
                 &one_family(transport, family, ports),
                 rows,
@@ -116,15 +122,6 @@ fn read(
         });
     }
     Ok(())
-}
-
-fn open() -> io::Result<OwnedFd> {
-    Ok(socket(
-        AddressFamily::Netlink,
-        SockType::Raw,
-        SockFlag::SOCK_CLOEXEC,
-        SockProtocol::NetlinkSockDiag,
-    )?)
 }
 
 /// Adds the sockets of one dump to `rows` and returns the number of packets, `NLMSG_DONE` included.
@@ -232,7 +229,7 @@ pub(super) fn shows_bound() -> bool {
         };
         let mut rows = Vec::new();
         let request = one_family(Transport::Tcp, libc::AF_INET, &(port..=port));
-        query(&open()?, Transport::Tcp, &request, &mut rows)?;
+        query(&sock_diag()?, Transport::Tcp, &request, &mut rows)?;
         Ok(rows.iter().any(|row| row.state == State::Bound))
     };
     *RESULT.get_or_init(|| probe().unwrap_or(false))
@@ -277,7 +274,7 @@ mod tests {
         let listeners = ["127.0.0.1:0", "[::1]:0", "[::]:0"]
             .map(|address| std::net::TcpListener::bind(address).unwrap());
         let locals = listeners.each_ref().map(|one| one.local_addr().unwrap());
-        let netlink = open().unwrap();
+        let netlink = sock_diag().unwrap();
         let found = |requests: &[Vec<u8>]| {
             let mut rows = Vec::new();
             for request in requests {

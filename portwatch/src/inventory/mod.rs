@@ -15,7 +15,6 @@ use std::{
     io,
     net::SocketAddr,
     ops::RangeInclusive,
-    thread,
 };
 
 pub use self::holders::{Holder, duplicate, is_held_by};
@@ -77,7 +76,7 @@ pub struct Inventory {
 ///
 /// # Errors
 ///
-/// When /proc cannot be read or no thread can be started. Processes and namespaces that end
+/// When /proc cannot be read. Processes and namespaces that end
 /// meanwhile are skipped.
 pub fn read(ports: RangeInclusive<u16>, threads: usize) -> io::Result<Inventory> {
     read_with(ports, threads, &HashSet::new())
@@ -86,20 +85,6 @@ pub fn read(ports: RangeInclusive<u16>, threads: usize) -> io::Result<Inventory>
 /// As [`read`], with the accepted sockets of these cookies.
 fn read_with(
     ports: RangeInclusive<u16>,
-    threads: usize,
-    accepted: &HashSet<u64>,
-) -> io::Result<Inventory> {
-    let accepted = accepted.clone();
-    // On a new thread: setns(2) changes the thread, and returning can fail.
-    thread::Builder::new()
-        .name("inventory".into())
-        .spawn(move || read_all(&ports, threads, &accepted))?
-        .join()
-        .unwrap_or_else(|_| Err(io::Error::other("the inventory thread panicked")))
-}
-
-fn read_all(
-    ports: &RangeInclusive<u16>,
     threads: usize,
     accepted: &HashSet<u64>,
 ) -> io::Result<Inventory> {
@@ -113,7 +98,7 @@ fn read_all(
     // The second pass is for namespaces that only descriptors reference.
     while !unseen.is_empty() {
         let read = parallel::map(threads, unseen.iter().collect(), |namespace| {
-            read_namespace(ports, &transports, namespace)
+            read_namespace(&ports, &transports, namespace)
         });
         for (inode, outcome) in unseen.iter().map(|one| one.inode).zip(read) {
             seen.insert(inode);
@@ -162,9 +147,9 @@ fn read_namespace(
     transports: &[Transport],
     namespace: &Namespace,
 ) -> Read {
-    let dump = match namespace.enter() {
-        Ok(false) => return Read::Gone,
-        Ok(true) => diag::dump(ports, transports),
+    let dump = match namespace.sock_diag() {
+        Ok(None) => return Read::Gone,
+        Ok(Some(netlink)) => diag::dump(&netlink, ports, transports),
         Err(error) => Err(error),
     };
     match dump {
@@ -206,6 +191,7 @@ mod tests {
     };
 
     use super::*;
+    use crate::linux::netns;
 
     #[test]
     fn own_sockets_are_found_with_cookie_and_holder() {
@@ -262,7 +248,8 @@ mod tests {
             sockets.sort_by_key(|entry| entry.inode);
             sockets
         };
-        let dump = diag::dump(&ports, &[Transport::Tcp, Transport::Udp]).unwrap();
+        let netlink = netns::sock_diag().unwrap();
+        let dump = diag::dump(&netlink, &ports, &[Transport::Tcp, Transport::Udp]).unwrap();
         let by_diag = dump.rows.into_iter().map(|row| SocketEntry {
             cookie: None,
             cgroup: None,

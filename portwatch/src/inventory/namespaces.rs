@@ -1,16 +1,20 @@
-//! The network namespaces of this host, and how to enter them.
+//! The network namespaces of this host, and how to look into them.
 
 use std::{
     collections::{BTreeMap, HashSet},
     fs::File,
     io,
-    os::unix::{ffi::OsStrExt as _, fs::MetadataExt as _},
+    os::{
+        fd::OwnedFd,
+        unix::{ffi::OsStrExt as _, fs::MetadataExt as _},
+    },
     path::{Path, PathBuf},
 };
 
-use nix::sched::{CloneFlags, setns};
-
-use crate::linux::mountinfo::{self, Mount};
+use crate::linux::{
+    mountinfo::{self, Mount},
+    netns::{sock_diag, sock_diag_in},
+};
 
 /// Paths kept for one namespace: a process can end or change its namespace before it is entered.
 const PATHS_PER_NAMESPACE: usize = 8;
@@ -44,15 +48,15 @@ pub(super) struct Namespace {
 }
 
 impl Namespace {
-    /// Moves the calling thread into the namespace. False when no path refers to it any more.
+    /// A sock_diag(7) socket in the namespace. None when no path refers to it any more.
     ///
     /// # Errors
     ///
     /// When this user may not open or enter it.
-    pub(super) fn enter(&self) -> io::Result<bool> {
+    pub(super) fn sock_diag(&self) -> io::Result<Option<OwnedFd>> {
         // An unprivileged thread can still read its own namespace.
         if own() == Some(self.inode) {
-            return Ok(true);
+            return Ok(Some(sock_diag()?));
         }
         let mut denied = None;
         for path in &self.paths {
@@ -61,17 +65,14 @@ impl Namespace {
                 Ok(is_it.then_some(file))
             });
             match opened {
-                Ok(Some(file)) => {
-                    setns(file, CloneFlags::CLONE_NEWNET)?;
-                    return Ok(true);
-                }
+                Ok(Some(file)) => return sock_diag_in(file).map(Some),
                 Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
                     denied = Some(error);
                 }
                 Ok(None) | Err(_) => {}
             }
         }
-        denied.map_or(Ok(false), Err)
+        denied.map_or(Ok(None), Err)
     }
 
     /// The result of `read` for a process that was in the namespace before and after.

@@ -1,14 +1,24 @@
 //! Network namespaces: BPF programs read their cookies, tools show their inodes.
 #![forbid(unsafe_code)]
 
-use std::{collections::HashMap, fs::File, os::unix::fs::MetadataExt as _, thread};
+use std::{
+    collections::HashMap,
+    fs::File,
+    io,
+    os::{
+        fd::{AsFd as _, BorrowedFd, OwnedFd},
+        unix::fs::MetadataExt as _,
+    },
+    sync::OnceLock,
+    thread,
+};
 
 use nix::{
     errno::Errno,
     getsockopt_impl,
     sched::{CloneFlags, setns},
     sockopt_impl,
-    sys::socket::{AddressFamily, SockFlag, SockType, getsockopt, socket},
+    sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, getsockopt, socket},
 };
 
 sockopt_impl!(
@@ -61,23 +71,54 @@ pub fn inode_of(pid: u32) -> Option<u64> {
         .map(|namespace| namespace.ino())
 }
 
+/// Opens a sock_diag(7) socket in the network namespace that a descriptor refers to.
+pub type Opener = Box<dyn Fn(BorrowedFd<'_>) -> io::Result<OwnedFd> + Send + Sync>;
+
+static OPENER: OnceLock<Opener> = OnceLock::new();
+
+/// Sets how this process opens sockets in other namespaces from now on; the first call counts.
+/// Without it, a thread enters the namespace, which takes `CAP_SYS_ADMIN`.
+pub fn open_with(opener: Opener) {
+    let _ = OPENER.set(opener);
+}
+
+/// A new sock_diag(7) socket in the calling thread's network namespace.
+///
+/// # Errors
+///
+/// The kernel's.
+pub fn sock_diag() -> Result<OwnedFd, Errno> {
+    socket(
+        AddressFamily::Netlink,
+        SockType::Raw,
+        SockFlag::SOCK_CLOEXEC,
+        SockProtocol::NetlinkSockDiag,
+    )
+}
+
+/// A new sock_diag(7) socket in the network namespace that the file refers to.
+///
+/// # Errors
+///
+/// When this process may not enter it.
+pub fn sock_diag_in(namespace: File) -> io::Result<OwnedFd> {
+    if let Some(open) = OPENER.get() {
+        return open(namespace.as_fd());
+    }
+    // On a new thread: setns(2) changes the thread, and returning can fail.
+    let opener = thread::Builder::new().spawn(move || {
+        setns(namespace, CloneFlags::CLONE_NEWNET)?;
+        Ok(sock_diag()?)
+    })?;
+    let panicked = |_| Err(io::Error::other("the thread panicked"));
+    opener.join().unwrap_or_else(panicked)
+}
+
 /// Inode and cookie of the network namespace that thread `tid` is in; no cookie before Linux 5.14.
 fn read_netns(tid: u32) -> Option<(u64, Option<u64>)> {
     let namespace = File::open(format!("/proc/{tid}/ns/net")).ok()?;
     let inode = namespace.metadata().ok()?.ino();
-    // On a new thread: setns(2) changes the thread, and returning can fail.
-    let reader = thread::Builder::new().spawn(move || {
-        setns(namespace, CloneFlags::CLONE_NEWNET)?;
-        let probe = socket(
-            AddressFamily::Unix,
-            SockType::Datagram,
-            SockFlag::SOCK_CLOEXEC,
-            None,
-        )?;
-        getsockopt(&probe, NetnsCookie)
-    });
-    let cookie = reader.ok()?.join().ok()?;
-    match cookie {
+    match getsockopt(&sock_diag_in(namespace).ok()?, NetnsCookie) {
         Ok(cookie) => Some((inode, Some(cookie))),
         Err(Errno::ENOPROTOOPT) => Some((inode, None)),
         Err(_) => None,

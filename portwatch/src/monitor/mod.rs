@@ -20,7 +20,7 @@ use self::{
     ring::BATCH,
     rules::scope,
     scheduler::{ScanScheduler, Urgency},
-    start::{armed, limits},
+    start::{armed, enter, limits},
 };
 use crate::{
     config::{Config, Source},
@@ -30,6 +30,7 @@ use crate::{
     output::{FormatName, Sink, Sinks, Stdout},
     pipeline::{Input, Pipeline},
     registry::Registry,
+    sandbox::{self, Sandbox},
     sensor::{self, Health, Sensor},
     tracker::ThisHost,
     util::console,
@@ -46,6 +47,8 @@ pub struct Options {
     pub sensor: sensor::Options,
     /// How often to check whether the sensor is whole.
     pub health_interval: Duration,
+    /// Whether to give up privileges once armed.
+    pub sandbox: bool,
 }
 
 /// How long a reader of stdout that takes nothing delays the end.
@@ -58,14 +61,20 @@ const LAST_FLUSH: Duration = Duration::from_secs(2);
 /// [`sensor::SensorError`] when it cannot watch, [`StdoutGone`](crate::output::StdoutGone) when
 /// stdout is closed or full.
 pub fn run(options: &Options, registry: Registry) -> Result<()> {
+    // Before the runtime, which may start threads.
+    let sandbox = options.sandbox.then(sandbox::prepare);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .context("starting the async runtime")?;
-    runtime.block_on(watch(options, registry))
+    runtime.block_on(watch(options, registry, sandbox))
 }
 
-async fn watch(options: &Options, registry: Registry) -> Result<()> {
+async fn watch(
+    options: &Options,
+    registry: Registry,
+    sandbox: Option<sandbox::Prepared>,
+) -> Result<()> {
     let config = options.source.load()?;
     // Before arming, so that a signal meanwhile does not leave it half done.
     let mut interrupt = signal(SignalKind::interrupt()).context("waiting for SIGINT")?;
@@ -74,9 +83,11 @@ async fn watch(options: &Options, registry: Registry) -> Result<()> {
     let mut hangup = signal(SignalKind::hangup()).context("waiting for SIGHUP")?;
     let watched = config.watched(&registry, &Transport::ALL);
     let mut sensor = Sensor::arm(&options.sensor, watched, &config.deny_rules(&registry))?;
+    let (sandbox, unsandboxed) = enter(sandbox);
     sensor.count_repeats(config.aggregate.enabled);
     console::log(&armed(&config, &registry, &sensor));
-    for message in config.warnings.iter().chain(&limits(options, &sensor)) {
+    let limits = limits(options, &sensor);
+    for message in config.warnings.iter().chain(&limits).chain(&unsandboxed) {
         console::log(message);
     }
 
@@ -89,6 +100,7 @@ async fn watch(options: &Options, registry: Registry) -> Result<()> {
     let settings = config.aggregate;
     let mut monitor = Monitor {
         sensor,
+        sandbox,
         config,
         pipeline: Pipeline::new(ThisHost::default(), host_name(), decider, settings, sinks),
         scheduler: ScanScheduler::new(scope),
@@ -122,6 +134,8 @@ async fn watch(options: &Options, registry: Registry) -> Result<()> {
 
 struct Monitor {
     sensor: Sensor,
+    /// None where the monitor keeps its privileges.
+    sandbox: Option<Sandbox>,
     config: Config,
     pipeline: Pipeline<ThisHost>,
     scheduler: ScanScheduler,
@@ -205,6 +219,7 @@ impl Monitor {
             };
             self.report_health(severity, detail);
         }
+        self.check_sandbox();
         if !self.sensor.missing_cgroups().is_empty() {
             self.find_cgroups();
         }
@@ -216,6 +231,13 @@ impl Monitor {
         }
         if self.pipeline.tracker().has_unmarked() {
             self.scheduler.request(Urgency::Unmarked);
+        }
+    }
+
+    fn check_sandbox(&mut self) {
+        let problems = self.sandbox.as_mut().map(Sandbox::check);
+        for problem in problems.into_iter().flatten() {
+            self.report_health(Severity::Critical, problem);
         }
     }
 
@@ -240,6 +262,7 @@ impl Monitor {
         self.take_all_counted_sockets()?;
         self.report_losses()?;
         self.take_counts()?;
+        self.check_sandbox();
         self.pipeline.finish(now());
         timeout(LAST_FLUSH, self.pipeline.sinks_mut().flush())
             .await

@@ -7,6 +7,7 @@ use crate::{
     config::Config,
     policy::DefaultScope,
     registry::Registry,
+    sandbox::{Prepared, Sandbox},
     sensor::{Sensor, Tracepoint, is_pinned},
 };
 
@@ -91,4 +92,21 @@ pub(super) fn missing_cgroups(sensor: &Sensor) -> Vec<String> {
             )
         })
         .collect()
+}
+
+/// Gives up the privileges that an armed monitor does not need. Also what to log about it.
+pub(super) fn enter(prepared: Option<Prepared>) -> (Option<Sandbox>, Vec<String>) {
+    let Some(prepared) = prepared else {
+        let warning = "WARNING: --no-sandbox: this monitor keeps all privileges that it was started \
+                       with; use it for debugging only";
+        return (None, vec![warning.to_owned()]);
+    };
+    let (sandbox, messages) = prepared.enter();
+    #[cfg(feature = "testing")]
+    let messages = [
+        messages,
+        crate::sandbox::testing::attempt().into_iter().collect(),
+    ]
+    .concat();
+    (Some(sandbox), messages)
 }

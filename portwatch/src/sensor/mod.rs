@@ -135,7 +135,8 @@ impl Sensor {
         let counted = CountedSockets::new(&mut ebpf)?;
 
         // All are loaded before any is attached, so that one that is rejected leaves nothing behind.
-        load_programs(required(&mut ebpf))?;
+        // The tracepoint too, since an armed monitor gives up loading programs.
+        load_programs(ebpf.programs_mut())?;
         let mut programs = 0;
         for (name, program) in required(&mut ebpf) {
             attach_program(name, program, &cgroup, pins.as_mut())?;

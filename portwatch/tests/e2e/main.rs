@@ -22,5 +22,6 @@ mod load;
 mod loss;
 mod no_alert;
 mod rules;
+mod sandbox;
 mod snapshot;
 mod support;

@@ -68,7 +68,7 @@ impl Sensor {
             }
         }
         if self.tracepoint == Tracepoint::NotNeeded && !tracepoint::registered().is_empty() {
-            self.tracepoint = Tracepoint::attach(ebpf, tracepoint::registered());
+            self.tracepoint = Tracepoint::attach_loaded(ebpf, tracepoint::registered());
             changes.push(match &self.tracepoint {
                 Tracepoint::Rejected(_, why) => Health {
                     regained: false,

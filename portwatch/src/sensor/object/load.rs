@@ -22,6 +22,10 @@ pub(in crate::sensor) fn load_programs<'a>(
             .map(|(name, program)| (name, scope.spawn(|| load_program(program))))
             .collect();
         for (name, loading) in loading {
+            // The optional one: what is in its way is reported when it is needed.
+            if name == names::TRACEPOINT {
+                continue;
+            }
             let loaded = loading
                 .join()
                 .map_err(|_| SensorError::kernel(name, &io::Error::other("loading it failed")))?;
@@ -36,6 +40,7 @@ pub(in crate::sensor) fn load_program(program: &mut Program) -> Result<(), Progr
     match program {
         Program::CgroupSock(program) => program.load(),
         Program::SockOps(program) => program.load(),
+        Program::TracePoint(program) => program.load(),
         _ => Err(ProgramError::UnexpectedProgramType),
     }
 }

@@ -1,0 +1,207 @@
+//! The helper process. A sock_diag(7) socket shows the namespace that it was opened in, and entering
+//! another namespace takes `CAP_SYS_ADMIN`. So that the monitor can give this up, a process of its
+//! own keeps it, which does nothing but open such sockets: it gets a namespace's descriptor over a
+//! socket and sends the new socket's descriptor back.
+
+use std::{
+    io::{self, IoSlice, IoSliceMut},
+    mem::MaybeUninit,
+    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd},
+    sync::{Mutex, PoisonError},
+};
+
+use caps::{CapSet, Capability};
+use nix::{
+    errno::Errno,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sched::{CloneFlags, setns},
+    sys::{
+        prctl,
+        signal::{SigHandler, Signal, signal},
+        socket::{
+            AddressFamily, SockFlag, SockType, setsockopt, socketpair, sockopt::ReceiveTimeout,
+        },
+        time::{TimeVal, TimeValLike as _},
+    },
+    unistd::{ForkResult, fork},
+};
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
+};
+
+use super::{capabilities, filter::Filters};
+use crate::linux::netns;
+
+/// What the helper needs: to enter namespaces, and for what its sockets shall show.
+pub(super) const KEPT: [Capability; 2] = [Capability::CAP_SYS_ADMIN, Capability::CAP_NET_ADMIN];
+
+/// How many seconds the monitor waits for an answer. The helper has one within microseconds, unless
+/// somebody has stopped it.
+const TIMEOUT_S: i64 = 1;
+
+/// A message: the request's number, and in an answer errno(3) or 0. Descriptors come beside it.
+type Message = [u32; 2];
+
+/// A running helper, as the monitor sees it.
+#[derive(Debug)]
+pub(super) struct Helper {
+    /// The number of the last request, and the socket. One request at a time.
+    socket: Mutex<(u32, OwnedFd)>,
+}
+
+impl Helper {
+    /// Starts one. To be called while this process has one thread.
+    ///
+    /// # Errors
+    ///
+    /// When this process may not enter namespaces, or the kernel's.
+    pub(super) fn start() -> io::Result<Self> {
+        let may = caps::has_cap(None, CapSet::Effective, Capability::CAP_SYS_ADMIN);
+        if !may.unwrap_or(false) {
+            return Err(io::ErrorKind::PermissionDenied.into());
+        }
+        // Here, since the child allocates nothing.
+        let filters = Filters::of_helper().map_err(io::Error::other)?;
+        let own = std::fs::File::open("/proc/self/ns/net")?;
+        let (socket, theirs) = socketpair(
+            AddressFamily::Unix,
+            SockType::SeqPacket,
+            None,
+            SockFlag::SOCK_CLOEXEC,
+        )?;
+        setsockopt(&socket, ReceiveTimeout, &TimeVal::seconds(TIMEOUT_S))?;
+        // SAFETY: the child has this thread alone, so no lock is held by another that it lacks.
+        match unsafe { fork() }? {
+            ForkResult::Parent { .. } => Ok(Self {
+                socket: Mutex::new((0, socket)),
+            }),
+            ForkResult::Child => {
+                let _ = serve(theirs, own.into(), &filters);
+                // SAFETY: ends the process, and runs nothing that was registered in the monitor.
+                unsafe { libc::_exit(0) }
+            }
+        }
+    }
+
+    /// A new sock_diag(7) socket in the network namespace that the file refers to.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's, also when the helper has ended or does not answer in time.
+    pub(super) fn sock_diag_in(&self, namespace: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+        let mut guard = self.socket.lock().unwrap_or_else(PoisonError::into_inner);
+        let (number, socket) = &mut *guard;
+        *number = number.wrapping_add(1);
+        send(socket.as_fd(), [*number, 0], Some(namespace))?;
+        loop {
+            let (answer, opened) = receive(socket.as_fd())?;
+            match answer {
+                // To a request that timed out.
+                [other, _] if other != *number => {}
+                [_, 0] => return opened.ok_or_else(|| io::ErrorKind::InvalidData.into()),
+                [_, error] => return Err(io::Error::from_raw_os_error(error as i32)),
+            }
+        }
+    }
+
+    /// Whether the helper is there.
+    pub(super) fn is_running(&self) -> bool {
+        let guard = self.socket.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut ended = [PollFd::new(guard.1.as_fd(), PollFlags::empty())];
+        let polled = poll(&mut ended, PollTimeout::ZERO);
+        let gone = ended[0].revents().is_some_and(|events| !events.is_empty());
+        !(polled.is_ok() && gone)
+    }
+}
+
+/// Answers until the monitor ends. Returns what went wrong.
+fn serve(socket: OwnedFd, own: OwnedFd, filters: &Filters) -> Result<(), String> {
+    let text = |error: Errno| error.to_string();
+    // The monitor's stdout must not stay open here, nor anything else that it had open.
+    keep_open([&socket, &own]).map_err(|error| error.to_string())?;
+    // The monitor's end ends this, whatever stops the monitor.
+    for ignored in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
+        // SAFETY: ignoring a signal installs no handler.
+        unsafe { signal(ignored, SigHandler::SigIgn) }.map_err(text)?;
+    }
+    prctl::set_name(c"portwatch-netns").map_err(text)?;
+    prctl::set_dumpable(false).map_err(text)?;
+    // What stays beyond those is the kernel's decision, and seccomp below rules its use out.
+    let _ = capabilities::keep(&KEPT);
+    filters.install()?;
+    loop {
+        let Ok(([number, _], namespace)) = receive(socket.as_fd()) else {
+            return Ok(());
+        };
+        let opened = namespace.ok_or(Errno::EBADF).and_then(sock_diag_in);
+        // Back, or the namespace would live as long as this process is in it.
+        setns(own.as_fd(), CloneFlags::CLONE_NEWNET).map_err(text)?;
+        let error = opened.as_ref().err().map_or(0, |error| *error as u32);
+        let opened = opened.as_ref().ok().map(OwnedFd::as_fd);
+        if send(socket.as_fd(), [number, error], opened).is_err() {
+            return Ok(());
+        }
+    }
+}
+
+/// A sock_diag(7) socket in the namespace; this process stays there.
+fn sock_diag_in(namespace: OwnedFd) -> Result<OwnedFd, Errno> {
+    setns(namespace, CloneFlags::CLONE_NEWNET)?;
+    netns::sock_diag()
+}
+
+/// Closes all descriptors but these.
+fn keep_open(mut kept: [&OwnedFd; 2]) -> io::Result<()> {
+    kept.sort_by_key(|fd| fd.as_raw_fd());
+    let mut first = 0;
+    for fd in kept {
+        let fd = fd.as_raw_fd() as u32;
+        if first < fd {
+            close_range(first, fd - 1)?;
+        }
+        first = fd + 1;
+    }
+    close_range(first, u32::MAX)
+}
+
+fn close_range(first: u32, last: u32) -> io::Result<()> {
+    // SAFETY: called in the child of a fork, which uses none of these descriptors any more and ends
+    // without dropping their owners.
+    match unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+fn send(to: BorrowedFd<'_>, message: Message, fd: Option<BorrowedFd<'_>>) -> io::Result<()> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut beside = SendAncillaryBuffer::new(&mut space);
+    let fds: [BorrowedFd<'_>; 1];
+    if let Some(fd) = fd {
+        fds = [fd];
+        beside.push(SendAncillaryMessage::ScmRights(&fds));
+    }
+    let bytes = bytemuck::bytes_of(&message);
+    sendmsg(to, &[IoSlice::new(bytes)], &mut beside, SendFlags::NOSIGNAL)?;
+    Ok(())
+}
+
+/// The next message and its descriptor; fails with `UnexpectedEof` when there are no more.
+fn receive(from: BorrowedFd<'_>) -> io::Result<(Message, Option<OwnedFd>)> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut beside = RecvAncillaryBuffer::new(&mut space);
+    let mut message = Message::default();
+    let bytes = bytemuck::bytes_of_mut(&mut message);
+    let size = bytes.len();
+    let flags = RecvFlags::CMSG_CLOEXEC;
+    let received = recvmsg(from, &mut [IoSliceMut::new(bytes)], &mut beside, flags)?;
+    if received.bytes != size {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    let fd = beside.drain().find_map(|one| match one {
+        RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
+        _ => None,
+    });
+    Ok((message, fd))
+}
