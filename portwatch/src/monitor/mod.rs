@@ -94,7 +94,6 @@ async fn watch(options: &Options, registry: Registry) -> Result<()> {
         scheduler: ScanScheduler::new(scope),
         events: Vec::with_capacity(BATCH),
         scan: None,
-        is_first_scan: true,
         has_more: false,
         losses_due: None,
         counts_due: None,
@@ -124,8 +123,6 @@ struct Monitor {
     events: Vec<Event>,
     /// A scan that is complete and not joined yet.
     scan: Option<std::io::Result<Scan>>,
-    /// Whether none was joined yet.
-    is_first_scan: bool,
     /// Whether the ring holds more than was taken in one turn.
     has_more: bool,
     /// When to look for lost reports once more.
