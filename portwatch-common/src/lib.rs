@@ -86,6 +86,9 @@ pub mod kind {
     pub const CLOSE: u8 = 5;
     /// A rule denied a bind.
     pub const DENY: u8 = 6;
+    /// A socket left the port whose [`CLOSE`] had [`known::SHUT_DOWN`](super::known::SHUT_DOWN), or
+    /// was counted.
+    pub const RELEASE: u8 = 7;
 }
 
 /// Which optional parts of a [`Report`] the kernel filled: bits of [`Report::known`].
@@ -105,6 +108,18 @@ pub mod known {
     /// On a close: that the socket took the port was counted and not reported. `tgid` is the
     /// binder's.
     pub const COUNTED: u8 = 1 << 6;
+    /// On a close: the socket has stopped listening, and may still exist and have its port.
+    pub const SHUT_DOWN: u8 = 1 << 7;
+}
+
+/// Which end of a socket was reported: the values of [`SocketMark::closed`].
+pub mod closed {
+    /// None.
+    pub const NO: u16 = 0;
+    /// It left the port.
+    pub const RELEASED: u16 = 1;
+    /// It stopped listening.
+    pub const SHUT_DOWN: u16 = 2;
 }
 
 mod control;
@@ -180,7 +195,7 @@ pub struct SocketMark {
     pub family: u8,
     /// As in [`Report`].
     pub protocol: u8,
-    /// Not 0 once the close was reported: two hooks can see the same one.
+    /// One of [`closed`], since two hooks can see the same close.
     pub closed: u16,
     /// Not 0 if that it took the port was counted and not reported.
     pub counted: u16,

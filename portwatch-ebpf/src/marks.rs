@@ -29,7 +29,7 @@ use aya_ebpf::{
     helpers::generated::bpf_sk_storage_get,
     macros::btf_map,
 };
-use portwatch_common::SocketMark;
+use portwatch_common::{SocketMark, closed};
 
 use crate::{
     control::count_marked_socket,
@@ -109,7 +109,7 @@ pub unsafe fn mark(socket: *mut c_void, cookie: u64, local: Local, outcome: Outc
         port: local.port,
         family: local.family,
         protocol: local.protocol,
-        closed: 0,
+        closed: closed::NO,
         counted: matches!(outcome, Outcome::Counted).into(),
         binder,
         reserved: 0,

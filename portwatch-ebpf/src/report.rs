@@ -36,6 +36,8 @@ pub struct Socket {
     pub binder: u32,
     /// Whether nothing was reported of it yet: a repeated event may then be counted instead.
     pub unreported: bool,
+    /// On a close: whether it may still have its port.
+    pub is_shut_down: bool,
 }
 
 /// Identifies a socket.
@@ -70,6 +72,7 @@ impl Socket {
             is_kernel_socket: false,
             binder: 0,
             unreported: true,
+            is_shut_down: false,
         }
     }
 }
@@ -156,6 +159,9 @@ pub fn report<C: EbpfContext>(
         }
         if kind == kind::CLOSE && socket.unreported {
             knows |= known::COUNTED;
+        }
+        if socket.is_shut_down {
+            knows |= known::SHUT_DOWN;
         }
         (&raw mut (*report).netns_cookie).write(netns_cookie);
 

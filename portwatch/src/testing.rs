@@ -12,7 +12,7 @@ use crate::{
     aggregate::{Aggregator, Settings},
     alert::Alert,
     decide::{Decided, Decider},
-    model::{Event, EventKind, Printable, SocketKey, Task, Transport},
+    model::{CloseKind, Event, EventKind, Printable, SocketKey, Task, Transport},
     output::FormatName,
     policy::Policy,
     process::Processes,
@@ -151,5 +151,6 @@ fn event(kind: EventKind, cookie: u64, task: &Task) -> Event {
         task: (kind == EventKind::Bind).then(|| task.clone()),
         is_kernel_socket: Some(false),
         binder: None,
+        close: CloseKind::Released,
     }
 }

@@ -17,7 +17,7 @@ use aya_ebpf::{
 };
 use portwatch_common::{FAMILY_IPV4, FAMILY_IPV6, PROTOCOL_TCP, SocketMark, kind};
 
-use super::release::closed;
+use super::release::shut_down;
 use crate::{
     globals::AvailableHelpers,
     marks::{mark, mark_of},
@@ -92,7 +92,7 @@ fn changed(ctx: &SockOpsContext) {
     if let Some(mark) = mark_in(ctx)
         && field!(mark.as_ptr(), cookie) == cookie(ctx)
     {
-        closed(ctx, mark, AvailableHelpers::sock_ops().without_task());
+        shut_down(ctx, mark, AvailableHelpers::sock_ops().without_task());
     }
 }
 

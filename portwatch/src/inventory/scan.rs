@@ -13,7 +13,7 @@ use jiff::Timestamp;
 
 use super::{self as inventory, Inventory, SocketEntry, State, is_held_by};
 use crate::{
-    model::{Event, EventKind, PortKey, SocketKey, Transport},
+    model::{CloseKind, Event, EventKind, PortKey, SocketKey, Transport},
     process::{Process, Processes, is_running},
     registry::LAST_SYSTEM_PORT,
 };
@@ -227,6 +227,7 @@ fn event(entry: &SocketEntry, time: Timestamp) -> Event {
         // Without a holder it is a kernel socket, or in transit between two processes (SCM_RIGHTS).
         is_kernel_socket: (!entry.holders.is_empty()).then_some(false),
         binder: None,
+        close: CloseKind::Released,
     }
 }
 

@@ -102,6 +102,18 @@ pub struct ExecInfo {
     pub args: Option<Vec<Vec<u8>>>,
 }
 
+/// What a close is the end of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CloseKind {
+    /// The socket left the port.
+    #[default]
+    Released,
+    /// It stopped listening, and may still exist and have its port.
+    ShutDown,
+    /// It left the port some time after it had been shut down.
+    ReleasedLater,
+}
+
 /// One event of one socket on a watched port.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Event {
@@ -131,6 +143,8 @@ pub struct Event {
     pub is_kernel_socket: Option<bool>,
     /// Process id of the binder, where the bind was counted and not reported.
     pub binder: Option<u32>,
+    /// Of a close.
+    pub close: CloseKind,
 }
 
 impl Event {

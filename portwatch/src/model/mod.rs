@@ -12,7 +12,7 @@ mod transport;
 
 pub use self::{
     deny::{DenyRule, DenyRules},
-    event::{Event, EventKind, ExecInfo, Task},
+    event::{CloseKind, Event, EventKind, ExecInfo, Task},
     key::{PortKey, SocketKey},
     origin::Origin,
     printable::Printable,

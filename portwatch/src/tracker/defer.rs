@@ -4,7 +4,7 @@
 use std::collections::HashSet;
 
 use super::{Host, TrackedEvent, Tracker};
-use crate::model::{Event, EventKind, PortKey, SocketKey};
+use crate::model::{CloseKind, Event, EventKind, PortKey, SocketKey};
 
 /// Events and keys that are kept while a scan is running.
 const LIMIT: usize = 65_536;
@@ -62,6 +62,7 @@ impl<H: Host> Tracker<H> {
         };
         let is_unknown = event.key.is_none_or(|key| self.table.known(key).is_none());
         if event.kind == EventKind::Close
+            && event.close != CloseKind::ShutDown
             && let Some(key) = event.key
         {
             running.overrun |= running.closed.len() >= LIMIT;

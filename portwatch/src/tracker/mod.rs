@@ -19,7 +19,7 @@ pub use self::{
 };
 use crate::{
     inventory::Scope,
-    model::{Event, EventKind, Origin, PortKey, SocketKey},
+    model::{CloseKind, Event, EventKind, Origin, PortKey, SocketKey},
     process::Process,
 };
 
@@ -59,8 +59,7 @@ impl<H: Host> Tracker<H> {
     /// who acted.
     fn apply(&mut self, event: &Event, holders: &[Rc<Process>], out: &mut Vec<TrackedEvent>) {
         let key = event.key.or_else(|| self.untracked_listener(event));
-        // A scan that no longer showed it has reported that already.
-        if event.kind == EventKind::Close && key.is_some_and(|key| self.table.has_closed(key)) {
+        if event.kind == EventKind::Close && self.is_closed_before(event) {
             return;
         }
         let known = key.and_then(|key| self.table.known(key)).cloned();
@@ -87,13 +86,43 @@ impl<H: Host> Tracker<H> {
             }
         }
         if let Some(key) = key {
-            self.table.store(key, &socket, event.kind);
+            match event.close {
+                CloseKind::ShutDown => self.table.shut_down(key),
+                CloseKind::Released | CloseKind::ReleasedLater => {
+                    self.table.store(key, &socket, event.kind);
+                }
+            }
         }
         if !is_reported {
             out.push(TrackedEvent {
                 is_first_remote,
                 ..self.tracked_event(event, &socket, key, Origin::Live)
             });
+        }
+    }
+
+    /// Whether a close tells nothing new: it was reported, by a scan that no longer showed the socket
+    /// or when the socket was shut down.
+    fn is_closed_before(&mut self, event: &Event) -> bool {
+        let Some(key) = event.key else {
+            return false;
+        };
+        if self.table.has_closed(key) {
+            return true;
+        }
+        let is_later = event.close == CloseKind::ReleasedLater;
+        match self.table.known(key) {
+            Some(socket) if socket.shut_down => {
+                let socket = socket.clone();
+                // It can listen again, with the report of that lost.
+                if is_later {
+                    self.table.store(key, &socket, EventKind::Close);
+                }
+                event.close != CloseKind::Released
+            }
+            // That it was shut down is what was lost.
+            Some(_) => false,
+            None => is_later,
         }
     }
 
@@ -174,6 +203,7 @@ impl<H: Host> Tracker<H> {
         if let Some(stage) = stage {
             if !is_reported {
                 socket.stage = stage;
+                socket.shut_down = false;
             }
             // What a bind said stands: no other hook looks.
             socket.is_kernel_socket = socket.is_kernel_socket.or(event.is_kernel_socket);

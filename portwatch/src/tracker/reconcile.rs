@@ -163,6 +163,7 @@ impl<H: Host> Tracker<H> {
             return;
         }
         socket.stage = stage(event.kind);
+        socket.shut_down = false;
         let socket = socket.clone();
         out.push(self.tracked_event(event, &socket, Some(key), Origin::Snapshot));
     }
@@ -195,8 +196,10 @@ impl<H: Host> Tracker<H> {
                 continue;
             }
             let socket = socket.clone();
-            let event = socket.event(key, EventKind::Close, Timestamp::now());
-            out.push(self.tracked_event(&event, &socket, Some(key), Origin::Snapshot));
+            if !socket.shut_down {
+                let event = socket.event(key, EventKind::Close, Timestamp::now());
+                out.push(self.tracked_event(&event, &socket, Some(key), Origin::Snapshot));
+            }
             self.table.store(key, &socket, EventKind::Close);
         }
         is_new
@@ -211,7 +214,11 @@ fn covers(coverage: &Coverage, socket: &TrackedSocket) -> bool {
     let is_watched = coverage.scope.watches(socket.port_key);
     let transport = socket.port_key.transport;
     let is_shown = !coverage.unshown.contains(&transport)
-        && (coverage.bound || transport != Transport::Tcp || socket.stage == Stage::Listening);
+        && (coverage.bound
+            || transport != Transport::Tcp
+            || socket.stage == Stage::Listening
+            // Nothing depends on it but who listens should it listen again.
+            || socket.shut_down);
     is_readable && is_watched && is_shown
 }
 

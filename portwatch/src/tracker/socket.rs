@@ -9,7 +9,7 @@ use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
 
 use crate::{
-    model::{Event, EventKind, Origin, PortKey, Printable, SocketKey},
+    model::{CloseKind, Event, EventKind, Origin, PortKey, Printable, SocketKey},
     process::{Container, Process},
 };
 
@@ -98,6 +98,8 @@ pub struct TrackedSocket {
     pub(super) tried: bool,
     /// Whether a remote host has connected to it.
     pub(super) reached: bool,
+    /// Whether it was shut down, which was reported as its close, and may still have its port.
+    pub(super) shut_down: bool,
     /// Whether the last scan should have shown it and did not.
     pub(super) absent_once: bool,
     /// How many scans had begun at its last event.
@@ -121,6 +123,7 @@ impl TrackedSocket {
             marked: true,
             tried: false,
             reached: false,
+            shut_down: false,
             absent_once: false,
             round: 0,
             holders_at: None,
@@ -170,6 +173,7 @@ impl TrackedSocket {
             task: None,
             is_kernel_socket: self.is_kernel_socket,
             binder: None,
+        close: CloseKind::Released,
         }
     }
 

@@ -142,6 +142,21 @@ impl Table {
         }
     }
 
+    /// Notes that a listener was shut down. One that is not known stays so: should it last, a scan
+    /// shows it.
+    pub(super) fn shut_down(&mut self, key: SocketKey) {
+        let Some(mut socket) = self.open.get(&key).cloned() else {
+            return;
+        };
+        socket.shut_down = true;
+        socket.stage = Stage::Bound;
+        socket.round = self.round;
+        // MPTCP's are not released: only a scan shows that they are gone.
+        socket.marked = false;
+        socket.tried = true;
+        self.put(key, socket);
+    }
+
     pub(super) fn put(&mut self, key: SocketKey, socket: TrackedSocket) {
         if socket.stage == Stage::Listening {
             if self.listened.len() >= LISTENED {

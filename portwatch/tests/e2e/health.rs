@@ -2,7 +2,7 @@
 
 use std::{
     fs, io,
-    net::{TcpListener, UdpSocket},
+    net::UdpSocket,
     os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
 };
 
@@ -11,7 +11,7 @@ use serde_json::json;
 
 use crate::{
     assert_alert,
-    support::{Monitor, in_namespace},
+    support::{Cgroup, Monitor, REBIND, in_namespace},
 };
 
 const BPF_LINK_GET_FD_BY_ID: libc::c_long = 30;
@@ -79,22 +79,34 @@ fn what_happened_while_hooks_were_detached_is_reported_once_they_are_attached_ag
     // A stopped agent does not wait for the next check.
     for (stopped, interval) in [(false, "3"), (true, "3600")] {
         in_namespace(|namespace| {
-            let monitor = Monitor::start(&["--health-interval", interval]);
-            let closed = UdpSocket::bind("127.0.0.1:976").unwrap();
+            // What happens elsewhere on this host would cause scans.
+            let cgroup = Cgroup::new(&format!("gap-{stopped}"));
+            let path = cgroup.path().to_str().unwrap();
+            let monitor = Monitor::start(&["--health-interval", interval, "--cgroup", path]);
+            let mut program = cgroup.start_perl(&format!(
+                "{REBIND} $| = 1; socket(my $s, PF_INET, SOCK_DGRAM, 0) or die; \
+                 rebind($s, sockaddr_in(976, INADDR_LOOPBACK)); <STDIN>; close $s; \
+                 socket($s, PF_INET, SOCK_STREAM, 0) or die; \
+                 rebind($s, sockaddr_in(977, INADDR_LOOPBACK)); listen($s, 5) or die; \
+                 print \"done\\n\"; <STDIN>"
+            ));
             let bind = monitor.alert(namespace.inode);
             assert_alert!(bind, { "event" => "bind", "origin" => "live" });
+            // The scan that looks for its holders must not be the one that ends the gap.
+            std::thread::sleep(std::time::Duration::from_secs(1));
             if stopped {
                 monitor.signal(Signal::SIGSTOP);
             } else {
                 // The next check is an interval after this one.
                 detach(links(monitor.pid())[0]);
                 monitor.health();
+                std::thread::sleep(std::time::Duration::from_secs(1));
             }
             for link in links(monitor.pid()) {
                 detach(link);
             }
-            drop(closed);
-            let listener = TcpListener::bind("127.0.0.1:977").unwrap();
+            program.resume();
+            program.wait_for("done");
             if stopped {
                 monitor.signal(Signal::SIGCONT);
             }
@@ -103,14 +115,15 @@ fn what_happened_while_hooks_were_detached_is_reported_once_they_are_attached_ag
                 "event" => "listen",
                 "port" => 977,
                 "origin" => "snapshot",
-                "process/pid" => std::process::id(),
+                "process/pid" => program.pid(),
             });
             assert_alert!(monitor.alert(namespace.inode), {
                 "event" => "close",
                 "origin" => "snapshot",
                 "socket/cookie" => bind["socket"]["cookie"],
             });
-            drop(listener);
+            program.resume();
+            program.wait();
             assert_alert!(monitor.alert(namespace.inode), {
                 "event" => "close",
                 "socket/cookie" => listen["socket"]["cookie"],

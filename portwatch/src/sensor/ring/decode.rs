@@ -10,7 +10,7 @@ use portwatch_common::{RepeatKey, Report, exec_info_flags, kind, known};
 
 use crate::{
     linux::address,
-    model::{Event, EventKind, ExecInfo, SocketKey, Task, Transport},
+    model::{CloseKind, Event, EventKind, ExecInfo, SocketKey, Task, Transport},
     util::Bounded,
 };
 
@@ -135,7 +135,7 @@ fn event(report: &Report, exec_info: Option<Rc<ExecInfo>>, clock: Clock) -> Opti
         kind::LISTEN => EventKind::Listen,
         kind::ACCEPT => EventKind::Accept,
         kind::CONNECT => EventKind::Connect,
-        kind::CLOSE => EventKind::Close,
+        kind::CLOSE | kind::RELEASE => EventKind::Close,
         kind::DENY => EventKind::Deny,
         _ => return None,
     };
@@ -185,6 +185,11 @@ fn event(report: &Report, exec_info: Option<Rc<ExecInfo>>, clock: Clock) -> Opti
             (report.known & known::START != 0).then_some(false)
         },
         binder: (report.known & known::COUNTED != 0 && report.tgid != 0).then_some(report.tgid),
+        close: match report.kind {
+            kind::RELEASE => CloseKind::ReleasedLater,
+            _ if report.known & known::SHUT_DOWN != 0 => CloseKind::ShutDown,
+            _ => CloseKind::Released,
+        },
     })
 }
 
@@ -259,6 +264,7 @@ mod tests {
                 }),
                 is_kernel_socket: None,
                 binder: None,
+        close: CloseKind::Released,
             }
         );
     }

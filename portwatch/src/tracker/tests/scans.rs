@@ -483,3 +483,34 @@ fn what_a_later_scan_finds_is_marked_like_what_the_first_found() {
     tracker.one(&event(EventKind::Listen, 5, 7));
     assert!(!tracker.has_unmarked());
 }
+
+#[test]
+fn scans_report_no_listener_anew_that_was_shut_down() {
+    use EventKind::{Bind, Close, Listen};
+
+    let mut tracker = tracker();
+    tracker.one(&event(Listen, 5, 812));
+    let mut events = Vec::new();
+    tracker.begin_scan();
+    // While a scan is running, which may show it before or after.
+    let close = Event {
+        close: CloseKind::ShutDown,
+        ..event(Close, 5, 0)
+    };
+    tracker.one(&close);
+    tracker.reconcile(vec![found_socket(Listen, 5, &[812])], &all(), &mut events);
+    tracker.scan(vec![found_socket(Bind, 5, &[812])], &mut events);
+    assert!(events.is_empty(), "{:?}", outline(&events));
+    // It listens again, and the report of that was lost.
+    tracker.scan(vec![found_socket(Listen, 5, &[812])], &mut events);
+    assert_eq!(outline(&events), [(Listen, Origin::Snapshot, 5)]);
+    // MPTCP's are never released.
+    tracker.one(&close);
+    events.clear();
+    assert!(tracker.has_unmarked() && !tracker.has_to_mark());
+    for _ in 0..2 {
+        tracker.scan(Vec::new(), &mut events);
+    }
+    assert!(events.is_empty(), "{:?}", outline(&events));
+    assert_eq!(tracker.open().count(), 0);
+}
