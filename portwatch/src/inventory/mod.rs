@@ -19,7 +19,7 @@ use std::{
 
 pub use self::holders::{Holder, duplicate, is_held_by};
 use self::namespaces::Namespace;
-pub use self::scan::{Coverage, FoundSocket, Scan, Scope};
+pub use self::scan::{Coverage, FoundSocket, MAX_HOLDERS, Scan, Scope};
 use crate::{linux::protocols, model::Transport, util::parallel};
 
 /// The state of a socket on its port.

@@ -93,7 +93,7 @@ fn subtree(cgroup: &Path) -> HashSet<u64> {
 }
 
 /// Holders of one socket that are reported.
-const MAX_HOLDERS: usize = 32;
+pub const MAX_HOLDERS: usize = 32;
 
 impl Scan {
     /// Scans with `threads` threads. Blocks for a walk through /proc, so do not call it on the

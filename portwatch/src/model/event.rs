@@ -24,6 +24,8 @@ pub enum EventKind {
     Connect,
     /// The socket left the port.
     Close,
+    /// A scan found that another program has the socket open than was reported.
+    Handover,
     /// A rule denied a bind.
     Deny,
     /// Reports found the ring buffer full.
@@ -36,12 +38,13 @@ pub enum EventKind {
 
 impl EventKind {
     /// The kinds that concern a socket.
-    pub const OF_SOCKETS: [Self; 6] = [
+    pub const OF_SOCKETS: [Self; 7] = [
         Self::Bind,
         Self::Listen,
         Self::Accept,
         Self::Connect,
         Self::Close,
+        Self::Handover,
         Self::Deny,
     ];
 
@@ -54,6 +57,7 @@ impl EventKind {
             Self::Accept => "accept",
             Self::Connect => "connect",
             Self::Close => "close",
+            Self::Handover => "handover",
             Self::Deny => "deny",
             Self::Loss => "loss",
             Self::Health => "health",

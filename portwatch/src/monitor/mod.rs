@@ -148,7 +148,8 @@ impl Monitor {
             let flush_due = self.pipeline.due().map(Instant::from_std);
             let (losses_due, counts_due) = (self.losses_due, self.counts_due);
             tokio::select! {
-                () = std::future::ready(()), if self.has_more => {}
+                // A signal can have come between the end of a scan and its join.
+                () = std::future::ready(()), if self.has_more || self.scan.is_some() => {}
                 ready = self.sensor.readable() => ready.context("waiting for the ring buffer")?,
                 () = until(losses_due) => {
                     self.losses_due = None;

@@ -72,6 +72,7 @@ fn alert(comm: &[u8], cmdline: &[&[u8]]) -> Alert {
             user: Printable::from("root"),
             unit: None,
             container: None,
+            script: None,
         }]),
         rule: Some(RuleInfo {
             name: Printable::from("legacy"),

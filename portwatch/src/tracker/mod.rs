@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod defer;
+mod handover;
 mod host;
 mod reconcile;
 mod socket;

@@ -5,7 +5,9 @@ use std::collections::HashSet;
 
 use jiff::Timestamp;
 
-use super::{Host, Stage, TrackedEvent, TrackedSocket, Tracker, defer::Running};
+use super::{
+    Host, Stage, TrackedEvent, TrackedSocket, Tracker, defer::Running, handover::Handover,
+};
 use crate::{
     inventory::{Coverage, FoundSocket},
     model::{Event, EventKind, Origin, SocketKey, Transport},
@@ -144,6 +146,7 @@ impl<H: Host> Tracker<H> {
     /// Updates a tracked socket; its listen or connect can have been lost.
     fn advance(&mut self, key: SocketKey, found: &FoundSocket, out: &mut Vec<TrackedEvent>) {
         let event = &found.event;
+        self.hand_over(key, found, out);
         self.table.set_holders(key, &found.holders, event.time);
         if found.marked && event.is_kernel_socket == Some(false) {
             self.table.mark(key);
@@ -154,9 +157,6 @@ impl<H: Host> Tracker<H> {
         };
         socket.absent_once = false;
         socket.netns = socket.netns.or(Some(found.netns));
-        if socket.process.is_none() {
-            socket.process = found.holders.first().cloned();
-        }
         // What happened since the scan began has been reported.
         let is_news = socket.round < round && stage(event.kind) > socket.stage;
         if !is_news || event.transport != Transport::Tcp {
@@ -166,6 +166,28 @@ impl<H: Host> Tracker<H> {
         socket.shut_down = false;
         let socket = socket.clone();
         out.push(self.tracked_event(event, &socket, Some(key), Origin::Snapshot));
+    }
+
+    /// Notes who holds a tracked socket now, and reports it if that is another program than was
+    /// reported.
+    fn hand_over(&mut self, key: SocketKey, found: &FoundSocket, out: &mut Vec<TrackedEvent>) {
+        let round = self.table.round;
+        let Some(socket) = self.table.get_mut(key) else {
+            return;
+        };
+        // What happened since the scan began is newer than what it shows.
+        if found.holders.is_empty() || (socket.round >= round && socket.process.is_some()) {
+            return;
+        }
+        let Handover { owner, newcomer } = Handover::of(socket, &found.holders);
+        socket.process = owner;
+        if let Some(newcomer) = newcomer {
+            socket.set_holders(&found.holders);
+            let mut socket = socket.clone();
+            socket.process = Some(newcomer);
+            let event = socket.event(key, EventKind::Handover, found.event.time);
+            out.push(self.tracked_event(&event, &socket, Some(key), Origin::Snapshot));
+        }
     }
 
     /// Closes what this scan and the one before would have shown: neither is of one moment, and a

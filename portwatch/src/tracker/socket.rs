@@ -54,6 +54,9 @@ pub struct Holder {
     pub unit: Option<Printable>,
     /// The container.
     pub container: Option<Container>,
+    /// The script, when the executable is its interpreter.
+    #[serde(skip)]
+    pub script: Option<Printable>,
 }
 
 impl From<&Process> for Holder {
@@ -68,6 +71,7 @@ impl From<&Process> for Holder {
                 .unwrap_or_else(|| Printable::from(process.uid.to_string().as_str())),
             unit: process.unit.clone(),
             container: process.container.clone(),
+            script: process.script.clone(),
         }
     }
 }

@@ -514,3 +514,59 @@ fn scans_report_no_listener_anew_that_was_shut_down() {
     assert!(events.is_empty(), "{:?}", outline(&events));
     assert_eq!(tracker.open().count(), 0);
 }
+
+#[test]
+fn another_program_that_holds_a_socket_is_reported_once_and_named_from_then_on() {
+    use EventKind::{Accept, Bind, Handover, Listen};
+
+    let runs = |pid, exe: &str, start_ns| {
+        Rc::new(Process {
+            exe: Some(Printable::from(exe)),
+            start_ns,
+            ..process(pid)
+        })
+    };
+    let nc = "/usr/bin/nc";
+    // (what, the holders that a scan shows, who is reported, who is named by the next accept);
+    // 812 runs nc and has bound it.
+    let cases = [
+        ("the owner", vec![runs(812, nc, 5)], None, 812),
+        ("exec", vec![runs(812, "/bin/x", 5)], Some(812), 812),
+        ("workers", vec![runs(812, nc, 5), runs(813, nc, 6)], None, 812),
+        ("a daemon's parent has exited", vec![runs(813, nc, 6)], None, 813),
+        ("handed over", vec![runs(900, "/bin/x", 6)], Some(900), 900),
+        (
+            "passed on",
+            vec![runs(812, nc, 5), runs(900, "/bin/x", 6)],
+            Some(900),
+            812,
+        ),
+        ("its pid is reused", vec![runs(812, "/bin/x", 9)], Some(812), 812),
+        ("in transit", vec![], None, 812),
+    ];
+    for (what, holders, reported, named) in cases {
+        let mut tracker = tracker();
+        tracker.one(&event(Bind, 5, 812));
+        tracker.one(&event(Listen, 5, 812));
+        if let Some(socket) = tracker.table.get_mut(SocketKey::Cookie(5)) {
+            socket.process = Some(runs(812, nc, 5));
+        }
+        let found = || FoundSocket {
+            holders: holders.clone(),
+            ..found_socket(Listen, 5, &[])
+        };
+        let mut events = Vec::new();
+        for _ in 0..3 {
+            tracker.scan(vec![found()], &mut events);
+        }
+        let outline: Vec<_> = events.iter().map(|one| (one.kind, pid(one))).collect();
+        let expected: Vec<_> = reported.iter().map(|pid| (Handover, Some(*pid))).collect();
+        assert_eq!(outline, expected, "{what}");
+        for event in &events {
+            assert_eq!(event.origin, Origin::Snapshot);
+            assert_eq!(event.holders.len(), holders.len());
+        }
+        let accept = tracker.one(&accept(5, [127, 0, 0, 1]));
+        assert_eq!((accept.kind, pid(&accept)), (Accept, Some(named)), "{what}");
+    }
+}
