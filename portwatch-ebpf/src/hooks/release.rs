@@ -47,7 +47,12 @@ fn released(ctx: &SockContext) {
             _ => return,
         }
         set_closed(mark, closed::RELEASED);
-        report(ctx, kind, &socket, AvailableHelpers::CGROUP_SOCK.without_task());
+        report(
+            ctx,
+            kind,
+            &socket,
+            AvailableHelpers::CGROUP_SOCK.without_task(),
+        );
     }
 }
 

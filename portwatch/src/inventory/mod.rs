@@ -12,8 +12,9 @@ mod wire;
 use std::{
     collections::{HashMap, HashSet},
     io,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     ops::RangeInclusive,
+    sync::Arc,
     thread,
 };
 
@@ -52,6 +53,9 @@ pub struct SocketEntry {
     pub cgroup: Option<u64>,
     /// The processes that have it open and that this user may see; empty for a kernel socket.
     pub holders: Vec<Holder>,
+    /// Whether it is a connection that is known not to be accepted from a listener. An outgoing one
+    /// without a bind (a lowered `ip_local_port_range`) is not known.
+    pub is_outgoing: bool,
 }
 
 /// The existing sockets of this host and what limits the list.
@@ -80,16 +84,26 @@ pub struct Inventory {
 ///
 /// When /proc cannot be read or no thread can be started. Processes and namespaces that end
 /// meanwhile are skipped.
-pub fn read(ports: RangeInclusive<u16>, threads: usize) -> io::Result<Inventory> {
+///
+/// The direction of connections is found out on the ports of `scope`; None stands for all.
+pub fn read(
+    ports: RangeInclusive<u16>,
+    scope: Option<Arc<Scope>>,
+    threads: usize,
+) -> io::Result<Inventory> {
     // On a new thread: setns(2) changes the thread, and returning can fail.
     thread::Builder::new()
         .name("inventory".into())
-        .spawn(move || read_all(&ports, threads))?
+        .spawn(move || read_all(&ports, scope.as_deref(), threads))?
         .join()
         .unwrap_or_else(|_| Err(io::Error::other("the inventory thread panicked")))
 }
 
-fn read_all(ports: &RangeInclusive<u16>, threads: usize) -> io::Result<Inventory> {
+fn read_all(
+    ports: &RangeInclusive<u16>,
+    scope: Option<&Scope>,
+    threads: usize,
+) -> io::Result<Inventory> {
     let mut inventory = Inventory {
         shows_bound: diag::shows_bound(),
         ..Inventory::default()
@@ -100,17 +114,21 @@ fn read_all(ports: &RangeInclusive<u16>, threads: usize) -> io::Result<Inventory
     // The second pass is for namespaces that only descriptors reference.
     while !unseen.is_empty() {
         let read = parallel::map(threads, unseen.iter().collect(), |namespace| {
-            read_namespace(ports, &transports, namespace)
+            read_namespace(ports, scope, &transports, namespace)
         });
         for (inode, outcome) in unseen.iter().map(|one| one.inode).zip(read) {
             seen.insert(inode);
             match outcome {
-                Read::Diag(dump) => {
+                Read::Diag(dump, outgoing) => {
                     inventory.read.insert(inode);
                     inventory.namespaces.push((inode, dump.cookie));
                     inventory.unshown.extend(dump.unshown);
                     let entries = dump.rows.into_iter().map(|row| row.entry(inode));
-                    inventory.sockets.extend(entries);
+                    inventory.sockets.extend(entries.map(|mut entry| {
+                        let cookie = entry.cookie;
+                        entry.is_outgoing = cookie.is_some_and(|one| outgoing.contains(&one));
+                        entry
+                    }));
                 }
                 Read::Tables(sockets) => {
                     inventory.read.insert(inode);
@@ -138,7 +156,8 @@ fn read_all(ports: &RangeInclusive<u16>, threads: usize) -> io::Result<Inventory
 
 /// The outcome of reading one namespace.
 enum Read {
-    Diag(diag::Dump),
+    /// And the cookies of the connections that are known to be outgoing.
+    Diag(diag::Dump, HashSet<u64>),
     /// Without the privilege to enter, or on a kernel without sock_diag.
     Tables(Vec<SocketEntry>),
     Denied,
@@ -148,6 +167,7 @@ enum Read {
 
 fn read_namespace(
     ports: &RangeInclusive<u16>,
+    scope: Option<&Scope>,
     transports: &[Transport],
     namespace: &Namespace,
 ) -> Read {
@@ -157,7 +177,16 @@ fn read_namespace(
         Err(error) => Err(error),
     };
     match dump {
-        Ok(dump) => Read::Diag(dump),
+        Ok(dump) => {
+            // One more pass over TCP's tables, for few.
+            let is_in_scope = |port_key| scope.is_none_or(|scope| scope.watches(port_key));
+            let is_connected = dump
+                .rows
+                .iter()
+                .any(|row| row.connection().is_some_and(is_in_scope));
+            let outgoing = is_connected.then(|| diag::outgoing(ports).unwrap_or_default());
+            Read::Diag(dump, outgoing.unwrap_or_default())
+        }
         Err(_) => namespace
             .by_process(|pid| tables::read(pid, namespace.inode, ports))
             .map_or(Read::Denied, Read::Tables),
@@ -178,19 +207,27 @@ fn drop_accepted(sockets: &mut Vec<SocketEntry>) {
         let is_connection =
             matches!(entry.state, State::Connected(_)) && !entry.transport.is_datagram();
         !is_connection
+            || entry.is_outgoing
             || !listeners.get(&key(entry)).is_some_and(|locals| {
                 locals
                     .iter()
-                    .any(|local| local.ip().is_unspecified() || local.ip() == entry.local.ip())
+                    .any(|local| can_accept(local.ip(), entry.local.ip()))
             })
     });
+}
+
+/// Whether a listener at `listener` can accept a connection to `local`; an IPv6 wildcard also one
+/// to an IPv4 address.
+fn can_accept(listener: IpAddr, local: IpAddr) -> bool {
+    let is_wildcard = listener.is_unspecified() && (listener.is_ipv6() || local.is_ipv4());
+    is_wildcard || listener == local
 }
 
 #[cfg(test)]
 mod tests {
     use std::{
         net::{TcpListener, TcpStream, UdpSocket},
-        os::fd::AsFd as _,
+        os::fd::{AsFd as _, AsRawFd as _},
     };
 
     use super::*;
@@ -204,7 +241,7 @@ mod tests {
         let (_accepted, _) = listener.accept().unwrap();
         let me = std::process::id();
         let find = |local: SocketAddr| {
-            let mut sockets = read(local.port()..=local.port(), 2).unwrap().sockets;
+            let mut sockets = read(local.port()..=local.port(), None, 2).unwrap().sockets;
             sockets.retain(|entry| entry.local == local);
             assert_eq!(sockets.len(), 1, "{sockets:?}");
             sockets.remove(0)
@@ -228,6 +265,40 @@ mod tests {
             State::Connected(listener.local_addr().unwrap())
         );
         drop(listener);
+    }
+
+    #[test]
+    fn an_outgoing_connection_from_a_listeners_port_is_shown() {
+        use nix::sys::socket::{
+            AddressFamily, SockFlag, SockType, SockaddrIn, bind, connect, setsockopt, socket,
+            sockopt,
+        };
+        let shared = |port| {
+            let tcp = socket(
+                AddressFamily::Inet,
+                SockType::Stream,
+                SockFlag::SOCK_CLOEXEC,
+                None,
+            )
+            .unwrap();
+            setsockopt(&tcp, sockopt::ReusePort, &true).unwrap();
+            bind(tcp.as_raw_fd(), &SockaddrIn::new(127, 0, 0, 1, port)).unwrap();
+            tcp
+        };
+        let server = TcpListener::bind("127.0.0.1:0").unwrap();
+        let listener = TcpListener::from(shared(0));
+        let local = listener.local_addr().unwrap();
+        nix::sys::socket::listen(&listener, nix::sys::socket::Backlog::new(5).unwrap()).unwrap();
+        let outgoing = shared(local.port());
+        let to = SockaddrIn::new(127, 0, 0, 1, server.local_addr().unwrap().port());
+        connect(outgoing.as_raw_fd(), &to).unwrap();
+        let _client = TcpStream::connect(local).unwrap();
+        let _accepted = listener.accept().unwrap();
+        let mut sockets = read(local.port()..=local.port(), None, 1).unwrap().sockets;
+        sockets.retain(|entry| entry.local == local);
+        let states: Vec<State> = sockets.iter().map(|entry| entry.state).collect();
+        let peer = State::Connected(server.local_addr().unwrap());
+        assert_eq!(states, [State::Listening, peer]);
     }
 
     #[test]
@@ -272,6 +343,7 @@ mod tests {
             netns,
             cgroup: None,
             holders: Vec::new(),
+            is_outgoing: false,
         };
         let peer = State::Connected("10.0.0.9:40000".parse().unwrap());
         let mut sockets = vec![
@@ -281,8 +353,16 @@ mod tests {
             entry("10.0.0.1:977", peer, 1),
             entry("10.0.0.2:978", State::Listening, 1),
             entry("10.0.0.1:978", peer, 1),
+            // An IPv4 wildcard accepts no IPv6.
+            entry("[2001:db8::1]:976", peer, 1),
+            SocketEntry {
+                is_outgoing: true,
+                ..entry("10.0.0.1:976", peer, 1)
+            },
+            entry("[::]:979", State::Listening, 1),
+            entry("10.0.0.1:979", peer, 1),
         ];
-        let expected = [0, 2, 3, 4, 5].map(|index: usize| sockets[index].clone());
+        let expected = [0, 2, 3, 4, 5, 6, 7, 8].map(|index: usize| sockets[index].clone());
         drop_accepted(&mut sockets);
         assert_eq!(sockets, expected);
     }

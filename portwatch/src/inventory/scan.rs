@@ -29,6 +29,8 @@ pub struct FoundSocket {
     pub holders: Vec<Rc<Process>>,
     /// Whether the BPF programs report its close from now on.
     pub marked: bool,
+    /// Whether it is a connection that no listener has accepted.
+    pub is_outgoing: bool,
 }
 
 /// What a scan covers: of other sockets it does not show whether they exist.
@@ -68,8 +70,7 @@ impl Scope {
     /// Whether sockets on that port are shown.
     #[must_use]
     pub fn watches(&self, port_key: PortKey) -> bool {
-        self.watched
-            .contains(&(port_key.port, port_key.transport))
+        self.watched.contains(&(port_key.port, port_key.transport))
     }
 }
 
@@ -105,7 +106,8 @@ impl Scan {
     pub fn take(scope: Arc<Scope>, threads: usize) -> io::Result<Self> {
         let began = Timestamp::now();
         // No socket has port 0.
-        let mut inventory = inventory::read(1..=LAST_SYSTEM_PORT, threads)?;
+        let mut inventory =
+            inventory::read(1..=LAST_SYSTEM_PORT, Some(Arc::clone(&scope)), threads)?;
         let cgroups = scope.cgroup.as_deref().map(subtree);
         inventory.sockets.retain(|entry| {
             let port = (entry.local.port(), entry.transport);
@@ -160,6 +162,7 @@ impl Scan {
                     .filter_map(|holder| processes.get(&holder.pid).cloned())
                     .collect(),
                 marked,
+                is_outgoing: entry.is_outgoing,
             })
         });
         (found.collect(), coverage)
@@ -250,7 +253,7 @@ mod tests {
             fd: listener.as_raw_fd(),
         });
         let entry = |holders: &[Holder]| {
-            let mut sockets = inventory::read(local.port()..=local.port(), 1)
+            let mut sockets = inventory::read(local.port()..=local.port(), None, 1)
                 .unwrap()
                 .sockets;
             sockets.retain(|entry| entry.local == local);

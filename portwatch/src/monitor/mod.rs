@@ -53,6 +53,9 @@ pub struct Options {
 /// How long a reader of stdout that takes nothing delays the end.
 const LAST_FLUSH: Duration = Duration::from_secs(2);
 
+/// For how long scans wait for the ring to be empty: under a steady flood it never is.
+const BACKLOG: Duration = Duration::from_millis(200);
+
 /// Watches until SIGINT or SIGTERM.
 ///
 /// # Errors
@@ -104,6 +107,7 @@ async fn watch(options: &Options, registry: Registry) -> Result<()> {
         events: Vec::with_capacity(BATCH),
         scan: None,
         has_more: false,
+        backlog_since: None,
         losses_due: None,
         counts_due: None,
         health,
@@ -132,6 +136,8 @@ struct Monitor {
     scan: Option<std::io::Result<Scan>>,
     /// Whether the ring holds more than was taken in one turn.
     has_more: bool,
+    /// Since when the ring has not been empty.
+    backlog_since: Option<Instant>,
     /// When to look for lost reports once more.
     losses_due: Option<Instant>,
     /// When to take what the BPF programs counted.
@@ -158,15 +164,26 @@ impl Monitor {
                 () = until(counts_due) => self.take_counts()?,
                 due = self.health.tick() => self.check_after(due.elapsed()),
                 complete = self.scheduler.complete() => self.scan = Some(complete),
-                () = until(due), if !self.has_more => {}
+                () = until(due), if !self.has_more && self.scan.is_none() => {}
                 () = until(flush_due) => {}
                 gone = self.pipeline.sinks().gone() => return Err(gone.into()),
             }
             self.has_more = self.take_batches().await?;
             // The ring is empty: what happened before a scan began or ended is known.
-            if !self.has_more
+            if !self.has_more {
+                self.backlog_since = None;
+            } else if self.backlog_since.is_none() {
+                self.backlog_since = Some(Instant::now());
+            }
+            let is_behind = self
+                .backlog_since
+                .is_some_and(|since| since.elapsed() > BACKLOG);
+            if (!self.has_more || is_behind)
                 && let Some(scan) = self.scan.take()
             {
+                if self.has_more {
+                    self.pipeline.tracker().fall_behind();
+                }
                 self.join(scan);
             }
             self.pipeline.flush(now());
@@ -176,7 +193,9 @@ impl Monitor {
             } else if self.pipeline.tracker().wants_scan() {
                 self.scheduler.request(Urgency::Holders);
             }
-            if !self.has_more && self.scan.is_none() && self.scheduler.is_due() {
+            // What is in the ring counts as having happened during the scan.
+            let may_begin = !self.has_more || is_behind;
+            if may_begin && self.scan.is_none() && self.scheduler.is_due() {
                 self.pipeline.begin_scan();
                 self.scheduler.begin();
             }

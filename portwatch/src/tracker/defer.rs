@@ -32,6 +32,8 @@ pub(super) struct Running {
     pub(super) closed: HashSet<SocketKey>,
     /// Whether more happened than is kept or observed.
     pub(super) overrun: bool,
+    /// Whether not all that happened before its end was observed.
+    pub(super) behind: bool,
 }
 
 impl<H: Host> Tracker<H> {
@@ -76,6 +78,15 @@ impl<H: Host> Tracker<H> {
             return None;
         }
         Some(event)
+    }
+
+    /// Notes that a scan is joined although events from before its end are still to be observed: of
+    /// tracked sockets it shows nothing new.
+    pub fn fall_behind(&mut self) {
+        if let Some(running) = &mut self.deferred.running {
+            running.overrun = true;
+            running.behind = true;
+        }
     }
 
     /// A listen or connect by nobody known waits, and what follows on the same socket with it; its

@@ -54,6 +54,7 @@ impl<H: Host> Tracker<H> {
             events,
             closed,
             overrun,
+            behind,
         } = self.deferred.running.take().unwrap_or_default();
         self.attribute_by_scan(&found_sockets, out);
         let deferred: HashSet<SocketKey> = events.iter().filter_map(|event| event.key).collect();
@@ -72,7 +73,9 @@ impl<H: Host> Tracker<H> {
             let is_unsure =
                 (socket.holders.is_empty() || overrun) && !self.unsure_once.contains(&key);
             if self.table.known(key).is_some() {
-                self.advance(key, &socket, out);
+                if !behind {
+                    self.advance(key, &socket, out);
+                }
             } else if closed.contains(&key) && !is_deferred {
                 continue;
             } else if is_unsure && (overrun || !is_deferred) {
@@ -82,7 +85,7 @@ impl<H: Host> Tracker<H> {
             }
         }
         self.unsure_once = unsure;
-        let is_absent = self.close_absent(&found, coverage, out);
+        let is_absent = !behind && self.close_absent(&found, coverage, out);
         self.table.holders_found(self.table.round);
         for event in events {
             self.apply(&event, &[], out);
@@ -125,7 +128,10 @@ impl<H: Host> Tracker<H> {
         let event = &found.event;
         let port_key = event.port_key();
         // An accepted connection outlives its listener, and was reported as such.
-        if event.kind == EventKind::Connect && self.table.was_listened_on(found.netns, port_key) {
+        if event.kind == EventKind::Connect
+            && !found.is_outgoing
+            && self.table.was_listened_on(found.netns, port_key)
+        {
             return;
         }
         let mut socket = TrackedSocket::new(port_key);

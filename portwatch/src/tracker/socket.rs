@@ -177,7 +177,7 @@ impl TrackedSocket {
             task: None,
             is_kernel_socket: self.is_kernel_socket,
             binder: None,
-        close: CloseKind::Released,
+            close: CloseKind::Released,
         }
     }
 

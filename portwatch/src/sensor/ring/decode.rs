@@ -264,7 +264,7 @@ mod tests {
                 }),
                 is_kernel_socket: None,
                 binder: None,
-        close: CloseKind::Released,
+                close: CloseKind::Released,
             }
         );
     }

@@ -15,6 +15,7 @@ fn found_socket(kind: EventKind, cookie: u64, holders: &[u32]) -> FoundSocket {
         netns: NETNS,
         holders: holders.iter().map(|pid| Rc::new(process(*pid))).collect(),
         marked: true,
+        is_outgoing: false,
     }
 }
 
@@ -145,6 +146,16 @@ fn nothing_is_missed_and_nothing_reported_twice_while_a_scan_runs() {
             vec![],
             vec![found_socket(Connect, 5, &[7])],
             vec![(Listen, Live, 4), (Close, Live, 4)],
+        ),
+        case(
+            "an outgoing connection from a port that was listened on",
+            vec![event(Listen, 4, 7), event(Close, 4, 0)],
+            vec![],
+            vec![FoundSocket {
+                is_outgoing: true,
+                ..found_socket(Connect, 5, &[7])
+            }],
+            vec![(Listen, Live, 4), (Close, Live, 4), (Connect, Snapshot, 5)],
         ),
         case(
             "an outgoing connection from before",
@@ -532,8 +543,18 @@ fn another_program_that_holds_a_socket_is_reported_once_and_named_from_then_on()
     let cases = [
         ("the owner", vec![runs(812, nc, 5)], None, 812),
         ("exec", vec![runs(812, "/bin/x", 5)], Some(812), 812),
-        ("workers", vec![runs(812, nc, 5), runs(813, nc, 6)], None, 812),
-        ("a daemon's parent has exited", vec![runs(813, nc, 6)], None, 813),
+        (
+            "workers",
+            vec![runs(812, nc, 5), runs(813, nc, 6)],
+            None,
+            812,
+        ),
+        (
+            "a daemon's parent has exited",
+            vec![runs(813, nc, 6)],
+            None,
+            813,
+        ),
         ("handed over", vec![runs(900, "/bin/x", 6)], Some(900), 900),
         (
             "passed on",
@@ -541,7 +562,12 @@ fn another_program_that_holds_a_socket_is_reported_once_and_named_from_then_on()
             Some(900),
             812,
         ),
-        ("its pid is reused", vec![runs(812, "/bin/x", 9)], Some(812), 812),
+        (
+            "its pid is reused",
+            vec![runs(812, "/bin/x", 9)],
+            Some(812),
+            812,
+        ),
         ("in transit", vec![], None, 812),
     ];
     for (what, holders, reported, named) in cases {
@@ -569,4 +595,28 @@ fn another_program_that_holds_a_socket_is_reported_once_and_named_from_then_on()
         let accept = tracker.one(&accept(5, [127, 0, 0, 1]));
         assert_eq!((accept.kind, pid(&accept)), (Accept, Some(named)), "{what}");
     }
+}
+
+#[test]
+fn a_scan_that_is_joined_before_the_ring_is_empty_reports_only_what_lasts() {
+    use EventKind::{Bind, Close, Listen};
+
+    let mut tracker = tracker();
+    for cookie in [5, 6] {
+        tracker.one(&event(Bind, cookie, 812));
+    }
+    let mut events = Vec::new();
+    // 5 listens, 6 is closed, and both reports are in the ring still; 7 was counted.
+    for _ in 0..2 {
+        tracker.begin_scan();
+        tracker.fall_behind();
+        let found = vec![
+            found_socket(Listen, 5, &[812]),
+            found_socket(Bind, 7, &[812]),
+        ];
+        assert!(tracker.reconcile(found, &all(), &mut events));
+    }
+    assert_eq!(outline(&events), [(Bind, Origin::Snapshot, 7)]);
+    assert_eq!(tracker.one(&event(Listen, 5, 812)).kind, Listen);
+    assert_eq!(tracker.one(&event(Close, 6, 0)).kind, Close);
 }
