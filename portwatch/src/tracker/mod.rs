@@ -102,7 +102,7 @@ impl<H: Host> Tracker<H> {
         }
     }
 
-    /// Whether a close tells nothing new: it was reported, by a scan that no longer showed the socket
+    /// Whether a close is no news: it was reported, by a scan that no longer showed the socket
     /// or when the socket was shut down.
     fn is_closed_before(&mut self, event: &Event) -> bool {
         let Some(key) = event.key else {

@@ -11,6 +11,7 @@ use crate::{
     model::{CloseKind, Printable, Task, Transport},
 };
 
+mod changes;
 mod scans;
 
 /// A host on which every process but number 404 is still there.
