@@ -89,6 +89,9 @@ pub mod kind {
     pub const CLOSE: u8 = 5;
     /// A rule denied a bind.
     pub const DENY: u8 = 6;
+    /// A socket left the port whose [`CLOSE`] had [`known::SHUT_DOWN`](super::known::SHUT_DOWN), or
+    /// was counted.
+    pub const RELEASE: u8 = 7;
 }
 
 /// Which optional parts of a [`Report`] the kernel filled: bits of [`Report::known`].
@@ -110,6 +113,8 @@ pub mod known {
     pub const COUNTED: u8 = 1 << 6;
     /// On an accept: `cookie` is the accepted socket's, since its listener has no mark.
     pub const ACCEPTED: u8 = 1 << 7;
+    /// On a close: the socket has stopped listening, and may still exist and have its port.
+    pub const SHUT_DOWN: u8 = 1 << 7;
 }
 
 /// How far an outgoing connection has come: the values of [`Report::connection`] and
@@ -121,6 +126,16 @@ pub mod connection {
     pub const STARTED: u8 = 1;
     /// The handshake completed.
     pub const ESTABLISHED: u8 = 2;
+}
+
+/// Which end of a socket was reported: the values of [`SocketMark::closed`].
+pub mod closed {
+    /// None.
+    pub const NO: u16 = 0;
+    /// It left the port.
+    pub const RELEASED: u16 = 1;
+    /// It stopped listening.
+    pub const SHUT_DOWN: u16 = 2;
 }
 
 mod control;
@@ -199,7 +214,7 @@ pub struct SocketMark {
     pub family: u8,
     /// As in [`Report`].
     pub protocol: u8,
-    /// Not 0 once the close was reported: two hooks can see the same one.
+    /// One of [`closed`], since two hooks can see the same close.
     pub closed: u16,
     /// Bits of [`counted`]; 0 if that it took the port was reported.
     pub counted: u16,

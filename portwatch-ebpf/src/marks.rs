@@ -29,7 +29,7 @@ use aya_ebpf::{
     helpers::generated::bpf_sk_storage_get,
     macros::btf_map,
 };
-use portwatch_common::{SocketMark, connection};
+use portwatch_common::{SocketMark, closed, connection};
 
 use crate::{control::count_marked_socket, field::put, report::Local};
 
@@ -106,7 +106,7 @@ pub unsafe fn mark(socket: *mut c_void, cookie: u64, local: Local, counted: u16,
         port: local.port,
         family: local.family,
         protocol: local.protocol,
-        closed: 0,
+        closed: closed::NO,
         counted,
         binder,
         connection: connection::NONE,

@@ -39,6 +39,8 @@ pub struct Socket {
     pub counted: u16,
     /// One of [`portwatch_common::connection`].
     pub connection: u8,
+    /// On a close: whether it may still have its port.
+    pub is_shut_down: bool,
 }
 
 /// Identifies a socket.
@@ -76,6 +78,7 @@ impl Socket {
             binder: 0,
             counted: counted::COUNTED,
             connection: connection::NONE,
+            is_shut_down: false,
         }
     }
 }
@@ -228,6 +231,9 @@ unsafe fn fill(
         }
         if kind == kind::CLOSE && socket.counted != 0 {
             knows |= known::COUNTED;
+        }
+        if socket.is_shut_down {
+            knows |= known::SHUT_DOWN;
         }
         (&raw mut (*report).netns_cookie).write(actor.netns_cookie);
 

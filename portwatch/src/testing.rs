@@ -12,7 +12,7 @@ use crate::{
     aggregate::{Aggregator, Settings},
     alert::Alert,
     decide::{Decided, Decider},
-    model::{Event, EventKind, Printable, SocketKey, Task, Transport},
+    model::{CloseKind, Event, EventKind, Printable, SocketKey, Task, Transport},
     output::FormatName,
     policy::Policy,
     process::Processes,
@@ -153,5 +153,6 @@ fn event(kind: EventKind, cookie: u64, task: &Task) -> Event {
         binder: None,
         outcome: None,
         accepted: None,
+        close: CloseKind::Released,
     }
 }

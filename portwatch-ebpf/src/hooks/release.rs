@@ -8,7 +8,7 @@ use aya_ebpf::{
     EbpfContext, helpers::generated::bpf_get_socket_cookie, macros::cgroup_sock,
     programs::SockContext,
 };
-use portwatch_common::{SocketMark, counted, kind};
+use portwatch_common::{SocketMark, closed, counted, kind};
 
 use crate::{
     control::{has_marked_sockets, uncount_marked_socket},
@@ -36,19 +36,39 @@ fn released(ctx: &SockContext) {
     let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
     if field!(mark.as_ptr(), cookie) == cookie {
         uncount_marked_socket();
-        closed(ctx, mark, AvailableHelpers::CGROUP_SOCK.without_task());
+        let mark = mark.as_ptr();
+        let (kind, counted) = match field!(mark, closed) {
+            closed::NO => (kind::CLOSE, settled(mark)),
+            // Whatever became of the close, the agent may know the socket.
+            closed::SHUT_DOWN => (kind::RELEASE, 0),
+            _ => return,
+        };
+        set_closed(mark, closed::RELEASED);
+        let helpers = AvailableHelpers::CGROUP_SOCK.without_task();
+        report(ctx, kind, &socket(mark, counted), helpers);
     }
 }
 
-/// Reports the close of the socket that has `mark` for its own, once.
+/// Reports that the listener that has `mark` for its own stops listening, unless it is being released:
+/// close(2) runs `sock_release` first (`inet_release` in net/ipv4/af_inet.c, Linux 6.18). After
+/// shutdown(2) the socket keeps its port.
 #[inline(always)]
-pub fn closed<C: EbpfContext>(ctx: &C, mark: NonNull<SocketMark>, helpers: AvailableHelpers) {
+pub fn shut_down<C: EbpfContext>(ctx: &C, mark: NonNull<SocketMark>, helpers: AvailableHelpers) {
     let mark = mark.as_ptr();
-    if field!(mark, closed) != 0 {
+    if field!(mark, closed) != closed::NO {
         return;
     }
-    // SAFETY: the kernel's pointer to a live value, valid for the whole run.
-    unsafe { (&raw mut (*mark).closed).write_volatile(1) };
+    set_closed(mark, closed::SHUT_DOWN);
+    let socket = Socket {
+        is_shut_down: true,
+        ..socket(mark, settled(mark))
+    };
+    report(ctx, kind::CLOSE, &socket, helpers);
+}
+
+/// The socket's `counted` bits once what is kept of it is counted, or in the ring before its close.
+#[inline(always)]
+fn settled(mark: *mut SocketMark) -> u16 {
     let mut counted = field!(mark, counted);
     if counted & !counted::COUNTED != 0 {
         counted = if settle(field!(mark, cookie), counted) {
@@ -57,10 +77,16 @@ pub fn closed<C: EbpfContext>(ctx: &C, mark: NonNull<SocketMark>, helpers: Avail
             0
         };
         // Should it listen again.
-        // SAFETY: as above.
+        // SAFETY: the kernel's pointer to a live value, valid for the whole run.
         unsafe { (&raw mut (*mark).counted).write_volatile(counted) };
     }
-    report(ctx, kind::CLOSE, &socket(mark, counted), helpers);
+    counted
+}
+
+#[inline(always)]
+fn set_closed(mark: *mut SocketMark, closed: u16) {
+    // SAFETY: the kernel's pointer to a live value, valid for the whole run.
+    unsafe { (&raw mut (*mark).closed).write_volatile(closed) };
 }
 
 #[inline(always)]

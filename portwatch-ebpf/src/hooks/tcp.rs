@@ -20,7 +20,7 @@ use portwatch_common::{
     FAMILY_IPV4, FAMILY_IPV6, PROTOCOL_TCP, SocketMark, connection, counted, kind,
 };
 
-use super::release::closed;
+use super::release::shut_down;
 use crate::{
     counted::{is_reported, release_events},
     globals::AvailableHelpers,
@@ -130,7 +130,7 @@ fn changed(ctx: &SockOpsContext) {
     if let Some(mark) = mark_in(ctx)
         && field!(mark.as_ptr(), cookie) == cookie(ctx)
     {
-        closed(ctx, mark, AvailableHelpers::sock_ops().without_task());
+        shut_down(ctx, mark, AvailableHelpers::sock_ops().without_task());
     }
 }
 

@@ -85,7 +85,7 @@ fn explain(spec: PortSpec, registry: &Registry, out: &mut impl io::Write) -> Res
             writeln!(text, "  {name:<12} {}", describe(entry, *transport))?;
         }
     }
-    let mut sockets = inventory::read(port..=port, parallel::threads())
+    let mut sockets = inventory::read(port..=port, None, parallel::threads())
         .context("reading /proc")?
         .sockets;
     sockets.retain(|held| transports.contains(&held.transport));
@@ -94,7 +94,7 @@ fn explain(spec: PortSpec, registry: &Registry, out: &mut impl io::Write) -> Res
         writeln!(text, "  no socket on this port")?;
     }
     let here = inode_of(std::process::id());
-    let mut names = Processes::default();
+    let mut names = Processes::patient();
     for held in &sockets {
         write!(text, "  {}", socket(held))?;
         if Some(held.netns) != here {

@@ -17,14 +17,14 @@ use nix::sys::socket::{
 
 use super::{
     SocketEntry, State,
-    wire::{HEADER, Header, Message, both_families, one_family},
+    wire::{HEADER, Header, Message, both_families, bound_connections, one_family},
 };
 use crate::{
     linux::{
         address,
         netns::{NetnsCookie, sock_diag},
     },
-    model::Transport,
+    model::{PortKey, Transport},
 };
 
 /// One socket in a dump.
@@ -39,6 +39,16 @@ pub(super) struct Row {
 }
 
 impl Row {
+    /// The port of a TCP connection; None for any other socket.
+    pub(super) fn connection(&self) -> Option<PortKey> {
+        let is_connection =
+            self.transport == Transport::Tcp && matches!(self.state, State::Connected(_));
+        is_connection.then_some(PortKey {
+            transport: self.transport,
+            port: self.local.port(),
+        })
+    }
+
     pub(super) fn entry(self, netns: u64) -> SocketEntry {
         SocketEntry {
             transport: self.transport,
@@ -49,6 +59,7 @@ impl Row {
             netns,
             cgroup: self.cgroup,
             holders: Vec::new(),
+            is_outgoing: false,
         }
     }
 }
@@ -122,6 +133,22 @@ fn read(
         });
     }
     Ok(())
+}
+
+/// The cookies of the TCP connections on `ports` that are known to be outgoing, in the namespace of
+/// `netlink`.
+pub(super) fn outgoing(
+    netlink: &OwnedFd,
+    ports: &RangeInclusive<u16>,
+) -> io::Result<HashSet<u64>> {
+    let mut rows = Vec::new();
+    read(
+        netlink,
+        Transport::Tcp,
+        &bound_connections(ports),
+        &mut rows,
+    )?;
+    Ok(rows.into_iter().map(|row| row.cookie).collect())
 }
 
 /// Adds the sockets of one dump to `rows` and returns the number of packets, `NLMSG_DONE` included.

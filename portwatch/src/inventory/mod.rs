@@ -13,13 +13,13 @@ mod wire;
 use std::{
     collections::{HashMap, HashSet},
     io,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     ops::RangeInclusive,
 };
 
 pub use self::holders::{Holder, duplicate, is_held_by};
 use self::namespaces::Namespace;
-pub use self::scan::{Coverage, FoundSocket, Scan, Scope};
+pub use self::scan::{Coverage, FoundSocket, MAX_HOLDERS, Scan, Scope};
 use crate::{linux::protocols, model::Transport, util::parallel};
 
 /// The state of a socket on its port.
@@ -52,6 +52,9 @@ pub struct SocketEntry {
     pub cgroup: Option<u64>,
     /// The processes that have it open and that this user may see; empty for a kernel socket.
     pub holders: Vec<Holder>,
+    /// Whether it is a connection that is known not to be accepted from a listener. An outgoing one
+    /// without a bind (a lowered `ip_local_port_range`) is not known.
+    pub is_outgoing: bool,
 }
 
 /// The existing sockets of this host and what limits the list.
@@ -61,6 +64,8 @@ pub struct Inventory {
     pub sockets: Vec<SocketEntry>,
     /// Inode and cookie of each network namespace that was entered; no cookie before Linux 5.14.
     pub namespaces: Vec<(u64, Option<u64>)>,
+    /// Inodes of the network namespaces whose sockets were read.
+    pub read: HashSet<u64>,
     /// Namespaces that could not be read, by inode.
     pub unread: Vec<u64>,
     /// Registered transports for which this kernel has no sock_diag handler.
@@ -78,15 +83,12 @@ pub struct Inventory {
 ///
 /// When /proc cannot be read. Processes and namespaces that end
 /// meanwhile are skipped.
-pub fn read(ports: RangeInclusive<u16>, threads: usize) -> io::Result<Inventory> {
-    read_with(ports, threads, &HashSet::new())
-}
-
-/// As [`read`], with the accepted sockets of these cookies.
-fn read_with(
+///
+/// The direction of connections is found out on the ports of `scope`; None stands for all.
+pub fn read(
     ports: RangeInclusive<u16>,
+    scope: Option<&Scope>,
     threads: usize,
-    accepted: &HashSet<u64>,
 ) -> io::Result<Inventory> {
     let mut inventory = Inventory {
         shows_bound: diag::shows_bound(),
@@ -98,18 +100,24 @@ fn read_with(
     // The second pass is for namespaces that only descriptors reference.
     while !unseen.is_empty() {
         let read = parallel::map(threads, unseen.iter().collect(), |namespace| {
-            read_namespace(&ports, &transports, namespace)
+            read_namespace(&ports, scope, &transports, namespace)
         });
         for (inode, outcome) in unseen.iter().map(|one| one.inode).zip(read) {
             seen.insert(inode);
             match outcome {
-                Read::Diag(dump) => {
+                Read::Diag(dump, outgoing) => {
+                    inventory.read.insert(inode);
                     inventory.namespaces.push((inode, dump.cookie));
                     inventory.unshown.extend(dump.unshown);
                     let entries = dump.rows.into_iter().map(|row| row.entry(inode));
-                    inventory.sockets.extend(entries);
+                    inventory.sockets.extend(entries.map(|mut entry| {
+                        let cookie = entry.cookie;
+                        entry.is_outgoing = cookie.is_some_and(|one| outgoing.contains(&one));
+                        entry
+                    }));
                 }
                 Read::Tables(sockets) => {
+                    inventory.read.insert(inode);
                     inventory.shows_bound = false;
                     inventory.sockets.extend(sockets);
                 }
@@ -117,7 +125,7 @@ fn read_with(
                 Read::Gone => {}
             }
         }
-        drop_accepted(&mut inventory.sockets, accepted);
+        drop_accepted(&mut inventory.sockets, scope.map(|scope| &scope.accepted));
         unseen = holders::find(&mut inventory.sockets, threads)?.without(&seen);
     }
     inventory.sockets.sort_by_key(|entry| {
@@ -134,7 +142,8 @@ fn read_with(
 
 /// The outcome of reading one namespace.
 enum Read {
-    Diag(diag::Dump),
+    /// And the cookies of the connections that are known to be outgoing.
+    Diag(diag::Dump, HashSet<u64>),
     /// Without the privilege to enter, or on a kernel without sock_diag.
     Tables(Vec<SocketEntry>),
     Denied,
@@ -144,16 +153,26 @@ enum Read {
 
 fn read_namespace(
     ports: &RangeInclusive<u16>,
+    scope: Option<&Scope>,
     transports: &[Transport],
     namespace: &Namespace,
 ) -> Read {
     let dump = match namespace.sock_diag() {
         Ok(None) => return Read::Gone,
-        Ok(Some(netlink)) => diag::dump(&netlink, ports, transports),
+        Ok(Some(netlink)) => diag::dump(&netlink, ports, transports).map(|dump| (netlink, dump)),
         Err(error) => Err(error),
     };
     match dump {
-        Ok(dump) => Read::Diag(dump),
+        Ok((netlink, dump)) => {
+            // One more pass over TCP's tables, for few.
+            let is_in_scope = |port_key| scope.is_none_or(|scope| scope.watches(port_key));
+            let is_connected = dump
+                .rows
+                .iter()
+                .any(|row| row.connection().is_some_and(is_in_scope));
+            let outgoing = is_connected.then(|| diag::outgoing(&netlink, ports).unwrap_or_default());
+            Read::Diag(dump, outgoing.unwrap_or_default())
+        }
         Err(_) => namespace
             .by_process(|pid| tables::read(pid, namespace.inode, ports))
             .map_or(Read::Denied, Read::Tables),
@@ -162,7 +181,7 @@ fn read_namespace(
 
 /// Drops the connections that a listener in the list has accepted: they are reported as its
 /// accepts, not as sockets on the port. Keeps those with one of these cookies.
-fn drop_accepted(sockets: &mut Vec<SocketEntry>, kept: &HashSet<u64>) {
+fn drop_accepted(sockets: &mut Vec<SocketEntry>, kept: Option<&HashSet<u64>>) {
     let mut listeners: HashMap<(u64, Transport, u16), Vec<SocketAddr>> = HashMap::new();
     let key = |entry: &SocketEntry| (entry.netns, entry.transport, entry.local.port());
     for entry in sockets.iter() {
@@ -174,20 +193,28 @@ fn drop_accepted(sockets: &mut Vec<SocketEntry>, kept: &HashSet<u64>) {
         let is_connection =
             matches!(entry.state, State::Connected(_)) && !entry.transport.is_datagram();
         !is_connection
-            || entry.cookie.is_some_and(|cookie| kept.contains(&cookie))
+            || entry.is_outgoing
+            || (entry.cookie.zip(kept)).is_some_and(|(cookie, kept)| kept.contains(&cookie))
             || !listeners.get(&key(entry)).is_some_and(|locals| {
                 locals
                     .iter()
-                    .any(|local| local.ip().is_unspecified() || local.ip() == entry.local.ip())
+                    .any(|local| can_accept(local.ip(), entry.local.ip()))
             })
     });
+}
+
+/// Whether a listener at `listener` can accept a connection to `local`; an IPv6 wildcard also one
+/// to an IPv4 address.
+fn can_accept(listener: IpAddr, local: IpAddr) -> bool {
+    let is_wildcard = listener.is_unspecified() && (listener.is_ipv6() || local.is_ipv4());
+    is_wildcard || listener == local
 }
 
 #[cfg(test)]
 mod tests {
     use std::{
         net::{TcpListener, TcpStream, UdpSocket},
-        os::fd::AsFd as _,
+        os::fd::{AsFd as _, AsRawFd as _},
     };
 
     use super::*;
@@ -202,7 +229,7 @@ mod tests {
         let (_accepted, _) = listener.accept().unwrap();
         let me = std::process::id();
         let find = |local: SocketAddr| {
-            let mut sockets = read(local.port()..=local.port(), 2).unwrap().sockets;
+            let mut sockets = read(local.port()..=local.port(), None, 2).unwrap().sockets;
             sockets.retain(|entry| entry.local == local);
             assert_eq!(sockets.len(), 1, "{sockets:?}");
             sockets.remove(0)
@@ -226,6 +253,40 @@ mod tests {
             State::Connected(listener.local_addr().unwrap())
         );
         drop(listener);
+    }
+
+    #[test]
+    fn an_outgoing_connection_from_a_listeners_port_is_shown() {
+        use nix::sys::socket::{
+            AddressFamily, SockFlag, SockType, SockaddrIn, bind, connect, setsockopt, socket,
+            sockopt,
+        };
+        let shared = |port| {
+            let tcp = socket(
+                AddressFamily::Inet,
+                SockType::Stream,
+                SockFlag::SOCK_CLOEXEC,
+                None,
+            )
+            .unwrap();
+            setsockopt(&tcp, sockopt::ReusePort, &true).unwrap();
+            bind(tcp.as_raw_fd(), &SockaddrIn::new(127, 0, 0, 1, port)).unwrap();
+            tcp
+        };
+        let server = TcpListener::bind("127.0.0.1:0").unwrap();
+        let listener = TcpListener::from(shared(0));
+        let local = listener.local_addr().unwrap();
+        nix::sys::socket::listen(&listener, nix::sys::socket::Backlog::new(5).unwrap()).unwrap();
+        let outgoing = shared(local.port());
+        let to = SockaddrIn::new(127, 0, 0, 1, server.local_addr().unwrap().port());
+        connect(outgoing.as_raw_fd(), &to).unwrap();
+        let _client = TcpStream::connect(local).unwrap();
+        let _accepted = listener.accept().unwrap();
+        let mut sockets = read(local.port()..=local.port(), None, 1).unwrap().sockets;
+        sockets.retain(|entry| entry.local == local);
+        let states: Vec<State> = sockets.iter().map(|entry| entry.state).collect();
+        let peer = State::Connected(server.local_addr().unwrap());
+        assert_eq!(states, [State::Listening, peer]);
     }
 
     #[test]
@@ -271,6 +332,7 @@ mod tests {
             netns,
             cgroup: None,
             holders: Vec::new(),
+            is_outgoing: false,
         };
         let peer = State::Connected("10.0.0.9:40000".parse().unwrap());
         let mut sockets = vec![
@@ -280,13 +342,21 @@ mod tests {
             entry("10.0.0.1:977", peer, 1),
             entry("10.0.0.2:978", State::Listening, 1),
             entry("10.0.0.1:978", peer, 1),
+            // An IPv4 wildcard accepts no IPv6.
+            entry("[2001:db8::1]:976", peer, 1),
+            SocketEntry {
+                is_outgoing: true,
+                ..entry("10.0.0.1:976", peer, 1)
+            },
+            entry("[::]:979", State::Listening, 1),
+            entry("10.0.0.1:979", peer, 1),
         ];
         sockets[1].cookie = Some(7);
         let unchanged = sockets.clone();
-        drop_accepted(&mut sockets, &HashSet::from([7]));
+        drop_accepted(&mut sockets, Some(&HashSet::from([7])));
         assert_eq!(sockets, unchanged);
-        let expected = [0, 2, 3, 4, 5].map(|index: usize| sockets[index].clone());
-        drop_accepted(&mut sockets, &HashSet::new());
+        let expected = [0, 2, 3, 4, 5, 6, 7, 8].map(|index: usize| sockets[index].clone());
+        drop_accepted(&mut sockets, None);
         assert_eq!(sockets, expected);
     }
 }

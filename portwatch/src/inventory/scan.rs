@@ -6,13 +6,14 @@ use std::{
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     rc::Rc,
+    sync::Arc,
 };
 
 use jiff::Timestamp;
 
 use super::{self as inventory, Inventory, SocketEntry, State, is_held_by};
 use crate::{
-    model::{Event, EventKind, SocketKey, Transport},
+    model::{CloseKind, Event, EventKind, PortKey, SocketKey, Transport},
     process::{Process, Processes, is_running},
     registry::LAST_SYSTEM_PORT,
 };
@@ -28,12 +29,18 @@ pub struct FoundSocket {
     pub holders: Vec<Rc<Process>>,
     /// Whether the BPF programs report its close from now on.
     pub marked: bool,
+    /// Whether it is a connection that no listener has accepted.
+    pub is_outgoing: bool,
 }
 
 /// What a scan covers: of other sockets it does not show whether they exist.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Coverage {
-    /// Inodes of the network namespaces that could not be read.
+    /// The ports.
+    pub scope: Arc<Scope>,
+    /// Inodes of the network namespaces that were read.
+    pub read: HashSet<u64>,
+    /// Inodes of those that were found and could not be read.
     pub unread: Vec<u64>,
     /// Registered transports without a sock_diag handler.
     pub unshown: Vec<Transport>,
@@ -45,12 +52,13 @@ pub struct Coverage {
 #[derive(Debug)]
 pub struct Scan {
     began: Timestamp,
+    scope: Arc<Scope>,
     inventory: Inventory,
     processes: HashMap<u32, Process>,
 }
 
 /// The sockets that a scan keeps.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Scope {
     /// The watched ports.
     pub watched: HashSet<(u16, Transport)>,
@@ -58,6 +66,14 @@ pub struct Scope {
     pub cgroup: Option<PathBuf>,
     /// Cookies of accepted sockets that it shows although a listener is on their port.
     pub accepted: HashSet<u64>,
+}
+
+impl Scope {
+    /// Whether sockets on that port are shown.
+    #[must_use]
+    pub fn watches(&self, port_key: PortKey) -> bool {
+        self.watched.contains(&(port_key.port, port_key.transport))
+    }
 }
 
 /// The ids of a cgroup and of its descendants.
@@ -80,7 +96,7 @@ fn subtree(cgroup: &Path) -> HashSet<u64> {
 }
 
 /// Holders of one socket that are reported.
-const MAX_HOLDERS: usize = 32;
+pub const MAX_HOLDERS: usize = 32;
 
 impl Scan {
     /// Scans with `threads` threads. Blocks for a walk through /proc, so do not call it on the
@@ -89,10 +105,10 @@ impl Scan {
     /// # Errors
     ///
     /// When /proc cannot be read.
-    pub fn take(scope: &Scope, threads: usize) -> io::Result<Self> {
+    pub fn take(scope: Arc<Scope>, threads: usize) -> io::Result<Self> {
         let began = Timestamp::now();
         // No socket has port 0.
-        let mut inventory = inventory::read_with(1..=LAST_SYSTEM_PORT, threads, &scope.accepted)?;
+        let mut inventory = inventory::read(1..=LAST_SYSTEM_PORT, Some(&scope), threads)?;
         let cgroups = scope.cgroup.as_deref().map(subtree);
         inventory.sockets.retain(|entry| {
             let port = (entry.local.port(), entry.transport);
@@ -106,6 +122,7 @@ impl Scan {
         });
         Ok(Self {
             began,
+            scope,
             inventory,
             processes,
         })
@@ -129,6 +146,8 @@ impl Scan {
             .map(|(pid, process)| (pid, Rc::new(process)))
             .collect();
         let coverage = Coverage {
+            scope: self.scope,
+            read: self.inventory.read,
             unread: self.inventory.unread,
             unshown: self.inventory.unshown,
             bound: self.inventory.shows_bound,
@@ -144,6 +163,7 @@ impl Scan {
                     .filter_map(|holder| processes.get(&holder.pid).cloned())
                     .collect(),
                 marked,
+                is_outgoing: entry.is_outgoing,
             })
         });
         (found.collect(), coverage)
@@ -213,6 +233,7 @@ fn event(entry: &SocketEntry, time: Timestamp) -> Event {
         binder: None,
         outcome: None,
         accepted: None,
+        close: CloseKind::Released,
     }
 }
 
@@ -235,7 +256,7 @@ mod tests {
             fd: listener.as_raw_fd(),
         });
         let entry = |holders: &[Holder]| {
-            let mut sockets = inventory::read(local.port()..=local.port(), 1)
+            let mut sockets = inventory::read(local.port()..=local.port(), None, 1)
                 .unwrap()
                 .sockets;
             sockets.retain(|entry| entry.local == local);

@@ -55,13 +55,12 @@ struct BothFamilies {
     tables: u32,
 }
 
-/// `struct nlattr` and four `struct inet_diag_bc_op`.
+/// `struct nlattr`, before the steps of a filter.
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
-struct Filter {
+struct Attribute {
     length: u16,
     kind: u16,
-    steps: [Step; 4],
 }
 
 /// `struct inet_diag_bc_op`: a comparison takes two, the second with the operand.
@@ -97,8 +96,11 @@ pub(super) const HEADER: usize = size_of::<Header>();
 const TCPDIAG_GETSOCK: u16 = 18;
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
 const REQUEST_BYTECODE: u16 = 1;
+const JUMP: u8 = 1;
 const PORT_AT_LEAST: u8 = 2;
 const PORT_AT_MOST: u8 = 3;
+/// `INET_DIAG_BC_AUTO`: nobody bound the socket to its port.
+const IS_AUTOBOUND: u8 = 6;
 /// All states except `TCP_TIME_WAIT` (6), `TCP_SYN_RECV` (3) and `TCP_NEW_SYN_RECV` (12), whose
 /// sockets no process has open. `TCP_BOUND_INACTIVE` (13) selects sockets that are only bound
 /// (Linux 6.8).
@@ -116,7 +118,7 @@ pub(super) fn one_family(
         states: STATES,
         ..Zeroable::zeroed()
     };
-    request(SOCK_DIAG_BY_FAMILY, bytes_of(&payload), ports)
+    request(SOCK_DIAG_BY_FAMILY, bytes_of(&payload), ports, false)
 }
 
 /// A dump request for the TCP sockets of both families: the older request
@@ -126,10 +128,23 @@ pub(super) fn both_families(ports: &RangeInclusive<u16>) -> Vec<u8> {
         states: STATES,
         ..Zeroable::zeroed()
     };
-    request(TCPDIAG_GETSOCK, bytes_of(&payload), ports)
+    request(TCPDIAG_GETSOCK, bytes_of(&payload), ports, false)
 }
 
-fn request(kind: u16, payload: &[u8], ports: &RangeInclusive<u16>) -> Vec<u8> {
+/// As [`both_families`], but only connections whose socket was bound to its port: these are outgoing,
+/// since an accepted one does not inherit that it was (`sk_clone` in net/core/sock.c clears
+/// `SOCK_BINDPORT_LOCK`, Linux 5.10 to 6.18).
+pub(super) fn bound_connections(ports: &RangeInclusive<u16>) -> Vec<u8> {
+    /// `TCP_LISTEN` and `TCP_BOUND_INACTIVE`.
+    const UNCONNECTED: u32 = 1 << 10 | 1 << 13;
+    let payload = BothFamilies {
+        states: STATES & !UNCONNECTED,
+        ..Zeroable::zeroed()
+    };
+    request(TCPDIAG_GETSOCK, bytes_of(&payload), ports, true)
+}
+
+fn request(kind: u16, payload: &[u8], ports: &RangeInclusive<u16>, only_bound: bool) -> Vec<u8> {
     let compare = |code, port, left: u16| {
         let test = Step {
             code,
@@ -143,20 +158,36 @@ fn request(kind: u16, payload: &[u8], ports: &RangeInclusive<u16>) -> Vec<u8> {
         };
         [test, operand]
     };
-    let [first, first_port] = compare(PORT_AT_LEAST, *ports.start(), 16);
-    let [last, last_port] = compare(PORT_AT_MOST, *ports.end(), 8);
-    let filter = Filter {
-        length: size_of::<Filter>() as u16,
+    let after = if only_bound { 8 } else { 0 };
+    let mut steps = Vec::from(compare(PORT_AT_LEAST, *ports.start(), after + 16));
+    steps.extend(compare(PORT_AT_MOST, *ports.end(), after + 8));
+    if only_bound {
+        // The kernel follows `yes` to check that it ends (`inet_diag_bc_audit`); a jump takes `no`.
+        let test = Step {
+            code: IS_AUTOBOUND,
+            yes: 4,
+            no: 8,
+        };
+        let reject = Step {
+            code: JUMP,
+            yes: 4,
+            no: 8,
+        };
+        steps.extend([test, reject]);
+    }
+    let steps: &[u8] = bytemuck::cast_slice(&steps);
+    let length = size_of::<Attribute>() + steps.len();
+    let attribute = Attribute {
+        length: length as u16,
         kind: REQUEST_BYTECODE,
-        steps: [first, first_port, last, last_port],
     };
     let header = Header {
-        length: (HEADER + payload.len() + size_of::<Filter>()) as u32,
+        length: (HEADER + payload.len() + length) as u32,
         kind,
         flags: (libc::NLM_F_REQUEST | libc::NLM_F_DUMP) as u16,
         ..Zeroable::zeroed()
     };
-    [bytes_of(&header), payload, bytes_of(&filter)].concat()
+    [bytes_of(&header), payload, bytes_of(&attribute), steps].concat()
 }
 
 #[cfg(test)]
@@ -169,7 +200,7 @@ mod tests {
         assert_eq!(size_of::<SocketId>(), 48);
         assert_eq!(size_of::<OneFamily>(), 56);
         assert_eq!(size_of::<BothFamilies>(), 60);
-        assert_eq!(size_of::<Filter>(), 4 + 16);
+        assert_eq!((size_of::<Attribute>(), size_of::<Step>()), (4, 4));
         assert_eq!(size_of::<Message>(), 72);
     }
 }

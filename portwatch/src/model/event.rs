@@ -24,6 +24,8 @@ pub enum EventKind {
     Connect,
     /// The socket left the port.
     Close,
+    /// A scan found that another program has the socket open than was reported.
+    Handover,
     /// A rule denied a bind.
     Deny,
     /// Reports found the ring buffer full.
@@ -36,12 +38,13 @@ pub enum EventKind {
 
 impl EventKind {
     /// The kinds that concern a socket.
-    pub const OF_SOCKETS: [Self; 6] = [
+    pub const OF_SOCKETS: [Self; 7] = [
         Self::Bind,
         Self::Listen,
         Self::Accept,
         Self::Connect,
         Self::Close,
+        Self::Handover,
         Self::Deny,
     ];
 
@@ -54,6 +57,7 @@ impl EventKind {
             Self::Accept => "accept",
             Self::Connect => "connect",
             Self::Close => "close",
+            Self::Handover => "handover",
             Self::Deny => "deny",
             Self::Loss => "loss",
             Self::Health => "health",
@@ -141,6 +145,18 @@ pub struct ExecInfo {
     pub args: Option<Vec<Vec<u8>>>,
 }
 
+/// What a close is the end of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CloseKind {
+    /// The socket left the port.
+    #[default]
+    Released,
+    /// It stopped listening, and may still exist and have its port.
+    ShutDown,
+    /// It left the port some time after it had been shut down.
+    ReleasedLater,
+}
+
 /// One event of one socket on a watched port.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Event {
@@ -175,6 +191,8 @@ pub struct Event {
     pub outcome: Option<ConnectOutcome>,
     /// On an accept without key, the cookie of the accepted socket.
     pub accepted: Option<u64>,
+    /// Of a close.
+    pub close: CloseKind,
 }
 
 impl Event {

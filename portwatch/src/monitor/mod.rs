@@ -2,6 +2,7 @@
 //! pipeline until it is stopped by a signal.
 #![cfg_attr(not(target_env = "gnu"), forbid(unsafe_code))]
 
+mod gaps;
 mod ring;
 mod rules;
 mod scan;
@@ -13,10 +14,11 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use tokio::{
     signal::unix::{SignalKind, signal},
-    time::{Instant, Interval, interval_at, sleep_until, timeout},
+    time::{Instant, Interval, MissedTickBehavior, interval_at, sleep_until, timeout},
 };
 
 use self::{
+    gaps::Gaps,
     ring::BATCH,
     rules::scope,
     scheduler::{ScanScheduler, Urgency},
@@ -54,6 +56,9 @@ pub struct Options {
 /// How long a reader of stdout that takes nothing delays the end.
 const LAST_FLUSH: Duration = Duration::from_secs(2);
 
+/// For how long scans wait for the ring to be empty: under a steady flood it never is.
+const BACKLOG: Duration = Duration::from_millis(200);
+
 /// Watches until SIGINT or SIGTERM.
 ///
 /// # Errors
@@ -81,6 +86,7 @@ async fn watch(
     let mut terminate = signal(SignalKind::terminate()).context("waiting for SIGTERM")?;
     let stdout = Stdout::take()?;
     let mut hangup = signal(SignalKind::hangup()).context("waiting for SIGHUP")?;
+    let mut resume = signal(SignalKind::from_raw(libc::SIGCONT)).context("waiting for SIGCONT")?;
     let watched = config.watched(&registry, &Transport::ALL);
     let mut sensor = Sensor::arm(&options.sensor, watched, &config.deny_rules(&registry))?;
     let (sandbox, unsandboxed) = enter(sandbox);
@@ -98,6 +104,12 @@ async fn watch(
     let scope = scope(&config, &registry, options);
     let decider = Decider::new(registry, config.policy.clone(), config.dry_run);
     let settings = config.aggregate;
+    let mut health = interval_at(
+        Instant::now() + options.health_interval,
+        options.health_interval,
+    );
+    // One check is enough, however many were missed.
+    health.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut monitor = Monitor {
         sensor,
         sandbox,
@@ -106,28 +118,26 @@ async fn watch(
         scheduler: ScanScheduler::new(scope),
         events: Vec::with_capacity(BATCH),
         scan: None,
-        is_first_scan: true,
         has_more: false,
+        backlog_since: None,
         losses_due: None,
         counts_due: None,
         counted_due: None,
         has_overflowed: false,
         is_inexact: false,
         has_skipped: false,
-        health: interval_at(
-            Instant::now() + options.health_interval,
-            options.health_interval,
-        ),
+        health,
+        gaps: Gaps::new(),
     };
     loop {
         tokio::select! {
             biased;
             _ = interrupt.recv() => break,
             _ = terminate.recv() => break,
-            _ = hangup.recv() => {}
+            _ = hangup.recv() => monitor.reload(options),
+            _ = resume.recv() => monitor.end_gap(),
             result = monitor.watch() => return result,
         }
-        monitor.reload(options);
     }
     monitor.finish().await
 }
@@ -142,10 +152,10 @@ struct Monitor {
     events: Vec<Event>,
     /// A scan that is complete and not joined yet.
     scan: Option<std::io::Result<Scan>>,
-    /// Whether none was joined yet.
-    is_first_scan: bool,
     /// Whether the ring holds more than was taken in one turn.
     has_more: bool,
+    /// Since when the ring has not been empty.
+    backlog_since: Option<Instant>,
     /// When to look for lost reports once more.
     losses_due: Option<Instant>,
     /// When to take what the BPF programs counted.
@@ -160,6 +170,7 @@ struct Monitor {
     /// Whether a scan showed untracked sockets without holders while they counted.
     has_skipped: bool,
     health: Interval,
+    gaps: Gaps,
 }
 
 impl Monitor {
@@ -171,7 +182,8 @@ impl Monitor {
             let (losses_due, counts_due) = (self.losses_due, self.counts_due);
             let counted_due = self.counted_due;
             tokio::select! {
-                () = std::future::ready(()), if self.has_more => {}
+                // A signal can have come between the end of a scan and its join.
+                () = std::future::ready(()), if self.has_more || self.scan.is_some() => {}
                 ready = self.sensor.readable() => ready.context("waiting for the ring buffer")?,
                 () = until(losses_due) => {
                     self.losses_due = None;
@@ -181,17 +193,28 @@ impl Monitor {
                 () = until(counted_due) => {
                     self.take_counted_sockets()?;
                 }
-                _ = self.health.tick() => self.check_health(),
+                due = self.health.tick() => self.check_after(due.elapsed()),
                 complete = self.scheduler.complete() => self.scan = Some(complete),
-                () = until(due), if !self.has_more => {}
+                () = until(due), if !self.has_more && self.scan.is_none() => {}
                 () = until(flush_due) => {}
                 gone = self.pipeline.sinks().gone() => return Err(gone.into()),
             }
             self.has_more = self.take_batches().await?;
             // The ring is empty: what happened before a scan began or ended is known.
-            if !self.has_more
+            if !self.has_more {
+                self.backlog_since = None;
+            } else if self.backlog_since.is_none() {
+                self.backlog_since = Some(Instant::now());
+            }
+            let is_behind = self
+                .backlog_since
+                .is_some_and(|since| since.elapsed() > BACKLOG);
+            if (!self.has_more || is_behind)
                 && let Some(scan) = self.scan.take()
             {
+                if self.has_more {
+                    self.pipeline.tracker().fall_behind();
+                }
                 self.join(scan)?;
             }
             self.pipeline.flush(now());
@@ -201,12 +224,29 @@ impl Monitor {
             } else if self.pipeline.tracker().wants_scan() {
                 self.scheduler.request(Urgency::Holders);
             }
-            if !self.has_more && self.scan.is_none() && self.scheduler.is_due() {
+            // What is in the ring counts as having happened during the scan.
+            let may_begin = !self.has_more || is_behind;
+            if may_begin && self.scan.is_none() && self.scheduler.is_due() {
                 self.pipeline.begin_scan();
                 let accepted = self.pipeline.tracker().waiting_accepts();
                 self.scheduler.begin(accepted);
             }
         }
+    }
+
+    /// Checks the monitor's health by a timer that was `late` by that much.
+    fn check_after(&mut self, late: Duration) {
+        if self.gaps.notice(late) {
+            self.end_gap();
+        } else {
+            self.check_health();
+        }
+    }
+
+    /// Looks for what happened while the agent did not run.
+    fn end_gap(&mut self) {
+        self.check_health();
+        self.scheduler.request(Urgency::Loss);
     }
 
     /// Checks whether the sensor is whole, and reports each change.
@@ -218,6 +258,11 @@ impl Monitor {
                 Severity::Critical
             };
             self.report_health(severity, detail);
+            // What happened while it was detached was not reported.
+            self.scheduler.request(Urgency::Loss);
+        }
+        if !self.sensor.is_whole() {
+            self.scheduler.request(Urgency::Unmarked);
         }
         self.check_sandbox();
         if !self.sensor.missing_cgroups().is_empty() {

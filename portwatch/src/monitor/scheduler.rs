@@ -64,6 +64,11 @@ impl ScanScheduler {
         }
     }
 
+    /// What the next scan is to show.
+    pub(super) const fn scope(&self) -> &Arc<Scope> {
+        &self.scope
+    }
+
     /// Other ports count from the next scan on.
     pub(super) fn set_scope(&mut self, scope: Scope) {
         self.scope = Arc::new(scope);
@@ -96,7 +101,7 @@ impl ScanScheduler {
             Arc::make_mut(&mut scope).accepted = accepted;
         }
         // One thread: the host's own work must not feel it.
-        self.running = Some(spawn_blocking(move || Scan::take(&scope, 1)));
+        self.running = Some(spawn_blocking(move || Scan::take(scope, 1)));
     }
 
     /// Waits for the one that is running.

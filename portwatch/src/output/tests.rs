@@ -73,6 +73,7 @@ fn alert(comm: &[u8], cmdline: &[&[u8]]) -> Alert {
             unit: None,
             container: None,
             unverified: Vec::new(),
+            script: None,
         }]),
         rule: Some(RuleInfo {
             name: Printable::from("legacy"),

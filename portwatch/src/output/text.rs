@@ -76,6 +76,9 @@ impl Text {
         if let Some(registry) = &alert.registry {
             write!(text, " {registry}")?;
         }
+        if alert.event == EventKind::Handover {
+            text.push_str(" now held by");
+        }
         match &alert.process {
             // The most of a line, and the same on many.
             Some(process) => text.push_str(process.text.get_or_make(|| {

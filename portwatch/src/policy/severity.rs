@@ -23,6 +23,6 @@ pub const fn default_severity(
         | EventKind::Loss
         | EventKind::Health
         | EventKind::Summary => Severity::Warning,
-        EventKind::Connect | EventKind::Close => Severity::Notice,
+        EventKind::Connect | EventKind::Close | EventKind::Handover => Severity::Notice,
     }
 }

@@ -4,7 +4,7 @@
 use std::collections::HashSet;
 
 use super::{Host, TrackedEvent, Tracker};
-use crate::model::{Event, EventKind, SocketKey};
+use crate::model::{CloseKind, Event, EventKind, PortKey, SocketKey};
 
 /// Events and keys that are kept while a scan is running.
 const LIMIT: usize = 65_536;
@@ -32,6 +32,8 @@ pub(super) struct Running {
     pub(super) closed: HashSet<SocketKey>,
     /// Whether more happened than is kept or observed.
     pub(super) overrun: bool,
+    /// Whether not all that happened before its end was observed.
+    pub(super) behind: bool,
 }
 
 impl<H: Host> Tracker<H> {
@@ -63,6 +65,7 @@ impl<H: Host> Tracker<H> {
         };
         let is_unknown = event.key.is_none_or(|key| self.table.known(key).is_none());
         if event.kind == EventKind::Close
+            && event.close != CloseKind::ShutDown
             && let Some(key) = event.key
         {
             running.overrun |= running.closed.len() >= LIMIT;
@@ -76,6 +79,15 @@ impl<H: Host> Tracker<H> {
             return None;
         }
         Some(event)
+    }
+
+    /// Notes that a scan is joined although events from before its end are still to be observed: of
+    /// tracked sockets it shows nothing new.
+    pub fn fall_behind(&mut self) {
+        if let Some(running) = &mut self.deferred.running {
+            running.overrun = true;
+            running.behind = true;
+        }
     }
 
     /// A listen or connect by nobody known waits, and what follows on the same socket with it; its
@@ -117,6 +129,20 @@ impl<H: Host> Tracker<H> {
         self.deferred.unattributed = rest;
         for (_, event) in due {
             self.apply(&event, &[], out);
+        }
+    }
+
+    /// Drops what waits and is about such a port.
+    pub(super) fn forget_deferred(&mut self, is_forgotten: impl Fn(PortKey) -> bool) {
+        let Deferred {
+            running,
+            unattributed,
+        } = &mut self.deferred;
+        unattributed.retain(|(_, event)| !is_forgotten(event.port_key()));
+        if let Some(running) = running {
+            running
+                .events
+                .retain(|event| !is_forgotten(event.port_key()));
         }
     }
 

@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod defer;
+mod handover;
 mod host;
 mod reconcile;
 mod socket;
@@ -20,7 +21,8 @@ pub use self::{
     socket::{Holder, LASTING, Stage, TrackedEvent, TrackedSocket},
 };
 use crate::{
-    model::{Event, EventKind, Origin, PortKey, SocketKey},
+    inventory::Scope,
+    model::{CloseKind, Event, EventKind, Origin, PortKey, SocketKey},
     process::Process,
 };
 
@@ -67,8 +69,7 @@ impl<H: Host> Tracker<H> {
             let listener = || self.untracked_listener(event);
             (!is_steered).then(listener).flatten()
         });
-        // A scan that no longer showed it has reported that already.
-        if event.kind == EventKind::Close && key.is_some_and(|key| self.table.has_closed(key)) {
+        if event.kind == EventKind::Close && self.is_closed_before(event) {
             return;
         }
         let known = key.and_then(|key| self.table.known(key)).cloned();
@@ -95,13 +96,43 @@ impl<H: Host> Tracker<H> {
             }
         }
         if let Some(key) = key {
-            self.table.store(key, &socket, event.kind);
+            match event.close {
+                CloseKind::ShutDown => self.table.shut_down(key),
+                CloseKind::Released | CloseKind::ReleasedLater => {
+                    self.table.store(key, &socket, event.kind);
+                }
+            }
         }
         if !is_reported {
             out.push(TrackedEvent {
                 is_first_remote,
                 ..self.tracked_event(event, &socket, key, Origin::Live)
             });
+        }
+    }
+
+    /// Whether a close is no news: it was reported, by a scan that no longer showed the socket
+    /// or when the socket was shut down.
+    fn is_closed_before(&mut self, event: &Event) -> bool {
+        let Some(key) = event.key else {
+            return false;
+        };
+        if self.table.has_closed(key) {
+            return true;
+        }
+        let is_later = event.close == CloseKind::ReleasedLater;
+        match self.table.known(key) {
+            Some(socket) if socket.shut_down => {
+                let socket = socket.clone();
+                // It can listen again, with the report of that lost.
+                if is_later {
+                    self.table.store(key, &socket, EventKind::Close);
+                }
+                event.close != CloseKind::Released
+            }
+            // That it was shut down is what was lost.
+            Some(_) => false,
+            None => is_later,
         }
     }
 
@@ -154,6 +185,17 @@ impl<H: Host> Tracker<H> {
         self.table.has_holders_pending()
     }
 
+    /// Forgets the sockets on ports that are no longer watched: whether they close is not seen.
+    pub fn forget_unwatched(&mut self, scope: &Scope) {
+        self.table.forget(|port_key| !scope.watches(port_key));
+        self.forget_deferred(|port_key| !scope.watches(port_key));
+    }
+
+    /// Whether there are sockets that a scan is to mark.
+    pub fn has_to_mark(&self) -> bool {
+        self.table.has_to_mark()
+    }
+
     /// Whether there are sockets whose close is not reported.
     pub fn has_unmarked(&self) -> bool {
         self.table.has_unmarked()
@@ -171,6 +213,7 @@ impl<H: Host> Tracker<H> {
         if let Some(stage) = stage {
             if !is_reported {
                 socket.stage = stage;
+                socket.shut_down = false;
             }
             // What a bind said stands: no other hook looks.
             socket.is_kernel_socket = socket.is_kernel_socket.or(event.is_kernel_socket);

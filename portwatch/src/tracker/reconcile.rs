@@ -5,7 +5,9 @@ use std::collections::HashSet;
 
 use jiff::Timestamp;
 
-use super::{Host, Stage, TrackedEvent, TrackedSocket, Tracker, defer::Running};
+use super::{
+    Host, Stage, TrackedEvent, TrackedSocket, Tracker, defer::Running, handover::Handover,
+};
 use crate::{
     inventory::{Coverage, FoundSocket},
     model::{Event, EventKind, Origin, SocketKey, Transport},
@@ -58,6 +60,7 @@ impl<H: Host> Tracker<H> {
             events,
             closed,
             overrun,
+            behind,
         } = self.deferred.running.take().unwrap_or_default();
         self.attribute_by_scan(&found_sockets, out);
         let accepted = self.take_accepted(&mut found_sockets);
@@ -77,7 +80,9 @@ impl<H: Host> Tracker<H> {
             let is_unsure =
                 (socket.holders.is_empty() || overrun) && !self.unsure_once.contains(&key);
             if self.table.known(key).is_some() {
-                self.advance(key, &socket, out);
+                if !behind {
+                    self.advance(key, &socket, out);
+                }
             } else if closed.contains(&key) && !is_deferred {
                 continue;
             } else if is_unsure && (overrun || !is_deferred) {
@@ -87,7 +92,7 @@ impl<H: Host> Tracker<H> {
             }
         }
         self.unsure_once = unsure;
-        let is_absent = self.close_absent(&found, coverage, out);
+        let is_absent = !behind && self.close_absent(&found, coverage, out);
         self.table.holders_found(self.table.round);
         self.attribute_steered(&accepted, out);
         for event in events {
@@ -131,7 +136,10 @@ impl<H: Host> Tracker<H> {
         let event = &found.event;
         let port_key = event.port_key();
         // An accepted connection outlives its listener, and was reported as such.
-        if event.kind == EventKind::Connect && self.table.was_listened_on(found.netns, port_key) {
+        if event.kind == EventKind::Connect
+            && !found.is_outgoing
+            && self.table.was_listened_on(found.netns, port_key)
+        {
             return;
         }
         let mut socket = TrackedSocket::new(port_key);
@@ -152,6 +160,7 @@ impl<H: Host> Tracker<H> {
     /// Updates a tracked socket; its listen or connect can have been lost.
     fn advance(&mut self, key: SocketKey, found: &FoundSocket, out: &mut Vec<TrackedEvent>) {
         let event = &found.event;
+        self.hand_over(key, found, out);
         self.table.set_holders(key, &found.holders, event.time);
         if found.marked && event.is_kernel_socket == Some(false) {
             self.table.mark(key);
@@ -162,17 +171,37 @@ impl<H: Host> Tracker<H> {
         };
         socket.absent_once = false;
         socket.netns = socket.netns.or(Some(found.netns));
-        if socket.process.is_none() {
-            socket.process = found.holders.first().cloned();
-        }
         // What happened since the scan began has been reported.
         let is_news = socket.round < round && stage(event.kind) > socket.stage;
         if !is_news || event.transport != Transport::Tcp {
             return;
         }
         socket.stage = stage(event.kind);
+        socket.shut_down = false;
         let socket = socket.clone();
         out.push(self.tracked_event(event, &socket, Some(key), Origin::Snapshot));
+    }
+
+    /// Notes who holds a tracked socket now, and reports it if that is another program than was
+    /// reported.
+    fn hand_over(&mut self, key: SocketKey, found: &FoundSocket, out: &mut Vec<TrackedEvent>) {
+        let round = self.table.round;
+        let Some(socket) = self.table.get_mut(key) else {
+            return;
+        };
+        // What happened since the scan began is newer than what it shows.
+        if found.holders.is_empty() || (socket.round >= round && socket.process.is_some()) {
+            return;
+        }
+        let Handover { owner, newcomer } = Handover::of(socket, &found.holders);
+        socket.process = owner;
+        if let Some(newcomer) = newcomer {
+            socket.set_holders(&found.holders);
+            let mut socket = socket.clone();
+            socket.process = Some(newcomer);
+            let event = socket.event(key, EventKind::Handover, found.event.time);
+            out.push(self.tracked_event(&event, &socket, Some(key), Origin::Snapshot));
+        }
     }
 
     /// Closes what this scan and the one before would have shown: neither is of one moment, and a
@@ -203,8 +232,10 @@ impl<H: Host> Tracker<H> {
                 continue;
             }
             let socket = socket.clone();
-            let event = socket.event(key, EventKind::Close, Timestamp::now());
-            out.push(self.tracked_event(&event, &socket, Some(key), Origin::Snapshot));
+            if !socket.shut_down {
+                let event = socket.event(key, EventKind::Close, Timestamp::now());
+                out.push(self.tracked_event(&event, &socket, Some(key), Origin::Snapshot));
+            }
             self.table.store(key, &socket, EventKind::Close);
         }
         is_new
@@ -213,14 +244,18 @@ impl<H: Host> Tracker<H> {
 
 /// Whether a scan with that coverage shows the socket if it exists.
 fn covers(coverage: &Coverage, socket: &TrackedSocket) -> bool {
-    let is_readable = match socket.netns {
-        Some(netns) => !coverage.unread.contains(&netns),
-        None => coverage.unread.is_empty(),
-    };
+    let is_readable = socket
+        .netns
+        .is_some_and(|netns| coverage.read.contains(&netns));
+    let is_watched = coverage.scope.watches(socket.port_key);
     let transport = socket.port_key.transport;
     let is_shown = !coverage.unshown.contains(&transport)
-        && (coverage.bound || transport != Transport::Tcp || socket.stage == Stage::Listening);
-    is_readable && is_shown
+        && (coverage.bound
+            || transport != Transport::Tcp
+            || socket.stage == Stage::Listening
+            // Nothing depends on it but who listens should it listen again.
+            || socket.shut_down);
+    is_readable && is_watched && is_shown
 }
 
 /// Whether the events of that transport carry cookies.

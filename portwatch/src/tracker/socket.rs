@@ -9,7 +9,7 @@ use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
 
 use crate::{
-    model::{ConnectOutcome, Event, EventKind, Origin, PortKey, Printable, SocketKey},
+    model::{CloseKind, ConnectOutcome, Event, EventKind, Origin, PortKey, Printable, SocketKey},
     process::{Container, Process},
 };
 
@@ -57,6 +57,9 @@ pub struct Holder {
     pub container: Option<Container>,
     /// Which of `exe`, `unit` and `container` are only claims.
     pub unverified: Vec<&'static str>,
+    /// The script, when the executable is its interpreter.
+    #[serde(skip)]
+    pub script: Option<Printable>,
 }
 
 impl From<&Process> for Holder {
@@ -76,6 +79,7 @@ impl From<&Process> for Holder {
                 .into_iter()
                 .filter(|key| *key != "cgroup")
                 .collect(),
+            script: process.script.clone(),
         }
     }
 }
@@ -106,6 +110,8 @@ pub struct TrackedSocket {
     pub(super) tried: bool,
     /// Whether a remote host has connected to it.
     pub(super) reached: bool,
+    /// Whether it was shut down, which was reported as its close, and may still have its port.
+    pub(super) shut_down: bool,
     /// Whether the last scan should have shown it and did not.
     pub(super) absent_once: bool,
     /// How many scans had begun at its last event.
@@ -129,10 +135,16 @@ impl TrackedSocket {
             marked: true,
             tried: false,
             reached: false,
+            shut_down: false,
             absent_once: false,
             round: 0,
             holders_at: None,
         }
+    }
+
+    /// Whether it should be marked, and that was not tried.
+    pub(super) fn is_to_mark(&self) -> bool {
+        !self.marked && !self.tried && !self.holders.is_empty()
     }
 
     /// Whether it can be the socket at that port, address and namespace; None matches any.
@@ -175,6 +187,7 @@ impl TrackedSocket {
             binder: None,
             outcome: None,
             accepted: None,
+            close: CloseKind::Released,
         }
     }
 

@@ -8,9 +8,10 @@ use super::{
 };
 use crate::{
     inventory::{Coverage, FoundSocket},
-    model::{Printable, Task, Transport},
+    model::{CloseKind, Printable, Task, Transport},
 };
 
+mod changes;
 mod scans;
 mod steered;
 
@@ -114,6 +115,7 @@ pub(crate) fn event(kind: EventKind, cookie: u64, pid: u32) -> Event {
         binder: None,
         outcome: None,
         accepted: None,
+        close: CloseKind::Released,
     }
 }
 
@@ -334,4 +336,51 @@ fn counted_events_belong_to_the_process_that_was_identified() {
         ..event(EventKind::Close, 6, 0)
     };
     assert_eq!(pid(&tracker.one(&closed)), Some(812));
+}
+
+#[test]
+fn a_listener_that_is_shut_down_stays_until_it_is_released() {
+    use EventKind::{Bind, Close, Listen};
+
+    let close = |cookie, close| Event {
+        close,
+        ..event(Close, cookie, 0)
+    };
+    let begin = || {
+        let mut tracker = tracker();
+        tracker.one(&event(Bind, 5, 812));
+        tracker.one(&event(Listen, 5, 812));
+        let shut_down = tracker.one(&close(5, CloseKind::ShutDown));
+        assert_eq!((shut_down.kind, pid(&shut_down)), (Close, Some(812)));
+        // Others come and go.
+        for cookie in 1000..1000 + 2 * CLOSED as u64 {
+            tracker.one(&event(Bind, cookie, 813));
+            tracker.one(&event(Close, cookie, 0));
+        }
+        let stages: Vec<Stage> = tracker.open().map(|one| one.stage).collect();
+        assert_eq!(stages, [Stage::Bound]);
+        tracker
+    };
+    // It listens again; the kernel hides who.
+    let mut again = begin();
+    assert_eq!(pid(&again.one(&event(Listen, 5, 0))), Some(812));
+    assert_eq!(again.all(&close(5, CloseKind::Released)).len(), 1);
+    assert_eq!(again.table.len().0, 0);
+
+    // It is released, which its close has reported already.
+    let mut released = begin();
+    assert!(released.all(&close(5, CloseKind::ReleasedLater)).is_empty());
+    assert_eq!(released.table.len().0, 0);
+    assert!(released.all(&close(5, CloseKind::ReleasedLater)).is_empty());
+
+    // The report that it was shut down was lost.
+    let mut lost = tracker();
+    lost.one(&event(Listen, 5, 812));
+    assert_eq!(lost.all(&close(5, CloseKind::ReleasedLater)).len(), 1);
+
+    // Its bind was counted: a scan shows it should it last.
+    let mut counted = tracker();
+    assert_eq!(counted.all(&close(5, CloseKind::ShutDown)).len(), 1);
+    assert_eq!(counted.table.len(), (0, 0));
+    assert!(counted.all(&close(5, CloseKind::ReleasedLater)).is_empty());
 }

@@ -6,11 +6,12 @@ use std::{
     os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
 };
 
+use nix::sys::signal::Signal;
 use serde_json::json;
 
 use crate::{
     assert_alert,
-    support::{Monitor, in_namespace},
+    support::{Cgroup, Monitor, REBIND, in_namespace},
 };
 
 const BPF_LINK_GET_FD_BY_ID: libc::c_long = 30;
@@ -71,4 +72,63 @@ fn detached_hooks_are_reported_and_attached_again() {
         }
         monitor.stop_without_more(namespace.inode);
     });
+}
+
+#[test]
+fn what_happened_while_hooks_were_detached_is_reported_once_they_are_attached_again() {
+    // A stopped agent does not wait for the next check.
+    for (stopped, interval) in [(false, "3"), (true, "3600")] {
+        in_namespace(|namespace| {
+            // What happens elsewhere on this host would cause scans.
+            let cgroup = Cgroup::new(&format!("gap-{stopped}"));
+            let path = cgroup.path().to_str().unwrap();
+            let monitor = Monitor::start(&["--health-interval", interval, "--cgroup", path]);
+            let mut program = cgroup.start_perl(&format!(
+                "{REBIND} $| = 1; socket(my $s, PF_INET, SOCK_DGRAM, 0) or die; \
+                 rebind($s, sockaddr_in(976, INADDR_LOOPBACK)); <STDIN>; close $s; \
+                 socket($s, PF_INET, SOCK_STREAM, 0) or die; \
+                 rebind($s, sockaddr_in(977, INADDR_LOOPBACK)); listen($s, 5) or die; \
+                 print \"done\\n\"; <STDIN>"
+            ));
+            let bind = monitor.alert(namespace.inode);
+            assert_alert!(bind, { "event" => "bind", "origin" => "live" });
+            // The scan that looks for its holders must not be the one that ends the gap.
+            std::thread::sleep(std::time::Duration::from_secs(1));
+            if stopped {
+                monitor.signal(Signal::SIGSTOP);
+            } else {
+                // The next check is an interval after this one.
+                detach(links(monitor.pid())[0]);
+                monitor.health();
+                std::thread::sleep(std::time::Duration::from_secs(1));
+            }
+            for link in links(monitor.pid()) {
+                detach(link);
+            }
+            program.resume();
+            program.wait_for("done");
+            if stopped {
+                monitor.signal(Signal::SIGCONT);
+            }
+            let listen = monitor.alert(namespace.inode);
+            assert_alert!(listen, {
+                "event" => "listen",
+                "port" => 977,
+                "origin" => "snapshot",
+                "process/pid" => program.pid(),
+            });
+            assert_alert!(monitor.alert(namespace.inode), {
+                "event" => "close",
+                "origin" => "snapshot",
+                "socket/cookie" => bind["socket"]["cookie"],
+            });
+            program.resume();
+            program.wait();
+            assert_alert!(monitor.alert(namespace.inode), {
+                "event" => "close",
+                "socket/cookie" => listen["socket"]["cookie"],
+            });
+            monitor.stop_without_more(namespace.inode);
+        });
+    }
 }

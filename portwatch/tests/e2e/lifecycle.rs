@@ -18,11 +18,11 @@ use nix::{
     },
     unistd::Pid,
 };
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::{
     assert_alert,
-    support::{Monitor, in_namespace},
+    support::{Helper, Monitor, REBIND, in_namespace},
 };
 
 #[test]
@@ -352,5 +352,84 @@ fn the_first_connection_from_another_host_is_critical() {
         );
         assert_eq!(alerts[2]["peer"]["address"], "10.83.0.2");
         monitor.stop_without_more(server.inode);
+    });
+}
+
+#[test]
+fn a_listener_that_is_shut_down_is_known_after_any_number_of_other_closes() {
+    in_namespace(|namespace| {
+        let monitor = Monitor::start(&[]);
+        let mut program = Helper::start(Command::new("perl").args([
+            "-e",
+            &format!(
+                "{REBIND} $| = 1; socket(my $s, PF_INET, SOCK_STREAM, 0) or die; \
+                 rebind($s, sockaddr_in(976, INADDR_LOOPBACK)); listen($s, 5) or die; \
+                 shutdown($s, SHUT_RD) or die; \
+                 for (1..300) {{ socket(my $u, PF_INET, SOCK_DGRAM, 0) or die; \
+                 rebind($u, sockaddr_in(977, INADDR_LOOPBACK)); close $u }} \
+                 print \"done\\n\"; <STDIN>; listen($s, 5) or die; \
+                 shutdown($s, SHUT_RD) or die"
+            ),
+        ]));
+        program.wait_for("done");
+        let alerts = monitor.alerts(namespace.inode, 603);
+        let first = &alerts[0]["socket"]["cookie"];
+        for (alert, event) in alerts.iter().zip(["bind", "listen", "close"]) {
+            assert_alert!(alert, { "event" => event, "socket/cookie" => first });
+        }
+        // A scan that runs meanwhile has nothing to add.
+        monitor.signal(Signal::SIGCONT);
+        thread::sleep(std::time::Duration::from_secs(1));
+        program.resume();
+        let pid = program.pid();
+        program.wait();
+        for event in ["listen", "close"] {
+            assert_alert!(monitor.alert(namespace.inode), {
+                "event" => event,
+                "origin" => "live",
+                "socket/cookie" => first,
+                "since" => alerts[0]["since"],
+                "process/pid" => pid,
+            });
+        }
+        // Its release was reported as its close.
+        monitor.stop_without_more(namespace.inode);
+    });
+}
+
+#[test]
+fn a_program_that_takes_over_a_listener_is_reported_and_named_by_accepts() {
+    in_namespace(|namespace| {
+        let monitor = Monitor::start(&[]);
+        // Binds, and then executes another program that keeps the descriptor.
+        let mut program = Helper::start(Command::new("perl").args([
+            "-e",
+            &format!(
+                "{REBIND} $^F = 99; socket(my $s, PF_INET, SOCK_STREAM, 0) or die; \
+                 rebind($s, sockaddr_in(976, INADDR_LOOPBACK)); listen($s, 5) or die; \
+                 exec 'sh', '-c', 'read line; exit 0'"
+            ),
+        ]));
+        let alerts = monitor.alerts(namespace.inode, 3);
+        let pid = program.pid();
+        for (alert, event) in alerts.iter().zip(["bind", "listen", "handover"]) {
+            assert_alert!(alert, {
+                "event" => event,
+                "process/pid" => pid,
+                "socket/cookie" => alerts[0]["socket"]["cookie"],
+            });
+        }
+        let exe = |alert: &Value| alert["process"]["exe"].as_str().unwrap().to_owned();
+        assert!(exe(&alerts[1]).contains("perl"), "{}", alerts[1]);
+        assert!(exe(&alerts[2]).contains("sh"), "{}", alerts[2]);
+        assert_alert!(alerts[2], { "severity" => "notice", "origin" => "snapshot" });
+        drop(TcpStream::connect("127.0.0.1:976").unwrap());
+        let accept = monitor.alert(namespace.inode);
+        assert_eq!(accept["event"], "accept");
+        assert_eq!(exe(&accept), exe(&alerts[2]));
+        program.resume();
+        program.wait();
+        assert_alert!(monitor.alert(namespace.inode), { "event" => "close" });
+        monitor.stop_without_more(namespace.inode);
     });
 }

@@ -11,7 +11,9 @@ use rustix::fs::makedev;
 
 use crate::{
     linux::address,
-    model::{ConnectOutcome, Event, EventKind, ExecInfo, FileId, SocketKey, Task, Transport},
+    model::{
+        CloseKind, ConnectOutcome, Event, EventKind, ExecInfo, FileId, SocketKey, Task, Transport,
+    },
     util::Bounded,
 };
 
@@ -150,7 +152,7 @@ fn event(report: &Report, exec_info: Option<Rc<ExecInfo>>, clock: Clock) -> Opti
         kind::LISTEN => EventKind::Listen,
         kind::ACCEPT => EventKind::Accept,
         kind::CONNECT => EventKind::Connect,
-        kind::CLOSE => EventKind::Close,
+        kind::CLOSE | kind::RELEASE => EventKind::Close,
         kind::DENY => EventKind::Deny,
         _ => return None,
     };
@@ -204,15 +206,27 @@ fn event(report: &Report, exec_info: Option<Rc<ExecInfo>>, clock: Clock) -> Opti
             connection::ESTABLISHED => Some(ConnectOutcome::Established),
             _ => None,
         },
-        accepted: (report.known & known::ACCEPTED != 0).then_some(report.cookie),
+        accepted: is_accepted(report).then_some(report.cookie),
         binder: (report.known & known::COUNTED != 0 && report.tgid != 0).then_some(report.tgid),
+        close: match report.kind {
+            kind::RELEASE => CloseKind::ReleasedLater,
+            kind::CLOSE if report.known & known::SHUT_DOWN != 0 => CloseKind::ShutDown,
+            _ => CloseKind::Released,
+        },
     })
 }
 
+/// Whether the cookie is an accepted socket's. On a close, the bit stands for something else.
+const fn is_accepted(report: &Report) -> bool {
+    report.kind == kind::ACCEPT && report.known & known::ACCEPTED != 0
+}
+
 fn key(report: &Report) -> Option<SocketKey> {
+    if is_accepted(report) {
+        return None;
+    }
     match (report.cookie, report.known) {
         (0, _) => None,
-        (_, known) if known & known::ACCEPTED != 0 => None,
         (address, known) if known & known::ADDRESS != 0 => Some(SocketKey::Address(address)),
         (cookie, _) => Some(SocketKey::Cookie(cookie)),
     }
@@ -283,6 +297,7 @@ mod tests {
                 binder: None,
                 outcome: None,
                 accepted: None,
+                close: CloseKind::Released,
             }
         );
     }

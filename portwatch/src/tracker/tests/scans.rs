@@ -1,10 +1,12 @@
 //! Scans beside events.
 
+use std::sync::Arc;
+
 use super::*;
-use crate::model::Origin;
+use crate::{inventory::Scope, model::Origin};
 
 /// The socket with that cookie, as a scan finds it.
-fn found_socket(kind: EventKind, cookie: u64, holders: &[u32]) -> FoundSocket {
+pub(super) fn found_socket(kind: EventKind, cookie: u64, holders: &[u32]) -> FoundSocket {
     FoundSocket {
         event: Event {
             netns_cookie: None,
@@ -13,29 +15,40 @@ fn found_socket(kind: EventKind, cookie: u64, holders: &[u32]) -> FoundSocket {
         netns: NETNS,
         holders: holders.iter().map(|pid| Rc::new(process(*pid))).collect(),
         marked: true,
+        is_outgoing: false,
     }
 }
 
 impl<H: Host> Tracker<H> {
     /// Joins a complete scan that shows these; returns whether another is needed.
-    fn scan(&mut self, found: Vec<FoundSocket>, out: &mut Vec<TrackedEvent>) -> bool {
+    pub(super) fn scan(&mut self, found: Vec<FoundSocket>, out: &mut Vec<TrackedEvent>) -> bool {
         self.begin_scan();
-        self.reconcile(found, &ALL, out)
+        self.reconcile(found, &all(), out)
     }
 }
 
 /// Kind, origin and cookie of each.
-fn outline(events: &[TrackedEvent]) -> Vec<(EventKind, Origin, u64)> {
+pub(super) fn outline(events: &[TrackedEvent]) -> Vec<(EventKind, Origin, u64)> {
     let cookie = |event: &TrackedEvent| event.key.and_then(SocketKey::cookie).unwrap_or(0);
     let line = |event: &TrackedEvent| (event.kind, event.origin, cookie(event));
     events.iter().map(line).collect()
 }
 
-pub(super) const ALL: Coverage = Coverage {
-    unread: Vec::new(),
-    unshown: Vec::new(),
-    bound: true,
-};
+/// The scan of a host on which all namespaces, transports and test ports are covered.
+pub(super) fn all() -> Coverage {
+    let ports = [976, 977].into_iter();
+    let watched = ports.flat_map(|port| Transport::ALL.map(|transport| (port, transport)));
+    Coverage {
+        scope: Arc::new(Scope {
+            watched: watched.collect(),
+            ..Scope::default()
+        }),
+        read: HashSet::from([NETNS, NETNS + 1, THREAD_NETNS]),
+        unread: Vec::new(),
+        unshown: Vec::new(),
+        bound: true,
+    }
+}
 
 #[test]
 fn nothing_is_missed_and_nothing_reported_twice_while_a_scan_runs() {
@@ -135,6 +148,16 @@ fn nothing_is_missed_and_nothing_reported_twice_while_a_scan_runs() {
             vec![(Listen, Live, 4), (Close, Live, 4)],
         ),
         case(
+            "an outgoing connection from a port that was listened on",
+            vec![event(Listen, 4, 7), event(Close, 4, 0)],
+            vec![],
+            vec![FoundSocket {
+                is_outgoing: true,
+                ..found_socket(Connect, 5, &[7])
+            }],
+            vec![(Listen, Live, 4), (Close, Live, 4), (Connect, Snapshot, 5)],
+        ),
+        case(
             "an outgoing connection from before",
             vec![],
             vec![],
@@ -160,7 +183,7 @@ fn nothing_is_missed_and_nothing_reported_twice_while_a_scan_runs() {
             tracker.observe(event, &mut events);
         }
         // What is absent must be so twice.
-        if tracker.reconcile(found.clone(), &ALL, &mut events) {
+        if tracker.reconcile(found.clone(), &all(), &mut events) {
             assert!(!tracker.scan(found.clone(), &mut events));
         }
         assert_eq!(outline(&events), reported, "{what}");
@@ -258,22 +281,29 @@ fn what_a_scan_does_not_cover_is_not_closed() {
         (
             event(EventKind::Bind, 5, 7),
             Coverage {
-                unread: vec![NETNS],
-                ..ALL
+                read: HashSet::from([NETNS + 1]),
+                ..all()
+            },
+        ),
+        (
+            event(EventKind::Bind, 5, 7),
+            Coverage {
+                scope: Arc::default(),
+                ..all()
             },
         ),
         (
             event(EventKind::Bind, 5, 7),
             Coverage {
                 bound: false,
-                ..ALL
+                ..all()
             },
         ),
         (
             udplite,
             Coverage {
                 unshown: vec![Transport::UdpLite],
-                ..ALL
+                ..all()
             },
         ),
     ];
@@ -281,7 +311,7 @@ fn what_a_scan_does_not_cover_is_not_closed() {
         let mut tracker = tracker();
         tracker.one(&event);
         let mut events = Vec::new();
-        for (coverage, closed) in [(&coverage, 0), (&coverage, 0), (&ALL, 0), (&ALL, 1)] {
+        for (coverage, closed) in [(&coverage, 0), (&coverage, 0), (&all(), 0), (&all(), 1)] {
             tracker.begin_scan();
             tracker.reconcile(Vec::new(), coverage, &mut events);
             assert_eq!(events.len(), closed, "{events:?}");

@@ -2,7 +2,7 @@
 
 use jiff::SignedDuration;
 
-use super::{scans::ALL, *};
+use super::{scans::all, *};
 
 /// An accept of the socket with that cookie, by a listener that has no mark, `age` ago.
 fn accept(accepted: u64, age: SignedDuration) -> Event {
@@ -23,6 +23,7 @@ fn found(kind: EventKind, cookie: u64, holders: &[u32]) -> FoundSocket {
         netns: NETNS,
         holders: holders.iter().map(|pid| Rc::new(process(*pid))).collect(),
         marked: true,
+        is_outgoing: false,
     }
 }
 
@@ -129,7 +130,7 @@ fn an_accept_without_a_listener_has_the_process_that_has_its_socket() {
         tracker.observe(accept(50, case.age), &mut out);
         assert!(tracker.waits_for_scan(), "{}", case.what);
         tracker.begin_scan();
-        tracker.reconcile(case.found, &ALL, &mut out);
+        tracker.reconcile(case.found, &all(), &mut out);
         assert_eq!(outline(&out), case.reported, "{}", case.what);
         assert_eq!(tracker.waits_for_scan(), case.waits, "{}", case.what);
         if case.waits {
@@ -145,10 +146,10 @@ fn a_scan_that_began_before_the_accept_does_not_end_its_wait() {
     let mut out = Vec::new();
     tracker.begin_scan();
     tracker.observe(accept(50, OLD), &mut out);
-    tracker.reconcile(Vec::new(), &ALL, &mut out);
+    tracker.reconcile(Vec::new(), &all(), &mut out);
     assert!(out.is_empty());
     tracker.begin_scan();
-    tracker.reconcile(vec![found(EventKind::Connect, 50, &[7])], &ALL, &mut out);
+    tracker.reconcile(vec![found(EventKind::Connect, 50, &[7])], &all(), &mut out);
     assert_eq!(outline(&out), [(EventKind::Accept, Some(7))]);
     assert_eq!(out[0].netns, Some(NETNS));
     assert!(out[0].is_first_remote);
@@ -181,7 +182,7 @@ fn an_accept_from_before_its_listener_was_marked_is_that_listeners() {
     tracker.host.cached.push(NETNS_COOKIE);
     for marked in [false, true] {
         tracker.begin_scan();
-        tracker.reconcile(vec![older(marked)], &ALL, &mut out);
+        tracker.reconcile(vec![older(marked)], &all(), &mut out);
     }
     out.clear();
     tracker.observe(accept(50, OLD), &mut out);
