@@ -46,6 +46,7 @@ impl Row {
             netns,
             cgroup: self.cgroup,
             holders: Vec::new(),
+            holders_omitted: 0,
         }
     }
 }

@@ -52,6 +52,8 @@ pub struct SocketEntry {
     pub cgroup: Option<u64>,
     /// The processes that have it open and that this user may see; empty for a kernel socket.
     pub holders: Vec<Holder>,
+    /// How many more were found.
+    pub holders_omitted: u32,
 }
 
 /// The existing sockets of this host and what limits the list.
@@ -268,6 +270,7 @@ mod tests {
             netns,
             cgroup: None,
             holders: Vec::new(),
+            holders_omitted: 0,
         };
         let peer = State::Connected("10.0.0.9:40000".parse().unwrap());
         let mut sockets = vec![

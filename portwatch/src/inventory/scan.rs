@@ -26,6 +26,8 @@ pub struct FoundSocket {
     pub netns: u64,
     /// The processes that have it open, the oldest first.
     pub holders: Vec<Rc<Process>>,
+    /// How many more there are.
+    pub holders_omitted: u32,
     /// Whether the BPF programs report its close from now on.
     pub marked: bool,
 }
@@ -141,6 +143,7 @@ impl Scan {
                 holders: holders
                     .filter_map(|holder| processes.get(&holder.pid).cloned())
                     .collect(),
+                holders_omitted: entry.holders_omitted,
                 marked,
             })
         });
@@ -157,6 +160,8 @@ fn identify_holders(
 ) {
     for entry in &mut *sockets {
         let mut holders = std::mem::take(&mut entry.holders);
+        let omitted = holders.len().saturating_sub(MAX_HOLDERS);
+        entry.holders_omitted = u32::try_from(omitted).unwrap_or(u32::MAX);
         holders.truncate(MAX_HOLDERS);
         holders.retain(|holder| {
             if !processes.contains_key(&holder.pid)

@@ -250,10 +250,13 @@ async fn until(deadline: Option<Instant>) {
     }
 }
 
+/// Bytes of the host's name in JSON: Linux has 64 bytes, of whatever kind.
+const MAX_HOST_NAME: usize = 256;
+
 /// This host's name.
 pub fn host_name() -> Printable {
     nix::unistd::gethostname().map_or_else(
         |_| Printable::from("unknown"),
-        |name| Printable::from(name.as_os_str()),
+        |name| Printable::limited(name.as_encoded_bytes(), MAX_HOST_NAME),
     )
 }

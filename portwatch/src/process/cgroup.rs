@@ -6,7 +6,7 @@ use std::{
     path::PathBuf,
 };
 
-use super::{MAX_PATH, limited};
+use super::{MAX_UNIT, limited};
 use crate::{
     linux::cgroup::{open_by_id, root},
     model::Printable,
@@ -77,7 +77,7 @@ pub(super) fn unit(cgroups: &[u8]) -> Option<Printable> {
     paths(cgroups).find_map(|path| {
         path.rsplit(|byte| *byte == b'/')
             .find(|name| KINDS.iter().any(|kind| name.ends_with(kind)))
-            .map(|name| limited(name, MAX_PATH))
+            .map(|name| limited(name, MAX_UNIT))
     })
 }
 

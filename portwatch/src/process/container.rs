@@ -64,7 +64,7 @@ fn in_path(path: &[u8]) -> Option<Container> {
             .or_else(|| by_lxc(parent, name))
             .or_else(|| by_nspawn(name, child))?;
         Some(Container {
-            id: Printable::from_bytes(&id),
+            id: Printable::limited(&id, super::MAX_CONTAINER),
             runtime,
         })
     })

@@ -24,17 +24,21 @@ use crate::{
     util::ByteBounded,
 };
 
-/// Bytes of a path: `PATH_MAX` in include/uapi/linux/limits.h.
-const MAX_PATH: usize = 4096;
+/// Limits of a record, each in bytes of its JSON and without the note that something was cut: a
+/// record takes at most 9 KiB. `comm` fits whole in whatever 15 bytes.
+const MAX_COMM: usize = 15 * r"\\u{1b}".len();
+const MAX_EXE: usize = 1024;
+const MAX_SCRIPT: usize = 1024;
+const MAX_CWD: usize = 512;
+const MAX_CMDLINE: usize = 2048;
+const MAX_CGROUP: usize = 768;
+const MAX_UNIT: usize = 256;
+const MAX_CONTAINER: usize = 160;
+const MAX_ANCESTORS: usize = 1280;
+const MAX_ANCESTOR_EXE: usize = 256;
 
-/// Bytes of a command line, with one for each separator.
-const MAX_CMDLINE: usize = 4096;
-
-/// Bytes of a thread's name (`proc_task_name` in fs/proc/array.c).
-const MAX_COMM: usize = 64;
-
-/// Ancestors that are reported.
-const MAX_ANCESTORS: usize = 16;
+/// Ancestors that are looked for.
+const MAX_GENERATIONS: usize = 16;
 
 /// Bytes of cached records: about a thousand of usual size. See [`Process::bytes`].
 const MAX_CACHE: usize = 2 << 20;
@@ -257,10 +261,16 @@ impl Processes {
             }
         };
         set_exec_info(process, exec_info);
+        if exec_info.args_unread > 0
+            && let (Some(args), unread) = entry.args()
+            && begins_with(&args, exec_info.args.as_deref().unwrap_or_default())
+        {
+            process.cmdline = Some(cmdline(&args, unread));
+        }
         process.capabilities =
             (task.uid != 0 && entry.may_bind()).then(|| vec!["CAP_NET_BIND_SERVICE"]);
         self.set_cgroup(process, entry.cgroups(), task);
-        process.ancestors = ancestors(process.ppid, entry.start_ns());
+        set_ancestors(process, entry.start_ns());
     }
 
     /// Adds the cgroup that /proc shows, or that of the event where the process has ended.
@@ -271,7 +281,7 @@ impl Processes {
             cgroups.extend_from_slice(b"0::");
             cgroups.extend_from_slice(&path);
         }
-        process.cgroup = cgroup::in_v2(&cgroups).map(|path| limited(path, MAX_PATH));
+        process.cgroup = cgroup::in_v2(&cgroups).map(|path| limited(path, MAX_CGROUP));
         process.unit = cgroup::unit(&cgroups);
         process.container = container::of(&cgroups);
     }
@@ -283,7 +293,7 @@ impl Processes {
         }
         self.set_cgroup(process, Vec::new(), task);
         if let Some(start_ns) = task.start_ns {
-            process.ancestors = ancestors(process.ppid, start_ns);
+            set_ancestors(process, start_ns);
         }
     }
 }
@@ -294,14 +304,14 @@ fn name_of(task: &Task) -> (Option<u32>, Printable) {
     (tid, limited(&task.comm, MAX_COMM))
 }
 
-/// Escapes the first `max` bytes.
+/// See [`Printable::limited`].
 fn limited(bytes: &[u8], max: usize) -> Printable {
-    Printable::from_bytes(bytes.get(..max).unwrap_or(bytes))
+    Printable::limited(bytes, max)
 }
 
 /// Adds executable, script and arguments.
 fn set_exec_info(process: &mut Process, info: &ExecInfo) {
-    process.exe = info.exe.as_deref().map(|exe| limited(exe, MAX_PATH));
+    process.exe = info.exe.as_deref().map(|exe| limited(exe, MAX_EXE));
     process.exe_flags.clear();
     if info.deleted {
         process.exe_flags.push(ExeFlag::Deleted);
@@ -310,22 +320,51 @@ fn set_exec_info(process: &mut Process, info: &ExecInfo) {
     if info.deleted && info.exe.as_deref().is_some_and(is_memfd) {
         process.exe_flags.push(ExeFlag::Memfd);
     }
-    process.cmdline = info.args.as_deref().map(cmdline);
+    let args = info.args.as_deref();
+    process.cmdline = args.map(|args| cmdline(args, info.args_unread));
     process.script = script(info, process.cwd.as_deref());
 }
 
-/// The arguments, cut after [`MAX_CMDLINE`] bytes in total.
-fn cmdline(args: &[Vec<u8>]) -> Vec<Printable> {
+/// Whether the arguments are those of `beginning`, of which the last can be cut.
+fn begins_with(args: &[Vec<u8>], beginning: &[Vec<u8>]) -> bool {
+    let Some((last, whole)) = beginning.split_last() else {
+        return false;
+    };
+    args.get(..whole.len()) == Some(whole)
+        && args.get(whole.len()).is_some_and(|arg| arg.starts_with(last))
+}
+
+/// The arguments, cut after [`MAX_CMDLINE`] bytes in total. `unread`: bytes that follow them.
+fn cmdline(args: &[Vec<u8>], unread: u64) -> Vec<Printable> {
+    /// Quotes and comma.
+    const PUNCTUATION: usize = 3;
     let mut left = MAX_CMDLINE;
     let mut words = Vec::new();
-    for arg in args {
-        if left == 0 {
-            break;
-        }
-        words.push(limited(arg, left));
-        left = left.saturating_sub(arg.len() + 1);
+    let mut args = args.iter();
+    while let Some(arg) = args.next() {
+        let word = (left > PUNCTUATION).then(|| Printable::from_bytes(arg));
+        let word = word.filter(|word| word.json_bytes() + PUNCTUATION <= left);
+        let Some(word) = word else {
+            let rest = args.map(|arg| arg.len() as u64 + 1).sum::<u64>() + unread;
+            words.push(beginning(arg, left.saturating_sub(PUNCTUATION), rest));
+            return words;
+        };
+        left -= word.json_bytes() + PUNCTUATION;
+        words.push(word);
+    }
+    if unread > 0 {
+        let last = words.pop().unwrap_or_else(|| Printable::from(""));
+        let text = format!("{last}{}", Printable::cut_mark(unread));
+        words.push(Printable::from(text.as_str()));
     }
     words
+}
+
+/// As much of `bytes` as [`Printable::limited`] leaves, with a note that counts `more` bytes, too.
+fn beginning(bytes: &[u8], max: usize, more: u64) -> Printable {
+    let (text, cut) = Printable::split(bytes, max);
+    let text = format!("{text}{}", Printable::cut_mark(cut + more));
+    Printable::from(text.as_str())
 }
 
 /// The script in execve(2), where the executable is its interpreter. The kernel inserts the
@@ -339,35 +378,51 @@ fn script(info: &ExecInfo, cwd: Option<&str>) -> Option<Printable> {
     if !is_argument || interpreter == execfn || info.exe.as_ref() == Some(execfn) {
         return None;
     }
-    let name = limited(execfn, MAX_PATH);
+    let name = limited(execfn, MAX_SCRIPT);
     match cwd {
         Some(cwd) if !name.starts_with('/') => {
             let name = name.strip_prefix("./").unwrap_or(&name);
             let path = format!("{}/{name}", cwd.trim_end_matches('/'));
-            Some(Printable::from(path.as_str()))
+            Some(limited(path.as_bytes(), MAX_SCRIPT))
         }
         _ => Some(name),
     }
 }
 
-/// The parents of a process that started at `start_ns`, up to the first that has ended.
-fn ancestors(mut parent: Option<u32>, mut start_ns: u64) -> Vec<Ancestor> {
-    let mut chain = Vec::new();
-    while chain.len() < MAX_ANCESTORS
-        && let Some(pid) = parent.filter(|pid| *pid != 0)
-        && let Some(entry) = ProcEntry::open(pid)
+/// Adds the parents of a process that started at `start_ns`, up to the first that has ended.
+fn set_ancestors(process: &mut Process, mut start_ns: u64) {
+    let mut parent = process.ppid;
+    process.ancestors = Vec::new();
+    process.ancestors_omitted = 0;
+    let mut left = MAX_ANCESTORS;
+    for generation in 0..=MAX_GENERATIONS {
         // A parent is older than its child; a younger process has reused the pid.
-        && entry.start_ns() <= start_ns
-    {
+        let Some((pid, entry)) = parent
+            .filter(|pid| *pid != 0)
+            .and_then(|pid| Some((pid, ProcEntry::open(pid)?)))
+            .filter(|(_, entry)| entry.start_ns() <= start_ns)
+        else {
+            break;
+        };
         start_ns = entry.start_ns() + *entry::TICK_NS;
-        chain.push(Ancestor {
+        parent = Some(entry.ppid());
+        if generation == MAX_GENERATIONS || process.ancestors_omitted > 0 {
+            process.ancestors_omitted += 1;
+            continue;
+        }
+        let one = Ancestor {
             pid,
             comm: limited(entry.comm(), MAX_COMM),
-            exe: entry.exe().0.map(|exe| limited(&exe, MAX_PATH)),
-        });
-        parent = Some(entry.ppid());
+            exe: entry.exe().0.map(|exe| limited(&exe, MAX_ANCESTOR_EXE)),
+        };
+        match left.checked_sub(one.json_bytes()) {
+            Some(rest) => {
+                left = rest;
+                process.ancestors.push(one);
+            }
+            None => process.ancestors_omitted += 1,
+        }
     }
-    chain
 }
 
 /// The host's clock when `CLOCK_BOOTTIME` was at that many nanoseconds.
@@ -379,4 +434,4 @@ fn since_boot(nanoseconds: u64) -> Option<Timestamp> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

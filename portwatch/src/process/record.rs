@@ -30,7 +30,7 @@ pub struct Process {
     pub exe_flags: Vec<ExeFlag>,
     /// The script, when the executable is its interpreter by a `#!` line.
     pub script: Option<Printable>,
-    /// The arguments, of which the first 4,096 bytes are read.
+    /// The arguments; cut after 2,048 bytes of JSON.
     pub cmdline: Option<Vec<Printable>>,
     /// The working directory.
     pub cwd: Option<Printable>,
@@ -52,6 +52,8 @@ pub struct Process {
     pub container: Option<Container>,
     /// The parent, its parent and so on up to the first process.
     pub ancestors: Vec<Ancestor>,
+    /// How many more there are, at least.
+    pub ancestors_omitted: u32,
     /// Start time: `CLOCK_BOOTTIME` nanoseconds in whole ticks; 0 when unknown.
     #[serde(skip)]
     pub start_ns: u64,
@@ -126,6 +128,7 @@ impl Process {
             unit: None,
             container: None,
             ancestors: Vec::new(),
+            ancestors_omitted: 0,
             start_ns: 0,
             json: Cached::new(),
             text: Cached::new(),
@@ -195,6 +198,15 @@ pub struct Ancestor {
     pub comm: Printable,
     /// The executable's path.
     pub exe: Option<Printable>,
+}
+
+impl Ancestor {
+    /// The bytes that it takes as JSON, at most.
+    pub(super) fn json_bytes(&self) -> usize {
+        const KEYS: usize = r#"{"pid":4294967295,"comm":"","exe":""},"#.len();
+        let exe = self.exe.as_ref().map_or(0, Printable::json_bytes);
+        KEYS + self.comm.json_bytes() + exe
+    }
 }
 
 /// RFC 3339 in UTC. The resolution of /proc is a clock tick, usually 10 ms.

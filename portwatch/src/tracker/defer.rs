@@ -115,7 +115,7 @@ impl<H: Host> Tracker<H> {
             waiting.into_iter().partition(|(_, event)| is_due(event));
         self.deferred.unattributed = rest;
         for (_, event) in due {
-            self.apply(&event, &[], out);
+            self.apply(&event, None, out);
         }
     }
 
@@ -123,7 +123,7 @@ impl<H: Host> Tracker<H> {
     pub fn abandon_scan(&mut self, out: &mut Vec<TrackedEvent>) {
         self.report_unattributed(out, |_| true);
         for event in self.deferred.running.take().unwrap_or_default().events {
-            self.apply(&event, &[], out);
+            self.apply(&event, None, out);
         }
     }
 }

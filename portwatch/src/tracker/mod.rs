@@ -17,7 +17,10 @@ pub use self::{
     host::{Host, ThisHost},
     socket::{Holder, LASTING, Stage, TrackedEvent, TrackedSocket},
 };
+#[cfg(test)]
+pub(crate) use self::socket::Holders;
 use crate::{
+    inventory::FoundSocket,
     model::{Event, EventKind, Origin, PortKey, SocketKey},
     process::Process,
 };
@@ -50,13 +53,12 @@ impl<H: Host> Tracker<H> {
     /// Adds the tracked event of `event`; none yet where a scan will show more.
     pub fn observe(&mut self, event: Event, out: &mut Vec<TrackedEvent>) {
         if let Some(event) = self.defer(event, out) {
-            self.apply(&event, &[], out);
+            self.apply(&event, None, out);
         }
     }
 
-    /// `holders`: who has the socket open by a scan, the owner first, where the kernel does not say
-    /// who acted.
-    fn apply(&mut self, event: &Event, holders: &[Rc<Process>], out: &mut Vec<TrackedEvent>) {
+    /// `found`: the socket in a scan, where the kernel does not say who acted.
+    fn apply(&mut self, event: &Event, found: Option<&FoundSocket>, out: &mut Vec<TrackedEvent>) {
         let key = event.key.or_else(|| self.untracked_listener(event));
         // A scan that no longer showed it has reported that already.
         if event.kind == EventKind::Close && key.is_some_and(|key| self.table.has_closed(key)) {
@@ -69,9 +71,9 @@ impl<H: Host> Tracker<H> {
                 known.origin == Origin::Snapshot && known.port_key == event.port_key()
             });
         let mut socket = self.update(event, known, is_reported);
-        if socket.process.is_none() && !holders.is_empty() {
-            socket.process = holders.first().cloned();
-            socket.set_holders(holders);
+        if let Some(found) = found.filter(|_| socket.process.is_none()) {
+            socket.process = found.holders.first().cloned();
+            socket.set_holders(found);
         }
         let mut is_first_remote = false;
         if event.kind == EventKind::Accept {
@@ -213,8 +215,7 @@ impl<H: Host> Tracker<H> {
         let now = self.host.identify(task, event.time);
         let actor = more_complete(now, socket.process.take());
         if !socket.holders.iter().any(|holder| holder.pid == actor.pid) {
-            let others = socket.holders.iter().cloned();
-            socket.holders = others.chain([Holder::from(&*actor)]).collect();
+            socket.holders = socket.holders.with(Holder::from(&*actor));
         }
         socket.process = Some(actor);
     }

@@ -3,15 +3,14 @@
 use std::{
     collections::{BTreeMap, HashMap, HashSet, VecDeque},
     net::IpAddr,
-    rc::Rc,
 };
 
 use jiff::{SignedDuration, Timestamp};
 
 use super::{Stage, TrackedSocket};
 use crate::{
+    inventory::FoundSocket,
     model::{EventKind, PortKey, SocketKey},
-    process::Process,
 };
 
 /// A listener of which nothing but its accepts is known, by its network namespace.
@@ -171,11 +170,11 @@ impl Table {
     }
 
     /// Notes who has the socket open by a scan.
-    pub(super) fn set_holders(&mut self, key: SocketKey, holders: &[Rc<Process>], time: Timestamp) {
+    pub(super) fn set_holders(&mut self, key: SocketKey, found: &FoundSocket, time: Timestamp) {
         if let Some(socket) = self.open.get_mut(&key) {
             socket.holders_at = Some(time);
-            if !holders.is_empty() {
-                socket.set_holders(holders);
+            if !found.holders.is_empty() {
+                socket.set_holders(found);
             }
         }
         self.holders_pending.remove(&key);

@@ -103,6 +103,7 @@ fn exec_info(wire: &portwatch_common::ExecInfo) -> ExecInfo {
         deleted: has(exec_info_flags::DELETED) || has(exec_info_flags::DETACHED),
         execfn: set(&wire.execfn, wire.execfn_len).and_then(text),
         args,
+        args_unread: wire.args_whole.saturating_sub(wire.args_len).into(),
     }
 }
 
