@@ -94,7 +94,7 @@ fn explain(spec: PortSpec, registry: &Registry, out: &mut impl io::Write) -> Res
         writeln!(text, "  no socket on this port")?;
     }
     let here = inode_of(std::process::id());
-    let mut names = Processes::default();
+    let mut names = Processes::patient();
     for held in &sockets {
         write!(text, "  {}", socket(held))?;
         if Some(held.netns) != here {

@@ -1,6 +1,6 @@
 //! `portwatch list`: the watched ports in use, from a scan alone.
 
-use std::{io, net::SocketAddr};
+use std::{io, net::SocketAddr, sync::Arc};
 
 use anyhow::{Context as _, Result};
 
@@ -60,7 +60,7 @@ pub fn run(args: Args, out: &mut impl io::Write) -> Result<()> {
         watched: watched.collect(),
         cgroup: None,
     };
-    let scan = Scan::take(&scope, parallel::threads()).context("reading /proc")?;
+    let scan = Scan::take(Arc::new(scope), parallel::threads()).context("reading /proc")?;
     let (found, coverage) = scan.findings(|_, _| Some(false));
     let settings = Settings {
         enabled: false,

@@ -63,6 +63,8 @@ pub struct Inventory {
     pub sockets: Vec<SocketEntry>,
     /// Inode and cookie of each network namespace that was entered; no cookie before Linux 5.14.
     pub namespaces: Vec<(u64, Option<u64>)>,
+    /// Inodes of the network namespaces whose sockets were read.
+    pub read: HashSet<u64>,
     /// Namespaces that could not be read, by inode.
     pub unread: Vec<u64>,
     /// Registered transports for which this kernel has no sock_diag handler.
@@ -106,12 +108,14 @@ fn read_all(ports: &RangeInclusive<u16>, threads: usize) -> io::Result<Inventory
             seen.insert(inode);
             match outcome {
                 Read::Diag(dump) => {
+                    inventory.read.insert(inode);
                     inventory.namespaces.push((inode, dump.cookie));
                     inventory.unshown.extend(dump.unshown);
                     let entries = dump.rows.into_iter().map(|row| row.entry(inode));
                     inventory.sockets.extend(entries);
                 }
                 Read::Tables(sockets) => {
+                    inventory.read.insert(inode);
                     inventory.shows_bound = false;
                     inventory.sockets.extend(sockets);
                 }

@@ -6,13 +6,14 @@ use std::{
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     rc::Rc,
+    sync::Arc,
 };
 
 use jiff::Timestamp;
 
 use super::{self as inventory, Inventory, SocketEntry, State, is_held_by};
 use crate::{
-    model::{Event, EventKind, SocketKey, Transport},
+    model::{Event, EventKind, PortKey, SocketKey, Transport},
     process::{Process, Processes, is_running},
     registry::LAST_SYSTEM_PORT,
 };
@@ -35,7 +36,11 @@ pub struct FoundSocket {
 /// What a scan covers: of other sockets it does not show whether they exist.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Coverage {
-    /// Inodes of the network namespaces that could not be read.
+    /// The ports.
+    pub scope: Arc<Scope>,
+    /// Inodes of the network namespaces that were read.
+    pub read: HashSet<u64>,
+    /// Inodes of those that were found and could not be read.
     pub unread: Vec<u64>,
     /// Registered transports without a sock_diag handler.
     pub unshown: Vec<Transport>,
@@ -47,17 +52,27 @@ pub struct Coverage {
 #[derive(Debug)]
 pub struct Scan {
     began: Timestamp,
+    scope: Arc<Scope>,
     inventory: Inventory,
     processes: HashMap<u32, Process>,
 }
 
 /// The sockets that a scan keeps.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Scope {
     /// The watched ports.
     pub watched: HashSet<(u16, Transport)>,
     /// Only sockets created in this cgroup or a descendant; None for the whole host.
     pub cgroup: Option<PathBuf>,
+}
+
+impl Scope {
+    /// Whether sockets on that port are shown.
+    #[must_use]
+    pub fn watches(&self, port_key: PortKey) -> bool {
+        self.watched
+            .contains(&(port_key.port, port_key.transport))
+    }
 }
 
 /// The ids of a cgroup and of its descendants.
@@ -89,7 +104,7 @@ impl Scan {
     /// # Errors
     ///
     /// When /proc cannot be read.
-    pub fn take(scope: &Scope, threads: usize) -> io::Result<Self> {
+    pub fn take(scope: Arc<Scope>, threads: usize) -> io::Result<Self> {
         let began = Timestamp::now();
         // No socket has port 0.
         let mut inventory = inventory::read(1..=LAST_SYSTEM_PORT, threads)?;
@@ -106,6 +121,7 @@ impl Scan {
         });
         Ok(Self {
             began,
+            scope,
             inventory,
             processes,
         })
@@ -129,6 +145,8 @@ impl Scan {
             .map(|(pid, process)| (pid, Rc::new(process)))
             .collect();
         let coverage = Coverage {
+            scope: self.scope,
+            read: self.inventory.read,
             unread: self.inventory.unread,
             unshown: self.inventory.unshown,
             bound: self.inventory.shows_bound,

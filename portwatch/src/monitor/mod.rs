@@ -2,6 +2,7 @@
 //! pipeline until it is stopped by a signal.
 #![cfg_attr(not(target_env = "gnu"), forbid(unsafe_code))]
 
+mod gaps;
 mod ring;
 mod rules;
 mod scan;
@@ -13,10 +14,11 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use tokio::{
     signal::unix::{SignalKind, signal},
-    time::{Instant, Interval, interval_at, sleep_until, timeout},
+    time::{Instant, Interval, MissedTickBehavior, interval_at, sleep_until, timeout},
 };
 
 use self::{
+    gaps::Gaps,
     ring::BATCH,
     rules::scope,
     scheduler::{ScanScheduler, Urgency},
@@ -72,6 +74,7 @@ async fn watch(options: &Options, registry: Registry) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("waiting for SIGTERM")?;
     let stdout = Stdout::take()?;
     let mut hangup = signal(SignalKind::hangup()).context("waiting for SIGHUP")?;
+    let mut resume = signal(SignalKind::from_raw(libc::SIGCONT)).context("waiting for SIGCONT")?;
     let watched = config.watched(&registry, &Transport::ALL);
     let mut sensor = Sensor::arm(&options.sensor, watched, &config.deny_rules(&registry))?;
     sensor.count_repeats(config.aggregate.enabled);
@@ -87,6 +90,12 @@ async fn watch(options: &Options, registry: Registry) -> Result<()> {
     let scope = scope(&config, &registry, options);
     let decider = Decider::new(registry, config.policy.clone(), config.dry_run);
     let settings = config.aggregate;
+    let mut health = interval_at(
+        Instant::now() + options.health_interval,
+        options.health_interval,
+    );
+    // One check is enough, however many were missed.
+    health.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut monitor = Monitor {
         sensor,
         config,
@@ -94,24 +103,21 @@ async fn watch(options: &Options, registry: Registry) -> Result<()> {
         scheduler: ScanScheduler::new(scope),
         events: Vec::with_capacity(BATCH),
         scan: None,
-        is_first_scan: true,
         has_more: false,
         losses_due: None,
         counts_due: None,
-        health: interval_at(
-            Instant::now() + options.health_interval,
-            options.health_interval,
-        ),
+        health,
+        gaps: Gaps::new(),
     };
     loop {
         tokio::select! {
             biased;
             _ = interrupt.recv() => break,
             _ = terminate.recv() => break,
-            _ = hangup.recv() => {}
+            _ = hangup.recv() => monitor.reload(options),
+            _ = resume.recv() => monitor.end_gap(),
             result = monitor.watch() => return result,
         }
-        monitor.reload(options);
     }
     monitor.finish().await
 }
@@ -124,8 +130,6 @@ struct Monitor {
     events: Vec<Event>,
     /// A scan that is complete and not joined yet.
     scan: Option<std::io::Result<Scan>>,
-    /// Whether none was joined yet.
-    is_first_scan: bool,
     /// Whether the ring holds more than was taken in one turn.
     has_more: bool,
     /// When to look for lost reports once more.
@@ -133,6 +137,7 @@ struct Monitor {
     /// When to take what the BPF programs counted.
     counts_due: Option<Instant>,
     health: Interval,
+    gaps: Gaps,
 }
 
 impl Monitor {
@@ -150,7 +155,7 @@ impl Monitor {
                     self.report_losses()?;
                 }
                 () = until(counts_due) => self.take_counts()?,
-                _ = self.health.tick() => self.check_health(),
+                due = self.health.tick() => self.check_after(due.elapsed()),
                 complete = self.scheduler.complete() => self.scan = Some(complete),
                 () = until(due), if !self.has_more => {}
                 () = until(flush_due) => {}
@@ -177,6 +182,21 @@ impl Monitor {
         }
     }
 
+    /// Checks the monitor's health by a timer that was `late` by that much.
+    fn check_after(&mut self, late: Duration) {
+        if self.gaps.notice(late) {
+            self.end_gap();
+        } else {
+            self.check_health();
+        }
+    }
+
+    /// Looks for what happened while the agent did not run.
+    fn end_gap(&mut self) {
+        self.check_health();
+        self.scheduler.request(Urgency::Loss);
+    }
+
     /// Checks whether the sensor is whole, and reports each change.
     fn check_health(&mut self) {
         for Health { regained, detail } in self.sensor.check() {
@@ -186,6 +206,11 @@ impl Monitor {
                 Severity::Critical
             };
             self.report_health(severity, detail);
+            // What happened while it was detached was not reported.
+            self.scheduler.request(Urgency::Loss);
+        }
+        if !self.sensor.is_whole() {
+            self.scheduler.request(Urgency::Unmarked);
         }
         if !self.sensor.missing_cgroups().is_empty() {
             self.find_cgroups();

@@ -33,7 +33,7 @@ impl Monitor {
         self.sensor
             .watch(config.watched(registry, &Transport::ALL))?;
         self.sensor.deny(&config.deny_rules(registry))?;
-        self.scheduler.set_scope(scope(&config, registry, options));
+        let scope = scope(&config, registry, options);
         self.sensor.count_repeats(config.aggregate.enabled);
         for message in config.warnings.iter().chain(&missing_cgroups(&self.sensor)) {
             console::log(message);
@@ -47,6 +47,9 @@ impl Monitor {
         self.pipeline
             .set_policy(policy, config.dry_run, settings, now());
         self.config = config;
+        // After the policy, so that what waits is reported by the rules under which it happened.
+        self.pipeline.tracker().forget_unwatched(&scope);
+        self.scheduler.set_scope(scope);
         // Something can be on a port that was not watched before.
         self.scheduler.request(Urgency::Loss);
         Ok(text)

@@ -29,9 +29,13 @@ impl Monitor {
         if self.sensor.is_counting() {
             tracker.overrun();
         }
-        let is_first = std::mem::replace(&mut self.is_first_scan, false);
         let sensor = &mut self.sensor;
+        // A reload can have changed the ports since the scan began.
+        let scope = self.scheduler.scope();
         let (found, coverage) = scan.findings(|entry, event| {
+            if !scope.watches(event.port_key()) {
+                return None;
+            }
             if tracker.is_to_mark(event, entry.netns)
                 && let Some(socket) = inventory::duplicate(entry)
                 && let Some(cookie) = entry.cookie
@@ -51,16 +55,15 @@ impl Monitor {
             let mut holders = entry.holders.iter();
             let exists = entry.holders.is_empty()
                 || holders.any(|holder| inventory::is_held_by(entry, *holder));
-            // After the first scan, an unknown socket is one whose report was lost.
-            let is_marked = !is_first && !entry.holders.is_empty();
-            let is_new = !tracker.knows(event, entry.netns);
-            exists.then_some(is_new && is_marked)
+            // Its report was lost, or it was bound while a program was detached or before its port
+            // was watched: whether it has a mark shows when it gets one.
+            exists.then_some(false)
         });
         self.pipeline.push(Input::Scan(found, coverage), now());
         if self.pipeline.take_needs_scan() {
             self.scheduler.request(Urgency::Recheck);
         }
-        if is_first && self.pipeline.tracker().has_unmarked() {
+        if self.pipeline.tracker().has_to_mark() {
             self.scheduler.request(Urgency::Unmarked);
         }
     }

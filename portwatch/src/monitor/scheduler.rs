@@ -64,6 +64,11 @@ impl ScanScheduler {
         }
     }
 
+    /// What the next scan is to show.
+    pub(super) const fn scope(&self) -> &Arc<Scope> {
+        &self.scope
+    }
+
     /// Other ports count from the next scan on.
     pub(super) fn set_scope(&mut self, scope: Scope) {
         self.scope = Arc::new(scope);
@@ -92,7 +97,7 @@ impl ScanScheduler {
         self.began = Instant::now();
         let scope = Arc::clone(&self.scope);
         // One thread: the host's own work must not feel it.
-        self.running = Some(spawn_blocking(move || Scan::take(&scope, 1)));
+        self.running = Some(spawn_blocking(move || Scan::take(scope, 1)));
     }
 
     /// Waits for the one that is running.

@@ -182,6 +182,12 @@ impl Sensor {
             .chain(self.tracepoint.transports().iter().copied())
     }
 
+    /// Whether every program was attached at the last [`check`](Self::check).
+    #[must_use]
+    pub fn is_whole(&self) -> bool {
+        self.missing.is_empty()
+    }
+
     /// What became of the optional sensor.
     #[must_use]
     pub const fn tracepoint(&self) -> &Tracepoint {

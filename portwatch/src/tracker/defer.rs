@@ -4,7 +4,7 @@
 use std::collections::HashSet;
 
 use super::{Host, TrackedEvent, Tracker};
-use crate::model::{Event, EventKind, SocketKey};
+use crate::model::{Event, EventKind, PortKey, SocketKey};
 
 /// Events and keys that are kept while a scan is running.
 const LIMIT: usize = 65_536;
@@ -116,6 +116,20 @@ impl<H: Host> Tracker<H> {
         self.deferred.unattributed = rest;
         for (_, event) in due {
             self.apply(&event, None, out);
+        }
+    }
+
+    /// Drops what waits and is about such a port.
+    pub(super) fn forget_deferred(&mut self, is_forgotten: impl Fn(PortKey) -> bool) {
+        let Deferred {
+            running,
+            unattributed,
+        } = &mut self.deferred;
+        unattributed.retain(|(_, event)| !is_forgotten(event.port_key()));
+        if let Some(running) = running {
+            running
+                .events
+                .retain(|event| !is_forgotten(event.port_key()));
         }
     }
 

@@ -20,7 +20,7 @@ pub use self::{
 #[cfg(test)]
 pub(crate) use self::socket::Holders;
 use crate::{
-    inventory::FoundSocket,
+    inventory::{FoundSocket, Scope},
     model::{Event, EventKind, Origin, PortKey, SocketKey},
     process::Process,
 };
@@ -145,6 +145,17 @@ impl<H: Host> Tracker<H> {
     /// Whether a scan would show more: who holds a socket that was just taken.
     pub fn wants_scan(&self) -> bool {
         self.table.has_holders_pending()
+    }
+
+    /// Forgets the sockets on ports that are no longer watched: whether they close is not seen.
+    pub fn forget_unwatched(&mut self, scope: &Scope) {
+        self.table.forget(|port_key| !scope.watches(port_key));
+        self.forget_deferred(|port_key| !scope.watches(port_key));
+    }
+
+    /// Whether there are sockets that a scan is to mark.
+    pub fn has_to_mark(&self) -> bool {
+        self.table.has_to_mark()
     }
 
     /// Whether there are sockets whose close is not reported.

@@ -12,12 +12,6 @@ use crate::{
 };
 
 impl<H: Host> Tracker<H> {
-    /// Whether a socket that the running scan shows is tracked already.
-    pub fn knows(&self, event: &Event, netns: u64) -> bool {
-        self.key_of(event, netns)
-            .is_some_and(|key| self.table.known(key).is_some())
-    }
-
     /// Whether this socket, which is older than the BPF programs, should be marked. That takes a
     /// duplicate of its descriptor, which keeps its port in use for a moment: so only what an
     /// earlier scan showed too, and once.
@@ -210,14 +204,14 @@ impl<H: Host> Tracker<H> {
 
 /// Whether a scan with that coverage shows the socket if it exists.
 fn covers(coverage: &Coverage, socket: &TrackedSocket) -> bool {
-    let is_readable = match socket.netns {
-        Some(netns) => !coverage.unread.contains(&netns),
-        None => coverage.unread.is_empty(),
-    };
+    let is_readable = socket
+        .netns
+        .is_some_and(|netns| coverage.read.contains(&netns));
+    let is_watched = coverage.scope.watches(socket.port_key);
     let transport = socket.port_key.transport;
     let is_shown = !coverage.unshown.contains(&transport)
         && (coverage.bound || transport != Transport::Tcp || socket.stage == Stage::Listening);
-    is_readable && is_shown
+    is_readable && is_watched && is_shown
 }
 
 /// Whether the events of that transport carry cookies.

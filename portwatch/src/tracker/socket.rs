@@ -198,6 +198,11 @@ impl TrackedSocket {
         }
     }
 
+    /// Whether it should be marked, and that was not tried.
+    pub(super) fn is_to_mark(&self) -> bool {
+        !self.marked && !self.tried && !self.holders.is_empty()
+    }
+
     /// Whether it can be the socket at that port, address and namespace; None matches any.
     pub(super) fn is_at(
         &self,

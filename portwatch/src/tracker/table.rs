@@ -121,8 +121,8 @@ impl Table {
                 if !is_kernel_socket {
                     self.holders_pending.insert(key);
                 }
-                // `sock_release` does not run for kernel sockets.
-                socket.marked &= !is_kernel_socket;
+                // The programs that report it mark it. `sock_release` does not run for kernel sockets.
+                socket.marked = !is_kernel_socket;
                 self.put(key, socket);
             }
             EventKind::Close => {
@@ -163,6 +163,23 @@ impl Table {
         }
     }
 
+    /// Forgets the sockets on such ports.
+    pub(super) fn forget(&mut self, is_forgotten: impl Fn(PortKey) -> bool) {
+        let keys = self.open.iter().chain(&self.closed);
+        let keys: Vec<SocketKey> = keys
+            .filter(|(_, socket)| is_forgotten(socket.port_key))
+            .map(|(key, _)| *key)
+            .collect();
+        for key in keys {
+            self.remove(key);
+            if self.closed.remove(&key).is_some() {
+                self.closed_keys.retain(|closed| *closed != key);
+            }
+        }
+        self.listened.retain(|(_, port_key)| !is_forgotten(*port_key));
+        self.reached.retain(|(_, port_key)| !is_forgotten(*port_key));
+    }
+
     fn remove(&mut self, key: SocketKey) {
         self.open.remove(&key);
         self.holders_pending.remove(&key);
@@ -192,9 +209,15 @@ impl Table {
         let Some(socket) = self.open.get_mut(&key) else {
             return false;
         };
-        let is_new = !socket.marked && !socket.tried && !socket.holders.is_empty();
+        let is_new = socket.is_to_mark();
         socket.tried |= is_new;
         is_new
+    }
+
+    /// Whether there is one for which [`try_to_mark`](Self::try_to_mark) is true.
+    pub(super) fn has_to_mark(&self) -> bool {
+        let mut unmarked = self.unmarked.iter();
+        unmarked.any(|key| self.open.get(key).is_some_and(TrackedSocket::is_to_mark))
     }
 
     /// Notes that the BPF programs report its close.

@@ -2,10 +2,11 @@
 
 use std::{
     fs, io,
-    net::UdpSocket,
+    net::{TcpListener, UdpSocket},
     os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
 };
 
+use nix::sys::signal::Signal;
 use serde_json::json;
 
 use crate::{
@@ -71,4 +72,50 @@ fn detached_hooks_are_reported_and_attached_again() {
         }
         monitor.stop_without_more(namespace.inode);
     });
+}
+
+#[test]
+fn what_happened_while_hooks_were_detached_is_reported_once_they_are_attached_again() {
+    // A stopped agent does not wait for the next check.
+    for (stopped, interval) in [(false, "3"), (true, "3600")] {
+        in_namespace(|namespace| {
+            let monitor = Monitor::start(&["--health-interval", interval]);
+            let closed = UdpSocket::bind("127.0.0.1:976").unwrap();
+            let bind = monitor.alert(namespace.inode);
+            assert_alert!(bind, { "event" => "bind", "origin" => "live" });
+            if stopped {
+                monitor.signal(Signal::SIGSTOP);
+            } else {
+                // The next check is an interval after this one.
+                detach(links(monitor.pid())[0]);
+                monitor.health();
+            }
+            for link in links(monitor.pid()) {
+                detach(link);
+            }
+            drop(closed);
+            let listener = TcpListener::bind("127.0.0.1:977").unwrap();
+            if stopped {
+                monitor.signal(Signal::SIGCONT);
+            }
+            let listen = monitor.alert(namespace.inode);
+            assert_alert!(listen, {
+                "event" => "listen",
+                "port" => 977,
+                "origin" => "snapshot",
+                "process/pid" => std::process::id(),
+            });
+            assert_alert!(monitor.alert(namespace.inode), {
+                "event" => "close",
+                "origin" => "snapshot",
+                "socket/cookie" => bind["socket"]["cookie"],
+            });
+            drop(listener);
+            assert_alert!(monitor.alert(namespace.inode), {
+                "event" => "close",
+                "socket/cookie" => listen["socket"]["cookie"],
+            });
+            monitor.stop_without_more(namespace.inode);
+        });
+    }
 }

@@ -1,7 +1,9 @@
 //! Scans beside events.
 
+use std::sync::Arc;
+
 use super::*;
-use crate::model::Origin;
+use crate::{inventory::Scope, model::Origin};
 
 /// The socket with that cookie, as a scan finds it.
 fn found_socket(kind: EventKind, cookie: u64, holders: &[u32]) -> FoundSocket {
@@ -21,7 +23,7 @@ impl<H: Host> Tracker<H> {
     /// Joins a complete scan that shows these; returns whether another is needed.
     fn scan(&mut self, found: Vec<FoundSocket>, out: &mut Vec<TrackedEvent>) -> bool {
         self.begin_scan();
-        self.reconcile(found, &ALL, out)
+        self.reconcile(found, &all(), out)
     }
 }
 
@@ -32,11 +34,21 @@ fn outline(events: &[TrackedEvent]) -> Vec<(EventKind, Origin, u64)> {
     events.iter().map(line).collect()
 }
 
-const ALL: Coverage = Coverage {
-    unread: Vec::new(),
-    unshown: Vec::new(),
-    bound: true,
-};
+/// The scan of a host on which all namespaces, transports and test ports are covered.
+fn all() -> Coverage {
+    let ports = [976, 977].into_iter();
+    let watched = ports.flat_map(|port| Transport::ALL.map(|transport| (port, transport)));
+    Coverage {
+        scope: Arc::new(Scope {
+            watched: watched.collect(),
+            cgroup: None,
+        }),
+        read: HashSet::from([NETNS, NETNS + 1, THREAD_NETNS]),
+        unread: Vec::new(),
+        unshown: Vec::new(),
+        bound: true,
+    }
+}
 
 #[test]
 fn nothing_is_missed_and_nothing_reported_twice_while_a_scan_runs() {
@@ -161,7 +173,7 @@ fn nothing_is_missed_and_nothing_reported_twice_while_a_scan_runs() {
             tracker.observe(event, &mut events);
         }
         // What is absent must be so twice.
-        if tracker.reconcile(found.clone(), &ALL, &mut events) {
+        if tracker.reconcile(found.clone(), &all(), &mut events) {
             assert!(!tracker.scan(found.clone(), &mut events));
         }
         assert_eq!(outline(&events), reported, "{what}");
@@ -259,22 +271,29 @@ fn what_a_scan_does_not_cover_is_not_closed() {
         (
             event(EventKind::Bind, 5, 7),
             Coverage {
-                unread: vec![NETNS],
-                ..ALL
+                read: HashSet::from([NETNS + 1]),
+                ..all()
+            },
+        ),
+        (
+            event(EventKind::Bind, 5, 7),
+            Coverage {
+                scope: Arc::default(),
+                ..all()
             },
         ),
         (
             event(EventKind::Bind, 5, 7),
             Coverage {
                 bound: false,
-                ..ALL
+                ..all()
             },
         ),
         (
             udplite,
             Coverage {
                 unshown: vec![Transport::UdpLite],
-                ..ALL
+                ..all()
             },
         ),
     ];
@@ -282,7 +301,7 @@ fn what_a_scan_does_not_cover_is_not_closed() {
         let mut tracker = tracker();
         tracker.one(&event);
         let mut events = Vec::new();
-        for (coverage, closed) in [(&coverage, 0), (&coverage, 0), (&ALL, 0), (&ALL, 1)] {
+        for (coverage, closed) in [(&coverage, 0), (&coverage, 0), (&all(), 0), (&all(), 1)] {
             tracker.begin_scan();
             tracker.reconcile(Vec::new(), coverage, &mut events);
             assert_eq!(events.len(), closed, "{events:?}");
@@ -406,4 +425,62 @@ fn a_listener_elsewhere_does_not_hide_an_outgoing_connection() {
         outline(&events),
         [(EventKind::Connect, Origin::Snapshot, 5)]
     );
+}
+
+#[test]
+fn a_socket_on_a_port_that_is_no_longer_watched_leaves_without_a_close() {
+    let mut tracker = tracker();
+    let elsewhere = Event {
+        port: 977,
+        ..event(EventKind::Listen, 6, 812)
+    };
+    tracker.one(&event(EventKind::Listen, 5, 812));
+    tracker.one(&elsewhere);
+    // The scan began before the reload.
+    tracker.begin_scan();
+    let only = |port| Scope {
+        watched: HashSet::from([(port, Transport::Tcp)]),
+        cgroup: None,
+    };
+    tracker.forget_unwatched(&only(977));
+    let open: Vec<u16> = tracker.open().map(|one| one.port_key.port).collect();
+    assert_eq!(open, [977]);
+    let narrow = Coverage {
+        scope: Arc::new(only(976)),
+        ..all()
+    };
+    let mut events = Vec::new();
+    for _ in 0..3 {
+        tracker.reconcile(Vec::new(), &narrow, &mut events);
+        tracker.begin_scan();
+    }
+    assert!(events.is_empty(), "{:?}", outline(&events));
+    for _ in 0..2 {
+        tracker.scan(Vec::new(), &mut events);
+    }
+    assert_eq!(outline(&events), [(EventKind::Close, Origin::Snapshot, 6)]);
+}
+
+#[test]
+fn what_a_later_scan_finds_is_marked_like_what_the_first_found() {
+    let mut tracker = tracker();
+    let found = |marked| FoundSocket {
+        marked,
+        event: Event {
+            is_kernel_socket: Some(false),
+            ..event(EventKind::Bind, 5, 0)
+        },
+        ..found_socket(EventKind::Bind, 5, &[7])
+    };
+    let mut events = Vec::new();
+    tracker.scan(Vec::new(), &mut events);
+    tracker.scan(vec![found(false)], &mut events);
+    assert!(tracker.has_to_mark());
+    assert!(tracker.is_to_mark(&found(false).event, NETNS));
+    assert!(!tracker.has_to_mark());
+    // It could not be marked: scans go on until it is gone.
+    assert!(tracker.has_unmarked());
+    // The BPF programs mark what they report.
+    tracker.one(&event(EventKind::Listen, 5, 7));
+    assert!(!tracker.has_unmarked());
 }
