@@ -47,6 +47,7 @@ impl Row {
             cgroup: self.cgroup,
             holders: Vec::new(),
             holders_omitted: 0,
+            is_known: false,
         }
     }
 }

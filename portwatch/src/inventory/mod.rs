@@ -7,6 +7,7 @@ mod holders;
 mod namespaces;
 mod scan;
 mod tables;
+mod targets;
 mod wire;
 
 use std::{
@@ -15,11 +16,17 @@ use std::{
     net::SocketAddr,
     ops::RangeInclusive,
     thread,
+    time::Duration,
 };
+
+use nix::time::{ClockId, clock_gettime};
 
 pub use self::holders::{Holder, duplicate, is_held_by};
 use self::namespaces::Namespace;
-pub use self::scan::{Coverage, FoundSocket, Scan, Scope};
+pub use self::{
+    scan::{Coverage, FoundSocket, Scan, Scope},
+    targets::{Reach, Targets},
+};
 use crate::{linux::protocols, model::Transport, util::parallel};
 
 /// The state of a socket on its port.
@@ -54,6 +61,8 @@ pub struct SocketEntry {
     pub holders: Vec<Holder>,
     /// How many more were found.
     pub holders_omitted: u32,
+    /// Whether its holders were known, and not looked for.
+    pub is_known: bool,
 }
 
 /// The existing sockets of this host and what limits the list.
@@ -72,6 +81,8 @@ pub struct Inventory {
     /// Whether TCP sockets that are bound, neither listening nor connected, are included (sock_diag
     /// from Linux 6.8 on).
     pub shows_bound: bool,
+    /// The processor time that it took.
+    pub cost: Duration,
 }
 
 /// Reads the sockets on `ports` in every network namespace that a process, a mount or a descriptor
@@ -83,22 +94,54 @@ pub struct Inventory {
 /// When /proc cannot be read or no thread can be started. Processes and namespaces that end
 /// meanwhile are skipped.
 pub fn read(ports: RangeInclusive<u16>, threads: usize) -> io::Result<Inventory> {
+    read_within(ports, Reach::All, threads)
+}
+
+/// As [`read`], as far as `reach` says.
+fn read_within(
+    ports: RangeInclusive<u16>,
+    reach: Reach,
+    threads: usize,
+) -> io::Result<Inventory> {
     // On a new thread: setns(2) changes the thread, and returning can fail.
     thread::Builder::new()
         .name("inventory".into())
-        .spawn(move || read_all(&ports, threads))?
+        .spawn(move || {
+            let mut inventory = read_all(&ports, &reach, threads)?;
+            inventory.cost = thread_time();
+            Ok(inventory)
+        })?
         .join()
         .unwrap_or_else(|_| Err(io::Error::other("the inventory thread panicked")))
 }
 
-fn read_all(ports: &RangeInclusive<u16>, threads: usize) -> io::Result<Inventory> {
+/// The processor time of the calling thread so far.
+fn thread_time() -> Duration {
+    clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map_or(Duration::ZERO, Duration::from)
+}
+
+fn read_all(
+    ports: &RangeInclusive<u16>,
+    reach: &Reach,
+    threads: usize,
+) -> io::Result<Inventory> {
     let mut inventory = Inventory {
         shows_bound: diag::shows_bound(),
         ..Inventory::default()
     };
     let transports = protocols::registered();
     let mut seen: HashSet<u64> = HashSet::new();
-    let mut unseen = namespaces::find()?.without(&seen);
+    let places = match reach {
+        Reach::Holders(targets) => targets.places.as_ref().map(|places| (places, targets)),
+        _ => None,
+    };
+    let (ports, found) = match places {
+        Some(((inodes, ports), targets)) => {
+            (ports, namespaces::find_only(inodes, &targets.processes)?)
+        }
+        None => (ports, namespaces::find()?),
+    };
+    let mut unseen = found.without(&seen);
     // The second pass is for namespaces that only descriptors reference.
     while !unseen.is_empty() {
         let read = parallel::map(threads, unseen.iter().collect(), |namespace| {
@@ -124,7 +167,20 @@ fn read_all(ports: &RangeInclusive<u16>, threads: usize) -> io::Result<Inventory
             }
         }
         drop_accepted(&mut inventory.sockets);
-        unseen = holders::find(&mut inventory.sockets, threads)?.without(&seen);
+        if let Reach::Holders(targets) = reach {
+            let pending = |cookie: u64| targets.pending.contains(&cookie);
+            let sockets = &mut inventory.sockets;
+            sockets.retain(|entry| entry.cookie.is_some_and(pending));
+        }
+        let of_descriptors = holders::find(&mut inventory.sockets, reach, threads)?;
+        unseen = match places {
+            Some(_) => Vec::new(),
+            None => of_descriptors.without(&seen),
+        };
+    }
+    if matches!(reach, Reach::Holders(_)) {
+        // Of other sockets it shows nothing.
+        inventory.read.clear();
     }
     inventory.sockets.sort_by_key(|entry| {
         (
@@ -275,6 +331,7 @@ mod tests {
             cgroup: None,
             holders: Vec::new(),
             holders_omitted: 0,
+            is_known: false,
         };
         let peer = State::Connected("10.0.0.9:40000".parse().unwrap());
         let mut sockets = vec![

@@ -7,11 +7,12 @@ use std::{
     path::{Path, PathBuf},
     rc::Rc,
     sync::Arc,
+    time::Duration,
 };
 
 use jiff::Timestamp;
 
-use super::{self as inventory, Inventory, SocketEntry, State, is_held_by};
+use super::{Inventory, Reach, SocketEntry, State, is_held_by, read_within, thread_time};
 use crate::{
     model::{Event, EventKind, PortKey, SocketKey, Transport},
     process::{Process, Processes, is_running},
@@ -29,6 +30,8 @@ pub struct FoundSocket {
     pub holders: Vec<Rc<Process>>,
     /// How many more there are.
     pub holders_omitted: u32,
+    /// Whether its holders were known, and not looked for.
+    pub is_known: bool,
     /// Whether the BPF programs report its close from now on.
     pub marked: bool,
 }
@@ -104,10 +107,10 @@ impl Scan {
     /// # Errors
     ///
     /// When /proc cannot be read.
-    pub fn take(scope: Arc<Scope>, threads: usize) -> io::Result<Self> {
-        let began = Timestamp::now();
+    pub fn take(scope: Arc<Scope>, reach: Reach, threads: usize) -> io::Result<Self> {
+        let (began, time) = (Timestamp::now(), thread_time());
         // No socket has port 0.
-        let mut inventory = inventory::read(1..=LAST_SYSTEM_PORT, threads)?;
+        let mut inventory = read_within(1..=LAST_SYSTEM_PORT, reach, threads)?;
         let cgroups = scope.cgroup.as_deref().map(subtree);
         inventory.sockets.retain(|entry| {
             let port = (entry.local.port(), entry.transport);
@@ -119,12 +122,18 @@ impl Scan {
         identify_holders(&mut inventory.sockets, &mut processes, |pid| {
             lookup.look_up(pid)
         });
+        inventory.cost += thread_time().saturating_sub(time);
         Ok(Self {
             began,
             scope,
             inventory,
             processes,
         })
+    }
+
+    /// The processor time that it took.
+    pub const fn cost(&self) -> Duration {
+        self.inventory.cost
     }
 
     /// Inode and cookie of each network namespace that was entered.
@@ -162,6 +171,7 @@ impl Scan {
                     .filter_map(|holder| processes.get(&holder.pid).cloned())
                     .collect(),
                 holders_omitted: entry.holders_omitted,
+                is_known: entry.is_known,
                 marked,
             })
         });
@@ -240,7 +250,7 @@ mod tests {
     use std::{net::TcpListener, os::fd::AsRawFd as _, process::Command};
 
     use super::*;
-    use crate::inventory::Holder;
+    use crate::inventory::{self, Holder};
 
     #[test]
     fn holders_that_have_ended_or_whose_pid_is_reused_are_dropped() {

@@ -55,6 +55,7 @@ pub(super) fn read(pid: u32, netns: u64, ports: &RangeInclusive<u16>) -> Vec<Soc
                 cgroup: None,
                 holders: Vec::new(),
             holders_omitted: 0,
+            is_known: false,
             });
         }
     }

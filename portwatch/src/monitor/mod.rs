@@ -166,7 +166,9 @@ impl Monitor {
             if !self.has_more
                 && let Some(scan) = self.scan.take()
             {
+                let began = Instant::now();
                 self.join(scan);
+                self.scheduler.spend(began.elapsed());
             }
             self.pipeline.flush(now());
             self.pipeline.sinks_mut().flush().await?;
@@ -177,7 +179,8 @@ impl Monitor {
             }
             if !self.has_more && self.scan.is_none() && self.scheduler.is_due() {
                 self.pipeline.begin_scan();
-                self.scheduler.begin();
+                let targets = self.pipeline.tracker().targets();
+                self.scheduler.begin(targets);
             }
         }
     }

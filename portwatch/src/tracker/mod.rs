@@ -20,7 +20,7 @@ pub use self::{
 #[cfg(test)]
 pub(crate) use self::socket::Holders;
 use crate::{
-    inventory::{FoundSocket, Scope},
+    inventory::{FoundSocket, Scope, Targets},
     model::{Event, EventKind, Origin, PortKey, SocketKey},
     process::Process,
 };
@@ -140,6 +140,16 @@ impl<H: Host> Tracker<H> {
     /// Sockets that were evicted since the last call, because there were too many.
     pub const fn take_evicted(&mut self) -> u64 {
         self.table.take_evicted()
+    }
+
+    /// What the next scan need not read, and what it is to look for.
+    pub fn targets(&self) -> Targets {
+        let mut targets = self.table.targets();
+        // Their events wait for the holders.
+        for (_, event) in &self.deferred.unattributed {
+            event.cookie().map(|cookie| targets.known.remove(&cookie));
+        }
+        targets
     }
 
     /// Whether a scan would show more: who holds a socket that was just taken.

@@ -79,7 +79,10 @@ impl<H: Host> Tracker<H> {
                 self.add(key, &socket, out);
             }
         }
-        self.unsure_once = unsure;
+        // One for the holders of tracked sockets shows no others.
+        if !coverage.read.is_empty() {
+            self.unsure_once = unsure;
+        }
         let is_absent = self.close_absent(&found, coverage, out);
         self.table.holders_found(self.table.round);
         for event in events {

@@ -15,6 +15,7 @@ fn found_socket(kind: EventKind, cookie: u64, holders: &[u32]) -> FoundSocket {
         netns: NETNS,
         holders: holders.iter().map(|pid| Rc::new(process(*pid))).collect(),
         holders_omitted: 0,
+        is_known: false,
         marked: true,
     }
 }
