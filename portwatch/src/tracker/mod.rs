@@ -112,13 +112,13 @@ impl<H: Host> Tracker<H> {
         key: SocketKey,
         port_key: PortKey,
         kind: EventKind,
-        time: Timestamp,
+        (time, origin): (Timestamp, Origin),
     ) -> (TrackedEvent, bool) {
         let has_closed = self.table.has_closed(key);
         let known = self.table.known(key).cloned();
         let socket = known.unwrap_or_else(|| TrackedSocket::new(port_key));
         let event = socket.event(key, kind, time);
-        let event = self.tracked_event(&event, &socket, Some(key), Origin::Live);
+        let event = self.tracked_event(&event, &socket, Some(key), origin);
         (event, has_closed)
     }
 
