@@ -341,6 +341,7 @@ fn cached_json<S: Serializer>(
     process
         .as_ref()
         .and_then(|process| process.json())
+        .as_deref()
         .serialize(serializer)
 }
 

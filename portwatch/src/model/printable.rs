@@ -6,6 +6,7 @@ use std::{
     fmt::{self, Write as _},
     ops::Deref,
     os::unix::ffi::OsStrExt as _,
+    sync::Arc,
 };
 
 use serde::Serialize;
@@ -14,8 +15,9 @@ use serde::Serialize;
 /// invisible formatting characters stand as `\u{..}` or `\n`, `\t`, `\r`, bytes that are not
 /// UTF-8 as `\xNN`. Everything else is itself, the backslash too: the escapes are for reading,
 /// not for decoding.
+/// Copies share the text.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
-pub struct Printable(String);
+pub struct Printable(Arc<str>);
 
 impl Printable {
     /// Escapes `bytes`, which may hold anything.
@@ -28,18 +30,18 @@ impl Printable {
     /// not all of them, the number of the others follows: `...(+1234 bytes)`.
     #[must_use]
     pub fn limited(bytes: &[u8], max: usize) -> Self {
-        let (Self(mut text), cut) = Self::split(bytes, max);
-        if cut > 0 {
-            text.push_str(&Self::cut_mark(cut));
+        let (mut text, taken) = escape(bytes, max);
+        if taken < bytes.len() {
+            text.push_str(&Self::cut_mark((bytes.len() - taken) as u64));
         }
-        Self(text)
+        Self(text.into())
     }
 
     /// The text that [`limited`](Self::limited) leaves, without the note, and the bytes that it cuts.
     #[must_use]
     pub fn split(bytes: &[u8], max: usize) -> (Self, u64) {
         let (text, taken) = escape(bytes, max);
-        (Self(text), (bytes.len() - taken) as u64)
+        (Self(text.into()), (bytes.len() - taken) as u64)
     }
 
     /// The note that `bytes` bytes were cut.

@@ -103,6 +103,7 @@ async fn watch(options: &Options, registry: Registry) -> Result<()> {
         scheduler: ScanScheduler::new(scope),
         events: Vec::with_capacity(BATCH),
         scan: None,
+        has_scanned: false,
         has_more: false,
         losses_due: None,
         counts_due: None,
@@ -130,6 +131,8 @@ struct Monitor {
     events: Vec<Event>,
     /// A scan that is complete and not joined yet.
     scan: Option<std::io::Result<Scan>>,
+    /// Whether one was joined since the last look at the sensor: scans take much memory for a moment.
+    has_scanned: bool,
     /// Whether the ring holds more than was taken in one turn.
     has_more: bool,
     /// When to look for lost reports once more.
@@ -168,6 +171,7 @@ impl Monitor {
             {
                 let began = Instant::now();
                 self.join(scan);
+                self.has_scanned = true;
                 self.scheduler.spend(began.elapsed());
             }
             self.pipeline.flush(now());
@@ -202,6 +206,9 @@ impl Monitor {
 
     /// Checks whether the sensor is whole, and reports each change.
     fn check_health(&mut self) {
+        if std::mem::take(&mut self.has_scanned) {
+            release_memory();
+        }
         for Health { regained, detail } in self.sensor.check() {
             let severity = if regained {
                 Severity::Warning

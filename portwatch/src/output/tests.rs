@@ -63,7 +63,8 @@ fn alert(comm: &[u8], cmdline: &[&[u8]]) -> Alert {
                 pid: 1,
                 comm: Printable::from("systemd"),
                 exe: None,
-            }],
+            }]
+            .into(),
             ..Process::minimal(812, Printable::from_bytes(comm), 0, 0)
         })),
         holders: Rc::new([Holder {

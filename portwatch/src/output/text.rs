@@ -86,7 +86,7 @@ impl Text {
         }
         match &alert.process {
             // The most of a line, and the same on many.
-            Some(process) => text.push_str(process.text.get_or_make(|| {
+            Some(process) => text.push_str(&process.text(|| {
                 let mut text = String::new();
                 let _ = compose_process(process, &mut text);
                 text

@@ -8,7 +8,7 @@ mod entry;
 mod record;
 mod users;
 
-use std::{rc::Rc, time::Duration};
+use std::{cell::RefCell, rc::Rc, sync::Arc, time::Duration};
 
 use jiff::{SignedDuration, Timestamp};
 use nix::time::{ClockId, clock_gettime};
@@ -41,7 +41,7 @@ const MAX_ANCESTOR_EXE: usize = 256;
 const MAX_GENERATIONS: usize = 16;
 
 /// Bytes of cached records: about a thousand of usual size. See [`Process::bytes`].
-const MAX_CACHE: usize = 2 << 20;
+const MAX_CACHE: usize = 1 << 20;
 
 /// Threads of one process in the cache.
 const MAX_THREADS: usize = 32;
@@ -392,7 +392,7 @@ fn script(info: &ExecInfo, cwd: Option<&str>) -> Option<Printable> {
 /// Adds the parents of a process that started at `start_ns`, up to the first that has ended.
 fn set_ancestors(process: &mut Process, mut start_ns: u64) {
     let mut parent = process.ppid;
-    process.ancestors = Vec::new();
+    let mut ancestors = Vec::new();
     process.ancestors_omitted = 0;
     let mut left = MAX_ANCESTORS;
     for generation in 0..=MAX_GENERATIONS {
@@ -418,11 +418,27 @@ fn set_ancestors(process: &mut Process, mut start_ns: u64) {
         match left.checked_sub(one.json_bytes()) {
             Some(rest) => {
                 left = rest;
-                process.ancestors.push(one);
+                ancestors.push(one);
             }
             None => process.ancestors_omitted += 1,
         }
     }
+    process.ancestors = shared(ancestors);
+}
+
+thread_local! {
+    /// The last ancestors: many processes have the same.
+    static ANCESTORS: RefCell<Arc<[Ancestor]>> = RefCell::new(Arc::default());
+}
+
+/// The same list once, as far as possible.
+fn shared(ancestors: Vec<Ancestor>) -> Arc<[Ancestor]> {
+    ANCESTORS.with_borrow_mut(|last| {
+        if **last != *ancestors {
+            *last = ancestors.into();
+        }
+        Arc::clone(last)
+    })
 }
 
 /// The host's clock when `CLOCK_BOOTTIME` was at that many nanoseconds.
