@@ -18,7 +18,8 @@ use std::{
 
 use self::{bursts::Bursts, cap::Cap, peers::Peers, pending::PendingSockets};
 pub use self::{
-    cap::Capped, group::Group, peers::Accepts, pending::Pending, settings::Settings, summary::Summary,
+    cap::Capped, group::Group, peers::Accepts, pending::Pending, settings::Settings,
+    summary::Summary,
 };
 use crate::{
     decide::Decided,

@@ -60,7 +60,8 @@ pub fn run(args: Args, out: &mut impl io::Write) -> Result<()> {
         watched: watched.collect(),
         cgroup: None,
     };
-    let scan = Scan::take(Arc::new(scope), Reach::All, parallel::threads()).context("reading /proc")?;
+    let scan =
+        Scan::take(Arc::new(scope), Reach::All, parallel::threads()).context("reading /proc")?;
     let (found, coverage) = scan.findings(|_, _| Some(false));
     let settings = Settings {
         enabled: false,

@@ -98,11 +98,7 @@ pub fn read(ports: RangeInclusive<u16>, threads: usize) -> io::Result<Inventory>
 }
 
 /// As [`read`], as far as `reach` says.
-fn read_within(
-    ports: RangeInclusive<u16>,
-    reach: Reach,
-    threads: usize,
-) -> io::Result<Inventory> {
+fn read_within(ports: RangeInclusive<u16>, reach: Reach, threads: usize) -> io::Result<Inventory> {
     // On a new thread: setns(2) changes the thread, and returning can fail.
     thread::Builder::new()
         .name("inventory".into())
@@ -120,11 +116,7 @@ fn thread_time() -> Duration {
     clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map_or(Duration::ZERO, Duration::from)
 }
 
-fn read_all(
-    ports: &RangeInclusive<u16>,
-    reach: &Reach,
-    threads: usize,
-) -> io::Result<Inventory> {
+fn read_all(ports: &RangeInclusive<u16>, reach: &Reach, threads: usize) -> io::Result<Inventory> {
     let mut inventory = Inventory {
         shows_bound: diag::shows_bound(),
         ..Inventory::default()

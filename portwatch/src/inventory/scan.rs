@@ -73,8 +73,7 @@ impl Scope {
     /// Whether sockets on that port are shown.
     #[must_use]
     pub fn watches(&self, port_key: PortKey) -> bool {
-        self.watched
-            .contains(&(port_key.port, port_key.transport))
+        self.watched.contains(&(port_key.port, port_key.transport))
     }
 }
 

@@ -54,8 +54,8 @@ pub(super) fn read(pid: u32, netns: u64, ports: &RangeInclusive<u16>) -> Vec<Soc
                 netns,
                 cgroup: None,
                 holders: Vec::new(),
-            holders_omitted: 0,
-            is_known: false,
+                holders_omitted: 0,
+                is_known: false,
             });
         }
     }

@@ -117,10 +117,16 @@ mod tests {
 
     #[test]
     fn parents_and_children_are_looked_at_after_the_process_itself() {
-        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let mut child = std::process::Command::new("sleep")
+            .arg("60")
+            .spawn()
+            .unwrap();
         let likely = |pid| {
             let processes = vec![pid, pid];
-            let targets = Targets { processes, ..Targets::default() };
+            let targets = Targets {
+                processes,
+                ..Targets::default()
+            };
             targets.likely()
         };
         let me = std::process::id();

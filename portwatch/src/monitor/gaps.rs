@@ -67,7 +67,11 @@ mod tests {
         ];
         for (late, before, now, expected) in cases {
             let mut gaps = Gaps { suspended: before };
-            assert_eq!(gaps.is_gap(late, now), expected, "{late:?} {before:?} {now:?}");
+            assert_eq!(
+                gaps.is_gap(late, now),
+                expected,
+                "{late:?} {before:?} {now:?}"
+            );
             assert!(!gaps.is_gap(ms(0), now), "reported once");
         }
         assert!(!Gaps::new().notice(ms(0)));

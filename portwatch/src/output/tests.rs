@@ -209,7 +209,10 @@ fn no_alert_makes_a_longer_line_than_the_limit() {
     let texts: [&[u8]; 12] = [
         b"a", b"\x1b", b"\xff", b"\"", b"\\", b"'", b"^", b"'!", b"\\!", b"^'\"$", b" ", b"",
     ];
-    for text in texts.into_iter().chain(["\u{ad}".as_bytes(), "日".as_bytes()]) {
+    for text in texts
+        .into_iter()
+        .chain(["\u{ad}".as_bytes(), "日".as_bytes()])
+    {
         for line in longest_lines(text) {
             assert!(line.len() <= MAX_LINE, "{text:?}: {}", line.len());
             let shown = line.matches("...(+").count();
@@ -267,7 +270,11 @@ fn longest_lines(text: &[u8]) -> Vec<String> {
     };
     let ports: BTreeSet<PortKey> = Transport::ALL
         .into_iter()
-        .flat_map(|transport| (1..1023).step_by(2).map(move |port| port_key(transport, port)))
+        .flat_map(|transport| {
+            (1..1023)
+                .step_by(2)
+                .map(move |port| port_key(transport, port))
+        })
         .collect();
     let open: Vec<TrackedSocket> = ports
         .iter()

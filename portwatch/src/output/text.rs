@@ -193,7 +193,13 @@ fn compose_summary(summary: &SummaryInfo, text: &mut String) -> fmt::Result {
     if summary.processes.len() > 1 {
         text.push_str("; by");
         for one in &summary.processes {
-            write!(text, " {}[{}]={}", quoted(&one.comm, NAME), one.pid, one.events)?;
+            write!(
+                text,
+                " {}[{}]={}",
+                quoted(&one.comm, NAME),
+                one.pid,
+                one.events
+            )?;
         }
     }
     text.push(';');

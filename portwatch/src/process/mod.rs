@@ -331,7 +331,9 @@ fn begins_with(args: &[Vec<u8>], beginning: &[Vec<u8>]) -> bool {
         return false;
     };
     args.get(..whole.len()) == Some(whole)
-        && args.get(whole.len()).is_some_and(|arg| arg.starts_with(last))
+        && args
+            .get(whole.len())
+            .is_some_and(|arg| arg.starts_with(last))
 }
 
 /// The arguments, cut after [`MAX_CMDLINE`] bytes in total. `unread`: bytes that follow them.

@@ -293,7 +293,12 @@ fn each_text_is_cut_at_its_limit() {
         (vec![big + 1], 0, vec![big], Some(1)),
         (vec![big, 0, 5], 0, vec![big, 0], Some(6)),
         (vec![100, big - 103, 2], 1, vec![100, big - 103, 0], Some(3)),
-        (vec![100, 5000, 5], 1000, vec![100, big - 103], Some(6109 - big)),
+        (
+            vec![100, 5000, 5],
+            1000,
+            vec![100, big - 103],
+            Some(6109 - big),
+        ),
     ] {
         let args: Vec<Vec<u8>> = lens.iter().map(|len| vec![b'x'; *len]).collect();
         let printed = cmdline(&args, unread);

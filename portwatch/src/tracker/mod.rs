@@ -12,13 +12,13 @@ use std::{collections::HashSet, rc::Rc};
 
 use jiff::Timestamp;
 
+#[cfg(test)]
+pub(crate) use self::socket::Holders;
 use self::{defer::Deferred, table::Table};
 pub use self::{
     host::{Host, ThisHost},
     socket::{Holder, LASTING, Stage, TrackedEvent, TrackedSocket},
 };
-#[cfg(test)]
-pub(crate) use self::socket::Holders;
 use crate::{
     inventory::{FoundSocket, Scope, Targets},
     model::{Event, EventKind, Origin, PortKey, SocketKey},

@@ -176,8 +176,10 @@ impl Table {
                 self.closed_keys.retain(|closed| *closed != key);
             }
         }
-        self.listened.retain(|(_, port_key)| !is_forgotten(*port_key));
-        self.reached.retain(|(_, port_key)| !is_forgotten(*port_key));
+        self.listened
+            .retain(|(_, port_key)| !is_forgotten(*port_key));
+        self.reached
+            .retain(|(_, port_key)| !is_forgotten(*port_key));
     }
 
     fn remove(&mut self, key: SocketKey) {

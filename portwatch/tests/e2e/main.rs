@@ -6,6 +6,7 @@
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
 
 mod aggregation;
+mod bounds;
 mod commands;
 mod compatibility;
 mod deny;

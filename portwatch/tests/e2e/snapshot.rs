@@ -257,16 +257,15 @@ fn a_reload_begins_and_stops_to_watch_open_sockets_without_a_false_or_missing_cl
         let directory = tempfile::tempdir().unwrap();
         let rules = directory.path().join("rules.toml");
         let ignore = |port: u16| {
-            let text = format!(
-                "[[rule]]\nname = \"known\"\nport = {port}\ndecide = \"ignore\"\n"
-            );
+            let text = format!("[[rule]]\nname = \"known\"\nport = {port}\ndecide = \"ignore\"\n");
             std::fs::write(&rules, text).unwrap();
         };
         ignore(977);
         let stops = UdpSocket::bind("127.0.0.1:976").unwrap();
         let begins = UdpSocket::bind("127.0.0.1:977").unwrap();
         let begins_tcp = TcpListener::bind("127.0.0.1:977").unwrap();
-        let mut monitor = Monitor::start_default(&["--no-aggregate", "--config", rules.to_str().unwrap()]);
+        let mut monitor =
+            Monitor::start_default(&["--no-aggregate", "--config", rules.to_str().unwrap()]);
         assert_alert!(monitor.alert(namespace.inode), {
             "event" => "bind", "port" => 976, "origin" => "snapshot",
         });
@@ -275,9 +274,7 @@ fn a_reload_begins_and_stops_to_watch_open_sockets_without_a_false_or_missing_cl
         assert!(monitor.log_line().contains("reloaded"));
         let mut found = monitor.alerts(namespace.inode, 2);
         found.sort_by_key(|alert| alert["transport"].to_string());
-        for (alert, (event, transport)) in
-            found.iter().zip([("listen", "tcp"), ("bind", "udp")])
-        {
+        for (alert, (event, transport)) in found.iter().zip([("listen", "tcp"), ("bind", "udp")]) {
             assert_alert!(alert, {
                 "event" => event,
                 "transport" => transport,

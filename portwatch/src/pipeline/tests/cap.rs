@@ -52,7 +52,11 @@ fn what_the_cap_holds_back_is_reported_by_itself_in_order_and_said() {
     assert!(said[0].contains("more than 10 alerts a second"));
     assert!(said[1].contains("949 were"), "{}", said[1]);
     // With its own process, and what happens then is reported at once.
-    assert!(run.alerts.iter().all(|alert| alert.detail.is_some() || alert.process.is_some()));
+    assert!(
+        run.alerts
+            .iter()
+            .all(|alert| alert.detail.is_some() || alert.process.is_some())
+    );
     run.alerts.clear();
     run.push(on(Close, 900, 7));
     assert_eq!(run.kinds(), [Close]);
@@ -84,8 +88,15 @@ fn the_end_and_a_missing_cap_hold_nothing_back() {
     run.finish();
     assert_eq!(listeners(&run).len(), 500);
     for settings in [
-        Settings { max_rate: 0, ..Settings::default() },
-        Settings { enabled: false, max_rate: RATE, ..Settings::default() },
+        Settings {
+            max_rate: 0,
+            ..Settings::default()
+        },
+        Settings {
+            enabled: false,
+            max_rate: RATE,
+            ..Settings::default()
+        },
     ] {
         let mut run = Run::new(settings);
         listen(&mut run, 1..=5000);
