@@ -11,7 +11,7 @@ const MAX_LINE: usize = 16_384;
 const PROCESSES: u64 = 200;
 
 /// By how much so many may let the monitor grow: what is remembered of each takes about 6 KB, whatever
-/// it is called, and the caches a few MB in total. Without limits it is more than 25 MB. For a debug build
+/// it is called, and the caches a few MB in total. Without limits it is more than 25 MB.
 const MAX_GROWTH: u64 = 12 << 20;
 
 /// Runs a copy of perl whose path, working directory and arguments are as long as the kernel allows
