@@ -230,7 +230,7 @@ impl Table {
             processes.extend(owner.into_iter().chain(others));
         }
         let is_any = !targets.pending.is_empty();
-        targets.places = (is_any && is_certain).then(|| (namespaces, first..=last));
+        targets.places = (is_any && is_certain).then_some((namespaces, first..=last));
         targets.processes = processes.into_iter().collect();
         targets
     }

@@ -46,7 +46,7 @@ fn what_the_cap_holds_back_is_reported_by_itself_in_order_and_said() {
         assert!(now - before <= 6, "{}", now - before);
         before = now;
     }
-    assert_eq!(listeners(&run), Vec::from_iter(1..=1000));
+    assert_eq!(listeners(&run), (1..=1000).collect::<Vec<_>>());
     let said = details(&run);
     assert_eq!(said.len(), 2, "{said:?}");
     assert!(said[0].contains("more than 10 alerts a second"));
@@ -75,7 +75,7 @@ fn critical_alerts_are_never_held_back_and_what_closes_meanwhile_is_counted() {
         run.push(on(Close, 900, cookie));
     }
     run.wait(Duration::from_secs(120)).finish();
-    assert_eq!(listeners(&run), Vec::from_iter(1..=400));
+    assert_eq!(listeners(&run), (1..=400).collect::<Vec<_>>());
     let totals = run.totals();
     assert_eq!((totals["listen"], totals["close"]), (500, 100));
     assert_eq!(totals["accept"], 1);
