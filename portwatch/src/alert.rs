@@ -126,6 +126,8 @@ pub struct Alert {
     pub process: Option<Rc<Process>>,
     /// The processes that had the socket open at the last scan.
     pub holders: Rc<[Holder]>,
+    /// How many more there are.
+    pub holders_omitted: u32,
     /// The rule that decided; None without one.
     pub rule: Option<RuleInfo>,
     /// On a listener's close, its connections; None without any.
@@ -140,6 +142,15 @@ pub struct Alert {
     /// On a health alert, what happened.
     pub detail: Option<Printable>,
 }
+
+/// Bytes of [`Alert::detail`] in JSON.
+const MAX_DETAIL: usize = 1024;
+
+/// Bytes of an executable's path in a summary, in JSON: `process` has more of it.
+const MAX_SUMMARY_EXE: usize = 512;
+
+/// Bytes of the ports of one transport in a summary.
+const MAX_RANGES: usize = 256;
 
 /// The value of [`Alert::schema`].
 pub const SCHEMA: u32 = 1;
@@ -179,7 +190,8 @@ impl Alert {
             },
             since: event.since,
             process: event.process,
-            holders: event.holders,
+            holders: event.holders.list,
+            holders_omitted: event.holders.omitted,
             rule,
             accepts,
             outcome: event.outcome,
@@ -226,7 +238,10 @@ impl Alert {
                     .map(|(process, events)| SummaryProcess {
                         pid: process.pid,
                         comm: process.comm.clone(),
-                        exe: process.exe.clone(),
+                        exe: process
+                            .exe
+                            .clone()
+                            .map(|exe| exe.shortened(MAX_SUMMARY_EXE)),
                         events: *events,
                     })
                     .collect(),
@@ -248,7 +263,7 @@ impl Alert {
     #[must_use]
     pub fn health(severity: Severity, detail: &str, host: Printable) -> Self {
         Self {
-            detail: Some(Printable::from(detail)),
+            detail: Some(Printable::limited(detail.as_bytes(), MAX_DETAIL)),
             ..Self::of_monitor(EventKind::Health, severity, host)
         }
     }
@@ -272,6 +287,7 @@ impl Alert {
             since: None,
             process: None,
             holders: Rc::default(),
+            holders_omitted: 0,
             rule: None,
             accepts: None,
             outcome: None,
@@ -282,7 +298,8 @@ impl Alert {
     }
 }
 
-/// Ascending ports by transport, `1-3,954-988`.
+/// Ascending ports by transport, `1-3,954-988`; those for which there is no room are counted:
+/// `1,3,...(+7 ports)`.
 fn ranges(ports: impl IntoIterator<Item = PortKey>) -> BTreeMap<&'static str, String> {
     let mut runs: BTreeMap<&'static str, Vec<(u16, u16)>> = BTreeMap::new();
     for PortKey { transport, port } in ports {
@@ -296,7 +313,23 @@ fn ranges(ports: impl IntoIterator<Item = PortKey>) -> BTreeMap<&'static str, St
         true => first.to_string(),
         false => format!("{first}-{last}"),
     };
-    let join = |runs: Vec<(u16, u16)>| runs.iter().map(text).collect::<Vec<_>>().join(",");
+    let join = |runs: Vec<(u16, u16)>| {
+        let mut joined = String::new();
+        for (index, run) in runs.iter().enumerate() {
+            let run = text(run);
+            if joined.len() + run.len() + 1 > MAX_RANGES {
+                let rest = runs.iter().skip(index);
+                let ports: u32 = rest.map(|(first, last)| u32::from(last - first) + 1).sum();
+                joined.push_str(&format!(",...(+{ports} ports)"));
+                break;
+            }
+            if index > 0 {
+                joined.push(',');
+            }
+            joined.push_str(&run);
+        }
+        joined
+    };
     runs.into_iter()
         .map(|(transport, runs)| (transport, join(runs)))
         .collect()
@@ -315,6 +348,7 @@ fn cached_json<S: Serializer>(
     process
         .as_ref()
         .and_then(|process| process.json())
+        .as_deref()
         .serialize(serializer)
 }
 

@@ -14,6 +14,10 @@ use crate::{
     tracker::TrackedEvent,
 };
 
+/// Bytes in JSON of a rule's name and of its reason, as alerts quote them.
+const MAX_RULE_NAME: usize = 128;
+const MAX_REASON: usize = 512;
+
 /// The rule that decided, as an alert quotes it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct RuleInfo {
@@ -96,8 +100,11 @@ impl Decider {
                 });
             }
             RuleInfo {
-                name: Printable::from(rule.name.as_str()),
-                reason: rule.reason.as_deref().map(Printable::from),
+                name: Printable::limited(rule.name.as_bytes(), MAX_RULE_NAME),
+                reason: rule
+                    .reason
+                    .as_deref()
+                    .map(|reason| Printable::limited(reason.as_bytes(), MAX_REASON)),
                 decision: rule.decision,
                 dry_run: denies && self.dry_run,
             }

@@ -9,10 +9,10 @@
 //! ```
 #![forbid(unsafe_code)]
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use crate::{
-    aggregate::{Aggregator, Output, Pending, Settings},
+    aggregate::{Aggregator, Capped, Output, Pending, Settings},
     alert::Alert,
     decide::Decider,
     inventory::{Coverage, FoundSocket},
@@ -99,7 +99,9 @@ impl<H: Host> Pipeline<H> {
 
     /// Queues the alerts that are due by now.
     pub fn flush(&mut self, now: Instant) {
-        self.report_lasting(now, now);
+        while let Some(pending) = self.aggregator.lasting(now, &mut self.outputs) {
+            self.report_lasting(&pending, now);
+        }
         self.aggregator.flush(now, &mut self.outputs);
         self.write();
     }
@@ -121,7 +123,9 @@ impl<H: Host> Pipeline<H> {
     fn report_waiting(&mut self, now: Instant) {
         self.aggregator.release_delayed(now, &mut self.outputs);
         // What is open at the end lasts, as far as anyone will ever know.
-        self.report_lasting(now + Duration::from_secs(1), now);
+        while let Some(pending) = self.aggregator.take_pending() {
+            self.report_lasting(&pending, now);
+        }
         self.aggregator.finish(now, &mut self.outputs);
         self.write();
     }
@@ -152,8 +156,10 @@ impl<H: Host> Pipeline<H> {
                 && (pending.lasted(closed) || decided.is_none())
             {
                 self.aggregator.forget_pending(pending.key);
+                let is_reported =
+                    pending.lasted(closed) && self.aggregator.admits(now, &mut self.outputs);
                 match self.decider.decide(before) {
-                    Some(before) if pending.lasted(closed) => {
+                    Some(before) if is_reported => {
                         let outputs = &mut self.outputs;
                         self.aggregator
                             .report_lasting(&pending, before, now, outputs);
@@ -169,26 +175,20 @@ impl<H: Host> Pipeline<H> {
         self.write();
     }
 
-    /// Reports the sockets whose events were not, and that have lasted until then.
-    fn report_lasting(&mut self, until: Instant, now: Instant) {
-        while let Some(pending) = self.aggregator.lasting(until) {
-            let Pending {
-                key,
-                port_key,
-                kind,
-                time,
-                ..
-            } = pending;
-            let (event, has_closed) = self.tracker.current(key, port_key, kind, time);
-            match self.decider.decide(event) {
-                Some(decided) if !has_closed => {
-                    let outputs = &mut self.outputs;
-                    self.aggregator
-                        .report_lasting(&pending, decided, now, outputs);
-                }
-                Some(decided) => self.aggregator.count(&pending, &decided, now),
-                None => {}
+    /// Reports a socket whose events were not, and that lasts.
+    fn report_lasting(&mut self, pending: &Pending, now: Instant) {
+        let (kind, known) = (pending.kind, (pending.time, pending.origin));
+        let (event, has_closed) = self
+            .tracker
+            .current(pending.key, pending.port_key, kind, known);
+        match self.decider.decide(event) {
+            Some(decided) if !has_closed => {
+                let outputs = &mut self.outputs;
+                self.aggregator
+                    .report_lasting(pending, decided, now, outputs);
             }
+            Some(decided) => self.aggregator.count(pending, &decided, now),
+            None => {}
         }
     }
 
@@ -198,6 +198,18 @@ impl<H: Host> Pipeline<H> {
             self.sinks.write(&match output {
                 Output::Event(decided, accepts) => Alert::of_event(*decided, accepts, host),
                 Output::Summary(summary) => Alert::of_summary(summary, self.tracker.open(), host),
+                Output::Capped(capped) => {
+                    let detail = match capped {
+                        Capped::Began(rate) => format!(
+                            "more than {rate} alerts a second: the others are reported later, or \
+                             counted if their socket is closed by then (see max_rate)"
+                        ),
+                        Capped::Ended(held) => {
+                            format!("alerts are no longer held back; {held} were")
+                        }
+                    };
+                    Alert::health(Severity::Warning, &detail, host)
+                }
             });
         }
     }

@@ -126,14 +126,24 @@ impl Bursts {
         }
     }
 
-    /// Adds the summaries that are due, and forgets the groups whose burst is over.
-    pub(super) fn flush(&mut self, settings: &Settings, now: Instant, out: &mut Vec<Output>) {
+    /// Adds the summaries that are due and that `admits` has room for, and forgets the groups whose
+    /// burst is over.
+    pub(super) fn flush(
+        &mut self,
+        settings: &Settings,
+        now: Instant,
+        out: &mut Vec<Output>,
+        mut admits: impl FnMut() -> bool,
+    ) {
         if self.due.is_none_or(|due| due > now) {
             return;
         }
         self.groups.retain(|_, burst| {
             let is_over = burst.last + settings.idle_timeout <= now;
             if burst.sum.is_some() && (is_over || burst.next(settings) <= now) {
+                if !admits() {
+                    return true;
+                }
                 out.extend(burst.summarize());
             }
             !is_over

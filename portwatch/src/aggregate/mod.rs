@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 mod bursts;
+mod cap;
 mod group;
 mod peers;
 mod pending;
@@ -15,9 +16,10 @@ use std::{
     time::Instant,
 };
 
-use self::{bursts::Bursts, peers::Peers, pending::PendingSockets};
+use self::{bursts::Bursts, cap::Cap, peers::Peers, pending::PendingSockets};
 pub use self::{
-    group::Group, peers::Accepts, pending::Pending, settings::Settings, summary::Summary,
+    cap::Capped, group::Group, peers::Accepts, pending::Pending, settings::Settings,
+    summary::Summary,
 };
 use crate::{
     decide::Decided,
@@ -42,6 +44,8 @@ pub enum Output {
     Event(Box<Decided>, Option<Accepts>),
     /// Events that were counted.
     Summary(Summary),
+    /// Alerts are held back, or no longer.
+    Capped(Capped),
 }
 
 impl Output {
@@ -65,6 +69,7 @@ pub struct Aggregator {
     kept: Bounded<SocketKey, ()>,
     /// Sockets of which a connect was reported: that it connects again is not news.
     connected: Bounded<SocketKey, ()>,
+    cap: Cap,
 }
 
 impl Aggregator {
@@ -81,7 +86,32 @@ impl Aggregator {
             pending: PendingSockets::default(),
             kept: Bounded::new(KEPT),
             connected: Bounded::new(KEPT),
+            cap: Cap::default(),
         }
+    }
+
+    /// Whether there is room for one more alert, which is counted otherwise.
+    pub fn admits(&mut self, now: Instant, out: &mut Vec<Output>) -> bool {
+        let is_room = self.take_room(now, out);
+        if !is_room {
+            self.cap.count();
+        }
+        is_room
+    }
+
+    /// Whether the cap leaves room for one more alert that is not `critical`; if so, it is taken. What
+    /// waits comes first.
+    fn take_room(&mut self, now: Instant, out: &mut Vec<Output>) -> bool {
+        let rate = self.settings.max_rate;
+        let waits = self.cap.is_on() && self.pending.due().is_some_and(|due| due <= now);
+        if self.cap.allows(rate, now) && !waits {
+            self.cap.spend(rate, now);
+            return true;
+        }
+        if self.cap.begin() {
+            out.push(Output::Capped(Capped::Began(rate)));
+        }
+        false
     }
 
     /// Other limits from now on.
@@ -167,11 +197,27 @@ impl Aggregator {
             Some(pending) => over.is_none() && decided.severity > pending.severity,
             None => over.is_none() || self.is_always_reported(&decided),
         };
+        let mut is_held = false;
+        let is_reported = is_reported
+            && match decided.severity {
+                Severity::Critical => {
+                    self.cap.spend(self.settings.max_rate, now);
+                    true
+                }
+                _ => {
+                    let is_room = self.take_room(now, out);
+                    is_held = !is_room;
+                    is_room
+                }
+            };
         if !is_reported && self.may_be_news(&decided.event) {
             if self.pending.add(&decided, now) {
                 return;
             }
         } else if !is_reported {
+            if is_held {
+                self.cap.count();
+            }
             let sum = self.bursts.sum(over, &decided, &self.settings, now);
             sum.add(&decided, 1);
             if let Some(pending) = pending {
@@ -292,10 +338,15 @@ impl Aggregator {
     #[must_use]
     pub fn due(&self) -> Option<Instant> {
         let delayed = self.deadlines.front().map(|(deadline, _)| *deadline);
-        [delayed, self.pending.due(), self.bursts.due()]
-            .into_iter()
-            .flatten()
-            .min()
+        // While alerts are held back, there is something to do when there is room for one.
+        let room = self.cap.next(self.settings.max_rate);
+        match room.filter(|_| self.cap.is_on()) {
+            Some(room) => Some(delayed.map_or(room, |due| due.min(room))),
+            None => [delayed, self.pending.due(), self.bursts.due()]
+                .into_iter()
+                .flatten()
+                .min(),
+        }
     }
 
     /// Adds what has waited long enough.
@@ -306,13 +357,48 @@ impl Aggregator {
             self.deadlines.pop_front();
             self.release(key, now, out);
         }
-        self.bursts.flush(&self.settings, now, out);
+        let was_on = self.cap.is_on();
+        let (cap, rate) = (&mut self.cap, self.settings.max_rate);
+        self.bursts.flush(&self.settings, now, out, || {
+            let is_room = cap.allows(rate, now);
+            if is_room {
+                cap.spend(rate, now);
+            } else {
+                cap.begin();
+            }
+            is_room
+        });
+        if !was_on && self.cap.is_on() {
+            out.push(Output::Capped(Capped::Began(rate)));
+        }
+        let waits = self.pending.due().is_some_and(|due| due <= now);
+        if !waits
+            && self.cap.allows(rate, now)
+            && let Some(held) = self.cap.end()
+        {
+            out.push(Output::Capped(Capped::Ended(held)));
+        }
     }
 
-    /// A socket whose events were not reported and that has lasted; None when there is no more.
-    /// `until`: the time by which it must have.
-    pub fn lasting(&mut self, until: Instant) -> Option<Pending> {
-        self.pending.lasting(until)
+    /// A socket whose events were not reported and that has lasted; None when there is no more, or no
+    /// room for an alert.
+    pub fn lasting(&mut self, now: Instant, out: &mut Vec<Output>) -> Option<Pending> {
+        let rate = self.settings.max_rate;
+        if !self.cap.allows(rate, now) {
+            if self.pending.due().is_some_and(|due| due <= now) && self.cap.begin() {
+                out.push(Output::Capped(Capped::Began(rate)));
+            }
+            return None;
+        }
+        let lasting = self.pending.lasting(now)?;
+        self.cap.spend(rate, now);
+        self.cap.count();
+        Some(lasting)
+    }
+
+    /// A socket whose events were not reported: at the end, all of them last.
+    pub fn take_pending(&mut self) -> Option<Pending> {
+        self.pending.take()
     }
 
     /// Reports the last event of a socket that lasts, and counts those before it.

@@ -10,7 +10,7 @@ use jiff::Timestamp;
 
 use crate::{
     decide::Decided,
-    model::{EventKind, PortKey, Severity, SocketKey},
+    model::{EventKind, Origin, PortKey, Severity, SocketKey},
     tracker::TrackedEvent,
 };
 
@@ -34,6 +34,8 @@ pub struct Pending {
     pub kind: EventKind,
     /// When that happened.
     pub time: Timestamp,
+    /// How it became known.
+    pub origin: Origin,
     /// When it will have lasted.
     deadline: Instant,
     /// When the first of its events happened.
@@ -103,6 +105,7 @@ impl PendingSockets {
             port_key: event.port_key,
             kind: event.kind,
             time: event.time,
+            origin: event.origin,
             deadline,
             since: event.time,
             severity: decided.severity,
@@ -110,6 +113,7 @@ impl PendingSockets {
         });
         pending.kind = event.kind;
         pending.time = event.time;
+        pending.origin = event.origin;
         pending.severity = pending.severity.max(decided.severity);
         pending.counts[index] = pending.counts[index].saturating_add(1);
         true
@@ -131,6 +135,16 @@ impl PendingSockets {
 
     pub(super) fn due(&self) -> Option<Instant> {
         self.deadlines.front().map(|(deadline, _)| *deadline)
+    }
+
+    /// Takes out the socket that has waited longest.
+    pub(super) fn take(&mut self) -> Option<Pending> {
+        while let Some((_, key)) = self.deadlines.pop_front() {
+            if let Some(pending) = self.sockets.remove(&key) {
+                return Some(pending);
+            }
+        }
+        None
     }
 
     /// Takes out a socket whose deadline was not after `until` and that is still there.

@@ -15,6 +15,8 @@ pub struct Settings {
     pub idle_timeout: Duration,
     /// How long a TCP bind waits for the listen or connect that shows what the socket is for.
     pub bind_delay: Duration,
+    /// How many alerts a second are written in the long run, `critical` ones aside; 0 for any number.
+    pub max_rate: u32,
 }
 
 impl Default for Settings {
@@ -25,6 +27,7 @@ impl Default for Settings {
             interval: Duration::from_secs(60),
             idle_timeout: Duration::from_secs(5),
             bind_delay: Duration::from_millis(1),
+            max_rate: 200,
         }
     }
 }

@@ -85,7 +85,7 @@ fn explain(spec: PortSpec, registry: &Registry, out: &mut impl io::Write) -> Res
             writeln!(text, "  {name:<12} {}", describe(entry, *transport))?;
         }
     }
-    let mut sockets = inventory::read(port..=port, None, parallel::threads())
+    let mut sockets = inventory::read(port..=port, parallel::threads())
         .context("reading /proc")?
         .sockets;
     sockets.retain(|held| transports.contains(&held.transport));

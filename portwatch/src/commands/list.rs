@@ -10,7 +10,7 @@ use crate::{
     alert::Alert,
     config::Overrides,
     decide::Decider,
-    inventory::{Scan, Scope},
+    inventory::{Reach, Scan, Scope},
     model::{EventKind, Transport},
     monitor::host_name,
     output::{FormatName, Sink, Sinks},
@@ -60,7 +60,8 @@ pub fn run(args: Args, out: &mut impl io::Write) -> Result<()> {
         watched: watched.collect(),
         ..Scope::default()
     };
-    let scan = Scan::take(Arc::new(scope), parallel::threads()).context("reading /proc")?;
+    let scan =
+        Scan::take(Arc::new(scope), Reach::All, parallel::threads()).context("reading /proc")?;
     let (found, coverage) = scan.findings(|_, _| Some(false));
     let settings = Settings {
         enabled: false,

@@ -77,6 +77,7 @@ struct RawRule {
 struct RawAggregate {
     enabled: Option<bool>,
     burst: Option<Spanned<u32>>,
+    max_rate: Option<u32>,
     interval: Option<HumanDuration>,
     idle_timeout: Option<Spanned<HumanDuration>>,
     bind_delay: Option<Spanned<HumanDuration>>,
@@ -201,6 +202,7 @@ fn settings(raw: RawAggregate, deprecated: &mut Renames<'_>) -> Result<Settings,
     Ok(Settings {
         enabled: raw.enabled.unwrap_or(default.enabled),
         burst,
+        max_rate: raw.max_rate.unwrap_or(default.max_rate),
         interval: raw.interval.map_or(default.interval, |interval| interval.0),
         idle_timeout: idle_timeout.map_or(default.idle_timeout, |timeout| timeout.0),
         bind_delay: bind_delay.map_or(default.bind_delay, |delay| delay.0),

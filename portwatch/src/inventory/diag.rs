@@ -60,6 +60,8 @@ impl Row {
             cgroup: self.cgroup,
             holders: Vec::new(),
             is_outgoing: false,
+            holders_omitted: 0,
+            is_known: false,
         }
     }
 }

@@ -18,7 +18,7 @@ use rustix::{
 };
 
 use super::{
-    SocketEntry,
+    Reach, SocketEntry,
     namespaces::{Namespaces, NetnsPath, pids},
 };
 use crate::util::parallel;
@@ -32,40 +32,100 @@ pub struct Holder {
     pub fd: i32,
 }
 
-/// Sets the holders of each socket, ordered by process id. Returns the network namespaces that
-/// descriptors refer to.
-pub(super) fn find(sockets: &mut [SocketEntry], threads: usize) -> io::Result<Namespaces> {
-    let mut by_inode: HashMap<u64, Vec<usize>> = HashMap::new();
-    for (index, entry) in sockets.iter_mut().enumerate() {
-        entry.holders.clear();
-        by_inode.entry(entry.inode).or_default().push(index);
-    }
-    let proc = openat(
-        rustix::fs::CWD,
-        "/proc",
-        OFlags::PATH | OFlags::CLOEXEC,
-        Mode::empty(),
-    )?;
-    let mut pids = pids()?;
-    pids.sort_unstable();
-    let mut namespaces = Namespaces::default();
-    let all = parallel::map(threads, pids.clone(), |pid| {
-        descriptors(&proc, pid, |inode| by_inode.contains_key(&inode))
-    });
-    for (pid, (of_sockets, of_namespaces)) in pids.into_iter().zip(all) {
-        for (inode, path) in of_namespaces {
-            namespaces.add(inode, path);
+/// Sets the holders of each socket, ordered by process id, as far as `reach` says. Returns the network
+/// namespaces that descriptors refer to.
+pub(super) fn find(
+    sockets: &mut [SocketEntry],
+    reach: &Reach,
+    threads: usize,
+) -> io::Result<Namespaces> {
+    let mut search = Search::new(sockets, reach)?;
+    match reach {
+        Reach::All => search.walk(pids()?, threads),
+        _ if search.by_inode.is_empty() => {}
+        Reach::Holders(targets) => search.walk(targets.likely(), threads),
+        Reach::Changes(targets) => {
+            let likely = targets.likely();
+            search.walk(likely.clone(), threads);
+            let mut others = pids()?;
+            others.retain(|pid| !likely.contains(pid));
+            // The youngest first: what is new is probably theirs.
+            others.sort_unstable_by_key(|pid| std::cmp::Reverse(*pid));
+            for batch in others.chunks(BATCH.max(threads)) {
+                if search.is_complete() {
+                    break;
+                }
+                search.walk(batch.to_vec(), threads);
+            }
         }
-        for (inode, fd) in of_sockets {
-            for index in by_inode.get(&inode).into_iter().flatten() {
-                let holders = &mut sockets[*index].holders;
-                if holders.last().is_none_or(|last| last.pid != pid) {
-                    holders.push(Holder { pid, fd });
+    }
+    let namespaces = search.namespaces;
+    for entry in sockets {
+        entry.holders.sort_unstable();
+    }
+    Ok(namespaces)
+}
+
+/// Processes whose descriptors are read between two looks at whether that is enough.
+const BATCH: usize = 16;
+
+/// The holders that are found so far.
+struct Search<'a> {
+    proc: OwnedFd,
+    sockets: &'a mut [SocketEntry],
+    /// Of each socket whose holders are wanted.
+    by_inode: HashMap<u64, Vec<usize>>,
+    namespaces: Namespaces,
+}
+
+impl<'a> Search<'a> {
+    fn new(sockets: &'a mut [SocketEntry], reach: &Reach) -> io::Result<Self> {
+        let mut by_inode: HashMap<u64, Vec<usize>> = HashMap::new();
+        for (index, entry) in sockets.iter_mut().enumerate() {
+            entry.holders.clear();
+            entry.is_known = match (reach, entry.cookie) {
+                (Reach::Changes(targets), Some(cookie)) => targets.known.contains(&cookie),
+                _ => false,
+            };
+            if !entry.is_known {
+                by_inode.entry(entry.inode).or_default().push(index);
+            }
+        }
+        let flags = OFlags::PATH | OFlags::CLOEXEC;
+        Ok(Self {
+            proc: openat(rustix::fs::CWD, "/proc", flags, Mode::empty())?,
+            sockets,
+            by_inode,
+            namespaces: Namespaces::default(),
+        })
+    }
+
+    /// Reads the descriptors of these processes, each of which must be new.
+    fn walk(&mut self, pids: Vec<u32>, threads: usize) {
+        let all = parallel::map(threads, pids.clone(), |pid| {
+            let is_wanted = |inode| self.by_inode.contains_key(&inode);
+            descriptors(&self.proc, pid, is_wanted)
+        });
+        for (pid, (of_sockets, of_namespaces)) in pids.into_iter().zip(all) {
+            for (inode, path) in of_namespaces {
+                self.namespaces.add(inode, path);
+            }
+            for (inode, fd) in of_sockets {
+                for index in self.by_inode.get(&inode).into_iter().flatten() {
+                    let holders = &mut self.sockets[*index].holders;
+                    if holders.last().is_none_or(|last| last.pid != pid) {
+                        holders.push(Holder { pid, fd });
+                    }
                 }
             }
         }
     }
-    Ok(namespaces)
+
+    /// Whether each socket has a holder.
+    fn is_complete(&self) -> bool {
+        let mut wanted = self.by_inode.values().flatten();
+        wanted.all(|index| !self.sockets[*index].holders.is_empty())
+    }
 }
 
 /// Inodes of sockets with a descriptor each, and of network namespaces with a path each.

@@ -8,6 +8,7 @@ mod namespaces;
 pub mod redirects;
 mod scan;
 mod tables;
+mod targets;
 mod wire;
 
 use std::{
@@ -15,12 +16,23 @@ use std::{
     io,
     net::{IpAddr, SocketAddr},
     ops::RangeInclusive,
+    time::Duration,
 };
+
+use nix::time::{ClockId, clock_gettime};
 
 pub use self::holders::{Holder, duplicate, is_held_by};
 use self::namespaces::Namespace;
-pub use self::scan::{Coverage, FoundSocket, MAX_HOLDERS, Scan, Scope};
+pub use self::{
+    scan::{Coverage, FoundSocket, MAX_HOLDERS, Scan, Scope},
+    targets::{Reach, Targets},
+};
 use crate::{linux::protocols, model::Transport, util::parallel};
+
+/// The processor time of the calling thread so far.
+fn thread_time() -> Duration {
+    clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map_or(Duration::ZERO, Duration::from)
+}
 
 /// The state of a socket on its port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -55,6 +67,10 @@ pub struct SocketEntry {
     /// Whether it is a connection that is known not to be accepted from a listener. An outgoing one
     /// without a bind (a lowered `ip_local_port_range`) is not known.
     pub is_outgoing: bool,
+    /// How many more were found.
+    pub holders_omitted: u32,
+    /// Whether its holders were known, and not looked for.
+    pub is_known: bool,
 }
 
 /// The existing sockets of this host and what limits the list.
@@ -84,9 +100,15 @@ pub struct Inventory {
 /// When /proc cannot be read. Processes and namespaces that end
 /// meanwhile are skipped.
 ///
-/// The direction of connections is found out on the ports of `scope`; None stands for all.
-pub fn read(
+/// The direction of connections is found out on all ports.
+pub fn read(ports: RangeInclusive<u16>, threads: usize) -> io::Result<Inventory> {
+    read_within(ports, &Reach::All, None, threads)
+}
+
+/// As [`read`], as far as `reach` says; the direction of connections on the ports of `scope`.
+fn read_within(
     ports: RangeInclusive<u16>,
+    reach: &Reach,
     scope: Option<&Scope>,
     threads: usize,
 ) -> io::Result<Inventory> {
@@ -96,11 +118,21 @@ pub fn read(
     };
     let transports = protocols::registered();
     let mut seen: HashSet<u64> = HashSet::new();
-    let mut unseen = namespaces::find()?.without(&seen);
+    let places = match reach {
+        Reach::Holders(targets) => targets.places.as_ref().map(|places| (places, targets)),
+        _ => None,
+    };
+    let (ports, found) = match places {
+        Some(((inodes, ports), targets)) => {
+            (ports, namespaces::find_only(inodes, &targets.processes)?)
+        }
+        None => (&ports, namespaces::find()?),
+    };
+    let mut unseen = found.without(&seen);
     // The second pass is for namespaces that only descriptors reference.
     while !unseen.is_empty() {
         let read = parallel::map(threads, unseen.iter().collect(), |namespace| {
-            read_namespace(&ports, scope, &transports, namespace)
+            read_namespace(ports, scope, &transports, namespace)
         });
         for (inode, outcome) in unseen.iter().map(|one| one.inode).zip(read) {
             seen.insert(inode);
@@ -126,7 +158,20 @@ pub fn read(
             }
         }
         drop_accepted(&mut inventory.sockets, scope.map(|scope| &scope.accepted));
-        unseen = holders::find(&mut inventory.sockets, threads)?.without(&seen);
+        if let Reach::Holders(targets) = reach {
+            let pending = |cookie: u64| targets.pending.contains(&cookie);
+            let sockets = &mut inventory.sockets;
+            sockets.retain(|entry| entry.cookie.is_some_and(pending));
+        }
+        let of_descriptors = holders::find(&mut inventory.sockets, reach, threads)?;
+        unseen = match places {
+            Some(_) => Vec::new(),
+            None => of_descriptors.without(&seen),
+        };
+    }
+    if matches!(reach, Reach::Holders(_)) {
+        // Of other sockets it shows nothing.
+        inventory.read.clear();
     }
     inventory.sockets.sort_by_key(|entry| {
         (
@@ -229,7 +274,7 @@ mod tests {
         let (_accepted, _) = listener.accept().unwrap();
         let me = std::process::id();
         let find = |local: SocketAddr| {
-            let mut sockets = read(local.port()..=local.port(), None, 2).unwrap().sockets;
+            let mut sockets = read(local.port()..=local.port(), 2).unwrap().sockets;
             sockets.retain(|entry| entry.local == local);
             assert_eq!(sockets.len(), 1, "{sockets:?}");
             sockets.remove(0)
@@ -282,7 +327,7 @@ mod tests {
         connect(outgoing.as_raw_fd(), &to).unwrap();
         let _client = TcpStream::connect(local).unwrap();
         let _accepted = listener.accept().unwrap();
-        let mut sockets = read(local.port()..=local.port(), None, 1).unwrap().sockets;
+        let mut sockets = read(local.port()..=local.port(), 1).unwrap().sockets;
         sockets.retain(|entry| entry.local == local);
         let states: Vec<State> = sockets.iter().map(|entry| entry.state).collect();
         let peer = State::Connected(server.local_addr().unwrap());
@@ -333,6 +378,8 @@ mod tests {
             cgroup: None,
             holders: Vec::new(),
             is_outgoing: false,
+            holders_omitted: 0,
+            is_known: false,
         };
         let peer = State::Connected("10.0.0.9:40000".parse().unwrap());
         let mut sockets = vec![
@@ -352,9 +399,9 @@ mod tests {
             entry("10.0.0.1:979", peer, 1),
         ];
         sockets[1].cookie = Some(7);
-        let unchanged = sockets.clone();
-        drop_accepted(&mut sockets, Some(&HashSet::from([7])));
-        assert_eq!(sockets, unchanged);
+        let mut waiting = sockets.clone();
+        drop_accepted(&mut waiting, Some(&HashSet::from([7])));
+        assert_eq!(waiting, sockets[..9]);
         let expected = [0, 2, 3, 4, 5, 6, 7, 8].map(|index: usize| sockets[index].clone());
         drop_accepted(&mut sockets, None);
         assert_eq!(sockets, expected);

@@ -129,6 +129,22 @@ pub(super) fn find() -> io::Result<Namespaces> {
     Ok(found)
 }
 
+/// Those of `inodes`, by the processes that are probably in them; by all when that is not enough.
+pub(super) fn find_only(inodes: &HashSet<u64>, processes: &[u32]) -> io::Result<Namespaces> {
+    let mut found = Namespaces::default();
+    for pid in [std::process::id(), 1].iter().chain(processes) {
+        let path = PathBuf::from(format!("/proc/{pid}/ns/net"));
+        if let Some(inode) = inode(&path).filter(|inode| inodes.contains(inode)) {
+            found.add(inode, NetnsPath::new(path, Some(*pid)));
+        }
+    }
+    if found.0.len() < inodes.len() {
+        found = find()?;
+        found.0.retain(|inode, _| inodes.contains(inode));
+    }
+    Ok(found)
+}
+
 /// Whether it is a network namespace, whose root is called `net:[INODE]` (fs/nsfs.c).
 fn is_netns(mount: &Mount) -> bool {
     mount.fs_type == b"nsfs" && mount.root.as_os_str().as_bytes().starts_with(b"net:[")

@@ -7,11 +7,12 @@ use std::{
     path::{Path, PathBuf},
     rc::Rc,
     sync::Arc,
+    time::Duration,
 };
 
 use jiff::Timestamp;
 
-use super::{self as inventory, Inventory, SocketEntry, State, is_held_by};
+use super::{Inventory, Reach, SocketEntry, State, is_held_by, read_within, thread_time};
 use crate::{
     model::{CloseKind, Event, EventKind, PortKey, SocketKey, Transport},
     process::{Process, Processes, is_running},
@@ -27,6 +28,10 @@ pub struct FoundSocket {
     pub netns: u64,
     /// The processes that have it open, the oldest first.
     pub holders: Vec<Rc<Process>>,
+    /// How many more there are.
+    pub holders_omitted: u32,
+    /// Whether its holders were known, and not looked for.
+    pub is_known: bool,
     /// Whether the BPF programs report its close from now on.
     pub marked: bool,
     /// Whether it is a connection that no listener has accepted.
@@ -52,6 +57,7 @@ pub struct Coverage {
 #[derive(Debug)]
 pub struct Scan {
     began: Timestamp,
+    cost: Duration,
     scope: Arc<Scope>,
     inventory: Inventory,
     processes: HashMap<u32, Process>,
@@ -105,10 +111,10 @@ impl Scan {
     /// # Errors
     ///
     /// When /proc cannot be read.
-    pub fn take(scope: Arc<Scope>, threads: usize) -> io::Result<Self> {
-        let began = Timestamp::now();
+    pub fn take(scope: Arc<Scope>, reach: Reach, threads: usize) -> io::Result<Self> {
+        let (began, time) = (Timestamp::now(), thread_time());
         // No socket has port 0.
-        let mut inventory = inventory::read(1..=LAST_SYSTEM_PORT, Some(&scope), threads)?;
+        let mut inventory = read_within(1..=LAST_SYSTEM_PORT, &reach, Some(&scope), threads)?;
         let cgroups = scope.cgroup.as_deref().map(subtree);
         inventory.sockets.retain(|entry| {
             let port = (entry.local.port(), entry.transport);
@@ -122,10 +128,16 @@ impl Scan {
         });
         Ok(Self {
             began,
+            cost: thread_time().saturating_sub(time),
             scope,
             inventory,
             processes,
         })
+    }
+
+    /// The processor time that it took.
+    pub const fn cost(&self) -> Duration {
+        self.cost
     }
 
     /// Inode and cookie of each network namespace that was entered.
@@ -162,6 +174,8 @@ impl Scan {
                 holders: holders
                     .filter_map(|holder| processes.get(&holder.pid).cloned())
                     .collect(),
+                holders_omitted: entry.holders_omitted,
+                is_known: entry.is_known,
                 marked,
                 is_outgoing: entry.is_outgoing,
             })
@@ -179,6 +193,8 @@ fn identify_holders(
 ) {
     for entry in &mut *sockets {
         let mut holders = std::mem::take(&mut entry.holders);
+        let omitted = holders.len().saturating_sub(MAX_HOLDERS);
+        entry.holders_omitted = u32::try_from(omitted).unwrap_or(u32::MAX);
         holders.truncate(MAX_HOLDERS);
         holders.retain(|holder| {
             if !processes.contains_key(&holder.pid)
@@ -242,7 +258,7 @@ mod tests {
     use std::{net::TcpListener, os::fd::AsRawFd as _, process::Command};
 
     use super::*;
-    use crate::inventory::Holder;
+    use crate::inventory::{self, Holder};
 
     #[test]
     fn holders_that_have_ended_or_whose_pid_is_reused_are_dropped() {
@@ -256,7 +272,7 @@ mod tests {
             fd: listener.as_raw_fd(),
         });
         let entry = |holders: &[Holder]| {
-            let mut sockets = inventory::read(local.port()..=local.port(), None, 1)
+            let mut sockets = inventory::read(local.port()..=local.port(), 1)
                 .unwrap()
                 .sockets;
             sockets.retain(|entry| entry.local == local);

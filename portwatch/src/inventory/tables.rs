@@ -55,6 +55,8 @@ pub(super) fn read(pid: u32, netns: u64, ports: &RangeInclusive<u16>) -> Vec<Soc
                 cgroup: None,
                 holders: Vec::new(),
                 is_outgoing: false,
+                holders_omitted: 0,
+                is_known: false,
             });
         }
     }

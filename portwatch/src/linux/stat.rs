@@ -12,6 +12,8 @@ pub struct Stat {
     pub ppid: u32,
     /// Start time in clock ticks of `CLOCK_BOOTTIME`.
     pub start_ticks: u64,
+    /// Bytes of the arguments; 0 without permission to ptrace the process.
+    pub args_bytes: u64,
 }
 
 impl Stat {
@@ -24,13 +26,16 @@ impl Stat {
         let comm = text.get(begin..end)?.to_vec();
         let rest = std::str::from_utf8(text.get(end + 1..)?).ok()?;
         let mut fields = rest.split_ascii_whitespace();
-        // State is field 3, the parent 4, the start time 22.
+        // State is field 3, the parent 4, the start time 22, the arguments' begin 48 and end 49.
         let ppid = fields.nth(1)?.parse().ok()?;
         let start_ticks = fields.nth(17)?.parse().ok()?;
+        let mut address = |skip| fields.nth(skip)?.parse::<u64>().ok();
+        let args = address(25).zip(address(0));
         Some(Self {
             comm,
             ppid,
             start_ticks,
+            args_bytes: args.map_or(0, |(begin, end)| end.saturating_sub(begin)),
         })
     }
 }
@@ -87,6 +92,7 @@ mod tests {
                 comm: name.to_vec(),
                 ppid: 7,
                 start_ticks: 4711,
+                args_bytes: 0,
             };
             let context = name.escape_ascii();
             assert_eq!(Stat::parse(&text), Some(expected), "{context}");

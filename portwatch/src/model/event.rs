@@ -143,6 +143,8 @@ pub struct ExecInfo {
     pub execfn: Option<Vec<u8>>,
     /// The arguments.
     pub args: Option<Vec<Vec<u8>>>,
+    /// Bytes of the arguments that were not read, with one for each separator.
+    pub args_unread: u64,
 }
 
 /// What a close is the end of.

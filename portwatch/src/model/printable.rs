@@ -6,6 +6,7 @@ use std::{
     fmt::{self, Write as _},
     ops::Deref,
     os::unix::ffi::OsStrExt as _,
+    sync::Arc,
 };
 
 use serde::Serialize;
@@ -14,16 +15,82 @@ use serde::Serialize;
 /// invisible formatting characters stand as `\u{..}` or `\n`, `\t`, `\r`, bytes that are not
 /// UTF-8 as `\xNN`. Everything else is itself, the backslash too: the escapes are for reading,
 /// not for decoding.
+/// Copies share the text.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
-pub struct Printable(String);
+pub struct Printable(Arc<str>);
 
 impl Printable {
     /// Escapes `bytes`, which may hold anything.
     #[must_use]
     pub fn from_bytes(bytes: &[u8]) -> Self {
-        let mut text = String::with_capacity(bytes.len());
+        Self::limited(bytes, usize::MAX)
+    }
+
+    /// Escapes as many of the first bytes as make at most `max` bytes in a JSON string. If that is
+    /// not all of them, the number of the others follows: `...(+1234 bytes)`.
+    #[must_use]
+    pub fn limited(bytes: &[u8], max: usize) -> Self {
+        let (mut text, taken) = escape(bytes, max);
+        if taken < bytes.len() {
+            text.push_str(&Self::cut_mark((bytes.len() - taken) as u64));
+        }
+        Self(text.into())
+    }
+
+    /// The text that [`limited`](Self::limited) leaves, without the note, and the bytes that it cuts.
+    #[must_use]
+    pub fn split(bytes: &[u8], max: usize) -> (Self, u64) {
+        let (text, taken) = escape(bytes, max);
+        (Self(text.into()), (bytes.len() - taken) as u64)
+    }
+
+    /// The note that `bytes` bytes were cut.
+    #[must_use]
+    pub fn cut_mark(bytes: u64) -> String {
+        format!("...(+{bytes} bytes)")
+    }
+
+    /// As [`limited`](Self::limited), of printable text.
+    #[must_use]
+    pub fn shortened(self, max: usize) -> Self {
+        if self.json_bytes() <= max {
+            return self;
+        }
+        Self::limited(self.0.as_bytes(), max)
+    }
+
+    /// The bytes that it takes in a JSON string.
+    #[must_use]
+    pub fn json_bytes(&self) -> usize {
+        json_bytes(&self.0)
+    }
+}
+
+/// The bytes of printable text in a JSON string (RFC 8259 section 7).
+fn json_bytes(text: &str) -> usize {
+    let is_escaped = |byte: &&u8| matches!(**byte, b'"' | b'\\');
+    text.len() + text.as_bytes().iter().filter(is_escaped).count()
+}
+
+/// The escaped text of the first bytes, at most `max` bytes in a JSON string, and how many bytes
+/// those are.
+fn escape(bytes: &[u8], max: usize) -> (String, usize) {
+    let mut text = String::with_capacity(bytes.len().min(max));
+    let (mut taken, mut size) = (0, 0);
+    // Whether there is room for what was added since `before`; if not, that is removed.
+    let mut fits = |text: &mut String, before: usize, bytes: usize| {
+        size += json_bytes(&text[before..]);
+        if size > max {
+            text.truncate(before);
+            return false;
+        }
+        taken += bytes;
+        true
+    };
+    'all: {
         for chunk in bytes.utf8_chunks() {
             for character in chunk.valid().chars() {
+                let before = text.len();
                 match character {
                     '\n' => text.push_str("\\n"),
                     '\r' => text.push_str("\\r"),
@@ -34,13 +101,20 @@ impl Printable {
                     }
                     _ => text.push(character),
                 }
+                if !fits(&mut text, before, character.len_utf8()) {
+                    break 'all;
+                }
             }
             for byte in chunk.invalid() {
+                let before = text.len();
                 let _ = write!(text, "\\x{byte:02x}");
+                if !fits(&mut text, before, 1) {
+                    break 'all;
+                }
             }
         }
-        Self(text)
     }
+    (text, taken)
 }
 
 impl From<&str> for Printable {
@@ -119,6 +193,28 @@ mod tests {
         ];
         for (bytes, printed) in cases {
             assert_eq!(&*Printable::from_bytes(bytes), printed);
+        }
+    }
+
+    #[test]
+    fn text_is_cut_between_its_characters_and_says_how_long_it_was() {
+        let cases: [(&[u8], usize, &str); 8] = [
+            (b"abc", 3, "abc"),
+            (b"abcd", 3, "abc...(+1 bytes)"),
+            ("grüße".as_bytes(), 3, "gr...(+5 bytes)"),
+            (b"a\x1bb", 7, "a...(+2 bytes)"),
+            (b"a\x1bb", 8, "a\\u{1b}...(+1 bytes)"),
+            (b"\xff\xff", 9, "\\xff...(+1 bytes)"),
+            (b"\"\"\"", 5, "\"\"...(+1 bytes)"),
+            (b"abc", 0, "...(+3 bytes)"),
+        ];
+        for (bytes, max, expected) in cases {
+            let text = Printable::limited(bytes, max);
+            assert_eq!(&*text, expected);
+            let json = serde_json::to_string(&text).unwrap();
+            assert_eq!(json.len(), text.json_bytes() + 2);
+            let note = text.find("...").map_or(0, |at| text.len() - at);
+            assert!(text.json_bytes() <= max + note);
         }
     }
 

@@ -118,6 +118,7 @@ async fn watch(
         scheduler: ScanScheduler::new(scope),
         events: Vec::with_capacity(BATCH),
         scan: None,
+        has_scanned: false,
         has_more: false,
         backlog_since: None,
         losses_due: None,
@@ -152,6 +153,8 @@ struct Monitor {
     events: Vec<Event>,
     /// A scan that is complete and not joined yet.
     scan: Option<std::io::Result<Scan>>,
+    /// Whether one was joined since the last look at the sensor: scans take much memory for a moment.
+    has_scanned: bool,
     /// Whether the ring holds more than was taken in one turn.
     has_more: bool,
     /// Since when the ring has not been empty.
@@ -215,7 +218,10 @@ impl Monitor {
                 if self.has_more {
                     self.pipeline.tracker().fall_behind();
                 }
+                let began = Instant::now();
                 self.join(scan)?;
+                self.has_scanned = true;
+                self.scheduler.spend(began.elapsed());
             }
             self.pipeline.flush(now());
             self.pipeline.sinks_mut().flush().await?;
@@ -228,8 +234,9 @@ impl Monitor {
             let may_begin = !self.has_more || is_behind;
             if may_begin && self.scan.is_none() && self.scheduler.is_due() {
                 self.pipeline.begin_scan();
-                let accepted = self.pipeline.tracker().waiting_accepts();
-                self.scheduler.begin(accepted);
+                let tracker = self.pipeline.tracker();
+                let (targets, accepted) = (tracker.targets(), tracker.waiting_accepts());
+                self.scheduler.begin(targets, accepted);
             }
         }
     }
@@ -251,6 +258,9 @@ impl Monitor {
 
     /// Checks whether the sensor is whole, and reports each change.
     fn check_health(&mut self) {
+        if std::mem::take(&mut self.has_scanned) {
+            release_memory();
+        }
         for Health { regained, detail } in self.sensor.check() {
             let severity = if regained {
                 Severity::Warning
@@ -338,10 +348,13 @@ async fn until(deadline: Option<Instant>) {
     }
 }
 
+/// Bytes of the host's name in JSON: Linux has 64 bytes, of whatever kind.
+const MAX_HOST_NAME: usize = 256;
+
 /// This host's name.
 pub fn host_name() -> Printable {
     nix::unistd::gethostname().map_or_else(
         |_| Printable::from("unknown"),
-        |name| Printable::from(name.as_os_str()),
+        |name| Printable::limited(name.as_encoded_bytes(), MAX_HOST_NAME),
     )
 }

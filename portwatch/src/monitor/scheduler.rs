@@ -1,6 +1,7 @@
 //! When scans are taken: at start, after a loss, to see who holds a new socket, and as long as there
-//! are sockets whose close is not reported. Each on a thread of its own, and seldom enough to cost
-//! next to nothing.
+//! are sockets whose close is not reported. Each on a thread of its own. Together they take a fiftieth
+//! of one processor in the long run: those for holders read few processes while there is no time for
+//! all, and those for everything else read the descriptors of processes only for new sockets.
 
 use std::{collections::HashSet, io, sync::Arc, time::Duration};
 
@@ -9,19 +10,19 @@ use tokio::{
     time::Instant,
 };
 
-use crate::inventory::{Scan, Scope};
+use crate::inventory::{Reach, Scan, Scope, Targets};
 
 /// Why a scan is requested.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Urgency {
-    /// Reports are missing.
-    Loss,
-    /// Two scans must agree: what lasts is in both.
-    Recheck,
     /// There are new sockets: those that are still open a while later have their holders.
     Holders,
     /// There are sockets whose close is not reported.
     Unmarked,
+    /// Two scans must agree, or the BPF programs count: what lasts is in both.
+    Recheck,
+    /// Reports are missing.
+    Loss,
 }
 
 impl Urgency {
@@ -38,8 +39,33 @@ impl Urgency {
     const fn pause(self) -> u32 {
         match self {
             Self::Loss | Self::Recheck => 4,
-            Self::Holders | Self::Unmarked => 50,
+            Self::Holders | Self::Unmarked => SHARE,
         }
+    }
+}
+
+/// The part of one processor that scans take in the long run is one in so many.
+const SHARE: u32 = 50;
+
+/// The processor time that scans can take at once after a time without.
+const SAVINGS: Duration = Duration::from_secs(1);
+
+/// The processor time that scans may take.
+struct Budget {
+    /// When there were [`SAVINGS`] without any scan since, or will be.
+    full: Instant,
+}
+
+impl Budget {
+    fn spend(&mut self, cost: Duration, now: Instant) {
+        self.full = self.full.max(now) + cost * SHARE;
+    }
+
+    /// When there is time for another scan.
+    fn allows(&self) -> Instant {
+        self.full
+            .checked_sub(SAVINGS * SHARE)
+            .unwrap_or_else(Instant::now)
     }
 }
 
@@ -47,8 +73,16 @@ pub(super) struct ScanScheduler {
     scope: Arc<Scope>,
     running: Option<JoinHandle<io::Result<Scan>>>,
     due: Option<Instant>,
-    began: Instant,
+    /// The most urgent reason for the next scan.
+    urgency: Urgency,
     ended: Instant,
+    /// The processor time of the last scan.
+    cost: Duration,
+    budget: Budget,
+    /// When a scan may read the descriptors of all processes.
+    next_of_all: Instant,
+    /// Whether the one that is running does.
+    is_of_all: bool,
 }
 
 impl ScanScheduler {
@@ -59,8 +93,12 @@ impl ScanScheduler {
             scope: Arc::new(scope),
             running: None,
             due: Some(now),
-            began: now,
+            urgency: Urgency::Loss,
             ended: now,
+            cost: Duration::ZERO,
+            budget: Budget { full: now },
+            next_of_all: now,
+            is_of_all: false,
         }
     }
 
@@ -76,9 +114,12 @@ impl ScanScheduler {
 
     /// Requests a scan that begins after now.
     pub(super) fn request(&mut self, urgency: Urgency) {
-        let took = self.ended.duration_since(self.began);
-        let rested = self.ended + took * urgency.pause();
+        let rested = self.ended + self.cost * urgency.pause();
         let due = rested.max(Instant::now() + urgency.delay());
+        self.urgency = match self.due {
+            Some(_) => self.urgency.max(urgency),
+            None => urgency,
+        };
         self.due = Some(self.due.map_or(due, |before| before.min(due)));
     }
 
@@ -89,19 +130,27 @@ impl ScanScheduler {
 
     /// When one should begin; None while one is running.
     pub(super) fn next(&self) -> Option<Instant> {
-        self.due.filter(|_| self.running.is_none())
+        let due = self.due.filter(|_| self.running.is_none())?;
+        Some(due.max(self.budget.allows()))
     }
 
-    /// `accepted`: as [`Scope::accepted`].
-    pub(super) fn begin(&mut self, accepted: HashSet<u64>) {
+    /// Begins one, as far as `targets` are needed. `accepted`: as [`Scope::accepted`].
+    pub(super) fn begin(&mut self, targets: Targets, accepted: HashSet<u64>) {
         self.due = None;
-        self.began = Instant::now();
+        self.is_of_all = self.next_of_all <= Instant::now();
+        let reach = match self.urgency {
+            _ if self.is_of_all => Reach::All,
+            Urgency::Holders if targets.places.is_some() && accepted.is_empty() => {
+                Reach::Holders(targets)
+            }
+            _ => Reach::Changes(targets),
+        };
         let mut scope = Arc::clone(&self.scope);
         if !accepted.is_empty() {
             Arc::make_mut(&mut scope).accepted = accepted;
         }
         // One thread: the host's own work must not feel it.
-        self.running = Some(spawn_blocking(move || Scan::take(scope, 1)));
+        self.running = Some(spawn_blocking(move || Scan::take(scope, reach, 1)));
     }
 
     /// Waits for the one that is running.
@@ -112,6 +161,47 @@ impl ScanScheduler {
         let complete = running.await;
         self.running = None;
         self.ended = Instant::now();
-        complete.unwrap_or_else(|error| Err(io::Error::other(error)))
+        let complete = complete.unwrap_or_else(|error| Err(io::Error::other(error)));
+        self.cost = complete.as_ref().map_or(self.cost, Scan::cost);
+        self.spend(self.cost);
+        if self.is_of_all {
+            // Half of the time is for the others.
+            self.next_of_all = self.ended + self.cost * SHARE * 2;
+        }
+        complete
+    }
+
+    /// Notes that scans have taken that much processor time.
+    pub(super) fn spend(&mut self, cost: Duration) {
+        self.budget.spend(cost, Instant::now());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scans_take_their_share_of_the_time_whatever_is_requested() {
+        let start = Instant::now();
+        for cost in [1, 20, 300, 5000].map(Duration::from_millis) {
+            let mut budget = Budget { full: start };
+            let (mut now, mut spent) = (start, Duration::ZERO);
+            for _ in 0..1000 {
+                now = now.max(budget.allows());
+                budget.spend(cost, now);
+                spent += cost;
+                now += cost;
+            }
+            // What was saved before, and the scan that goes beyond it.
+            let most = now.duration_since(start) / SHARE + SAVINGS + 2 * cost;
+            assert!(spent <= most, "{cost:?}: {spent:?} > {most:?}");
+        }
+        // A first loss need not wait, nor one after a while.
+        let mut budget = Budget { full: start };
+        assert!(budget.allows() <= start);
+        budget.spend(SAVINGS, start);
+        budget.spend(Duration::from_millis(20), start);
+        assert_eq!(budget.allows(), start + Duration::from_secs(1));
     }
 }

@@ -14,10 +14,15 @@ pub use self::{
 };
 use crate::alert::Alert;
 
+/// Bytes of a line, newline included, whatever the alert: log collectors split longer ones
+/// (Docker's at 16 KiB). The limits of what is in an alert keep it.
+#[cfg(test)]
+pub const MAX_LINE: usize = 16 << 10;
+
 /// A format in which alerts are written.
 pub trait Format {
     /// Appends the alert and a newline to `line`; neither the alert's text nor anything else in
-    /// it can hold another newline.
+    /// it can hold another newline. At most 16 KiB.
     fn write(&self, alert: &Alert, line: &mut Vec<u8>);
 }
 

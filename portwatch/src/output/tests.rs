@@ -1,18 +1,21 @@
 //! What lines look like, and what cannot be done to them from outside.
 
-use std::{net::IpAddr, rc::Rc};
+use std::{collections::BTreeSet, net::IpAddr, rc::Rc};
 
 use jiff::Timestamp;
 
 use super::*;
 use crate::{
+    aggregate::{Accepts, Group, Summary},
     alert::{Family, Peer, SCHEMA, Socket},
-    decide::RuleInfo,
-    model::{ConnectOutcome, EventKind, Origin, PortKey, Printable, Severity, Transport},
-    policy::Decision,
-    process::{Ancestor, ExeFlag, Process},
-    registry::Registry,
-    tracker::Holder,
+    decide::{Decider, RuleInfo},
+    model::{
+        ConnectOutcome, EventKind, Origin, PortKey, Printable, Severity, SocketKey, Transport,
+    },
+    policy::{Decision, Policy, Rule},
+    process::{Ancestor, ExeFlag, Process, tests::longest},
+    registry::{Basis, Registry, RegistryInfo, Status},
+    tracker::{Holder, Holders, TrackedEvent, TrackedSocket},
 };
 
 fn alert(comm: &[u8], cmdline: &[&[u8]]) -> Alert {
@@ -62,7 +65,8 @@ fn alert(comm: &[u8], cmdline: &[&[u8]]) -> Alert {
                 pid: 1,
                 comm: Printable::from("systemd"),
                 exe: None,
-            }],
+            }]
+            .into(),
             ..Process::minimal(812, Printable::from_bytes(comm), 0, 0)
         })),
         holders: Rc::new([Holder {
@@ -75,6 +79,7 @@ fn alert(comm: &[u8], cmdline: &[&[u8]]) -> Alert {
             unverified: Vec::new(),
             script: None,
         }]),
+        holders_omitted: 0,
         rule: Some(RuleInfo {
             name: Printable::from("legacy"),
             reason: Some(Printable::from("known since 1999")),
@@ -119,11 +124,11 @@ fn a_json_line_has_the_contracts_keys_in_order() {
             r#""script":null,"cmdline":["nc","-l","976"],"cwd":null,"#,
             r#""uid":0,"user":"root","gid":0,"loginuid":null,"capabilities":null,"#,
             r#""cgroup":"/system.slice/x.service","unit":"x.service","container":null,"#,
-            r#""ancestors":[{"pid":1,"comm":"systemd","exe":null}],"#,
+            r#""ancestors":[{"pid":1,"comm":"systemd","exe":null}],"ancestors_omitted":0,"#,
             r#""verified":{"exe":null,"unit":null,"container":null,"cgroup":null},"#,
             r#""unverified":["exe","cgroup","unit"]},"#,
             r#""holders":[{"pid":813,"comm":"nc","exe":null,"user":"root","unit":null,"container":null,"#,
-            r#""unverified":[]}],"#,
+            r#""unverified":[]}],"holders_omitted":0,"#,
             r#""rule":{"name":"legacy","reason":"known since 1999","decision":"notice","#,
             r#""dry_run":false},"accepts":null,"outcome":null,"summary":null,"#,
             r#""lost":null,"detail":null}"#,
@@ -235,4 +240,115 @@ fn colour_is_for_terminals_only() {
     assert!(written(FormatName::Text, true, &alert).contains("\x1b[1;31mcritical\x1b[0m"));
     assert!(!written(FormatName::Text, false, &alert).contains('\x1b'));
     assert!(!written(FormatName::Json, true, &alert).contains('\x1b'));
+}
+
+#[test]
+fn no_alert_makes_a_longer_line_than_the_limit() {
+    let texts: [&[u8]; 12] = [
+        b"a", b"\x1b", b"\xff", b"\"", b"\\", b"'", b"^", b"'!", b"\\!", b"^'\"$", b" ", b"",
+    ];
+    for text in texts
+        .into_iter()
+        .chain(["\u{ad}".as_bytes(), "日".as_bytes()])
+    {
+        for line in longest_lines(text) {
+            assert!(line.len() <= MAX_LINE, "{text:?}: {}", line.len());
+            let shown = line.matches("...(+").count();
+            assert!(shown > 0 || text.is_empty(), "{line}");
+        }
+    }
+}
+
+/// The longest lines, by what can be in one at once, in both formats.
+fn longest_lines(text: &[u8]) -> Vec<String> {
+    let long = text.repeat(5000);
+    let process = Rc::new(longest(text));
+    let port_key = |transport, port| PortKey { transport, port };
+    let holders = std::iter::repeat_n(Holder::from(&*process), 32);
+    let registry = Rc::new(RegistryInfo {
+        status: Status::Deregistered,
+        range: Some("1000-1000".into()),
+        service: Some(Printable::from_bytes(&long).shortened(128)),
+        basis: Basis::OtherTransport,
+        as_of: "2026-08-17".parse().ok(),
+    });
+    let v6 = IpAddr::from([0xffff_u16; 8]);
+    let event = TrackedEvent {
+        kind: EventKind::Connect,
+        time: Timestamp::MAX,
+        origin: Origin::Snapshot,
+        key: Some(SocketKey::Cookie(u64::MAX)),
+        port_key: port_key(Transport::UdpLite, 1000),
+        address: Some(v6),
+        peer: Some((v6, 65_535).into()),
+        netns: Some(u64::MAX),
+        is_host_netns: Some(true),
+        is_kernel_socket: Some(false),
+        since: Some(Timestamp::MAX),
+        process: Some(Rc::clone(&process)),
+        holders: Holders::new(holders, 1000),
+        is_first_remote: false,
+        outcome: Some(ConnectOutcome::Established),
+        lasted: false,
+    };
+    let rule = Rule {
+        name: String::from_utf8_lossy(&long).into_owned(),
+        reason: Some(String::from_utf8_lossy(&long).into_owned()),
+        decision: Decision::Critical,
+        conditions: Vec::new(),
+        unverified: false,
+    };
+    let policy = Policy::new(vec![rule]).unwrap();
+    let mut decider = Decider::new(Registry::embedded().unwrap(), policy, true);
+    let mut decided = decider.decide(event).unwrap();
+    decided.registry = Some(Rc::clone(&registry));
+    decided.detail = Some("not denied: bound before the monitor started");
+    let host = Printable::limited(&long, 256);
+    let accepts = Accepts {
+        count: u64::MAX,
+        peers: u64::MAX,
+    };
+    let ports: BTreeSet<PortKey> = Transport::ALL
+        .into_iter()
+        .flat_map(|transport| {
+            (1..1023)
+                .step_by(2)
+                .map(move |port| port_key(transport, port))
+        })
+        .collect();
+    let open: Vec<TrackedSocket> = ports
+        .iter()
+        .map(|port_key| {
+            let mut socket = TrackedSocket::new(*port_key);
+            socket.process = Some(Rc::clone(&process));
+            socket
+        })
+        .collect();
+    let kinds = EventKind::OF_SOCKETS.into_iter();
+    let summary = Summary {
+        group: Group::Program {
+            netns: None,
+            uid: process.uid,
+            exe: process.exe.clone().unwrap(),
+            script: process.script.clone(),
+            cgroup: process.cgroup.clone(),
+        },
+        since: Timestamp::MAX,
+        severity: Severity::Critical,
+        counts: kinds.map(|kind| (kind.name(), u64::MAX)).collect(),
+        ports,
+        registry: Some(registry),
+        processes: vec![(Rc::clone(&process), u64::MAX); 3],
+    };
+    let detail = String::from_utf8_lossy(&long);
+    let alerts = [
+        Alert::of_event(decided, Some(accepts), host.clone()),
+        Alert::of_summary(summary, open.iter(), host.clone()),
+        Alert::health(Severity::Critical, &detail, host),
+    ];
+    let formats = [FormatName::Text, FormatName::Json];
+    formats
+        .into_iter()
+        .flat_map(|format| alerts.each_ref().map(|alert| written(format, true, alert)))
+        .collect()
 }

@@ -10,9 +10,17 @@ use std::{
 use super::Format;
 use crate::{
     alert::{Alert, SummaryInfo},
-    model::{EventKind, Origin, Severity},
+    model::{EventKind, Origin, Printable, Severity},
     process::Process,
+    tracker::Holder,
 };
+
+/// Bytes of quoted text in a line, by what it is: a line takes at most 16 KiB.
+const NAME: usize = 256;
+const PATH: usize = 1536;
+const CMDLINE: usize = 3072;
+const LIST: usize = 1536;
+const REASON: usize = 768;
 
 pub(super) struct Text {
     pub(super) colour: bool,
@@ -81,7 +89,7 @@ impl Text {
         }
         match &alert.process {
             // The most of a line, and the same on many.
-            Some(process) => text.push_str(process.text.get_or_make(|| {
+            Some(process) => text.push_str(&process.text(|| {
                 let mut text = String::new();
                 let _ = compose_process(process, &mut text);
                 text
@@ -94,12 +102,12 @@ impl Text {
         }
         compose_holders(alert, text)?;
         if let Some(rule) = &alert.rule {
-            write!(text, " rule={}", quoted(&rule.name))?;
+            write!(text, " rule={}", quoted(&rule.name, NAME))?;
             if rule.dry_run {
                 text.push_str(" dry_run=true");
             }
             if let Some(reason) = &rule.reason {
-                write!(text, " reason={}", quoted(reason))?;
+                write!(text, " reason={}", quoted(reason, REASON))?;
             }
         }
         if let Some(accepts) = &alert.accepts {
@@ -125,9 +133,9 @@ impl Text {
 }
 
 fn compose_process(process: &Process, text: &mut String) -> fmt::Result {
-    write!(text, " {}[{}]", quoted(&process.comm), process.pid)?;
+    write!(text, " {}[{}]", quoted(&process.comm, NAME), process.pid)?;
     match &process.user {
-        Some(user) => write!(text, " user={}", quoted(user))?,
+        Some(user) => write!(text, " user={}", quoted(user, NAME))?,
         None => write!(text, " uid={}", process.uid)?,
     }
     if let Some(ppid) = process.ppid.filter(|_| process.ancestors.is_empty()) {
@@ -137,26 +145,26 @@ fn compose_process(process: &Process, text: &mut String) -> fmt::Result {
         write!(text, " capabilities={}", capabilities.join(","))?;
     }
     if let Some(exe) = &process.exe {
-        write!(text, " exe={}", quoted(exe))?;
+        write!(text, " exe={}", quoted(exe, PATH))?;
     }
     if !process.exe_flags.is_empty() {
         let flags: Vec<&str> = process.exe_flags.iter().map(|flag| flag.name()).collect();
         write!(text, " exe_flags={}", flags.join(","))?;
     }
     if let Some(script) = &process.script {
-        write!(text, " script={}", quoted(script))?;
+        write!(text, " script={}", quoted(script, PATH))?;
     }
     if let Some(cmdline) = &process.cmdline {
-        let words: Vec<Cow<'_, str>> = cmdline.iter().map(|word| quoted(word)).collect();
-        write!(text, " cmdline={}", quoted(&words.join(" ")))?;
+        let words: Vec<Cow<'_, str>> = cmdline.iter().map(|word| quote(word)).collect();
+        write!(text, " cmdline={}", quoted(&words.join(" "), CMDLINE))?;
     }
     match (&process.unit, &process.cgroup) {
-        (Some(unit), _) => write!(text, " unit={}", quoted(unit))?,
-        (None, Some(cgroup)) => write!(text, " cgroup={}", quoted(cgroup))?,
+        (Some(unit), _) => write!(text, " unit={}", quoted(unit, PATH))?,
+        (None, Some(cgroup)) => write!(text, " cgroup={}", quoted(cgroup, PATH))?,
         (None, None) => {}
     }
     if let Some(container) = &process.container {
-        write!(text, " container={}", quoted(&container.id))?;
+        write!(text, " container={}", quoted(&container.id, NAME))?;
     }
     // The path of a cgroup stands where there is no unit.
     let is_shown = |key: &&str| *key != "cgroup" || process.unit.is_none();
@@ -166,12 +174,12 @@ fn compose_process(process: &Process, text: &mut String) -> fmt::Result {
         write!(text, " unverified={}", unverified.join(","))?;
     }
     if !process.ancestors.is_empty() {
-        let chain: Vec<String> = process
-            .ancestors
-            .iter()
+        let named = process.ancestors.iter();
+        let mut chain: Vec<String> = named
             .map(|one| format!("{}[{}]", one.comm, one.pid))
             .collect();
-        write!(text, " ancestors={}", quoted(&chain.join(" < ")))?;
+        chain.extend(more(process.ancestors_omitted));
+        write!(text, " ancestors={}", quoted(&chain.join(" < "), LIST))?;
     }
     Ok(())
 }
@@ -198,7 +206,13 @@ fn compose_summary(summary: &SummaryInfo, text: &mut String) -> fmt::Result {
     if summary.processes.len() > 1 {
         text.push_str("; by");
         for one in &summary.processes {
-            write!(text, " {}[{}]={}", quoted(&one.comm), one.pid, one.events)?;
+            write!(
+                text,
+                " {}[{}]={}",
+                quoted(&one.comm, NAME),
+                one.pid,
+                one.events
+            )?;
         }
     }
     text.push(';');
@@ -208,19 +222,41 @@ fn compose_summary(summary: &SummaryInfo, text: &mut String) -> fmt::Result {
 /// The holders, when they are others than the process that is named.
 fn compose_holders(alert: &Alert, text: &mut String) -> fmt::Result {
     let named = alert.process.as_ref().map(|process| process.pid);
-    if alert.holders.iter().all(|holder| Some(holder.pid) == named) {
+    let is_named = |holder: &Holder| Some(holder.pid) == named;
+    if alert.holders.iter().all(is_named) && alert.holders_omitted == 0 {
         return Ok(());
     }
-    let holders: Vec<String> = alert
-        .holders
-        .iter()
+    let named = alert.holders.iter();
+    let mut holders: Vec<String> = named
         .map(|holder| format!("{}[{}]", holder.comm, holder.pid))
         .collect();
-    write!(text, " holders={}", quoted(&holders.join(" ")))
+    holders.extend(more(alert.holders_omitted));
+    write!(text, " holders={}", quoted(&holders.join(" "), LIST))
 }
 
-/// As a shell would want it, so that no name can look like another field.
-fn quoted(text: &str) -> Cow<'_, str> {
+/// Stands for those that a list does not name.
+fn more(omitted: u32) -> Option<String> {
+    (omitted > 0).then(|| format!("...(+{omitted})"))
+}
+
+/// As a shell would want it, so that no name can look like another field. Quotes make text up to
+/// four times as long: in at most `max` bytes, with a note of how many are cut.
+fn quoted(text: &str, max: usize) -> Cow<'_, str> {
+    let quoted = quote(text);
+    if quoted.len() <= max {
+        return quoted;
+    }
+    let mut keep = max;
+    loop {
+        let cut = quote(&Printable::limited(text.as_bytes(), keep)).into_owned();
+        if cut.len() <= max || keep == 0 {
+            return cut.into();
+        }
+        keep = (keep * max / cut.len()).min(keep - 1);
+    }
+}
+
+fn quote(text: &str) -> Cow<'_, str> {
     shlex::try_quote(text).unwrap_or(Cow::Borrowed(text))
 }
 

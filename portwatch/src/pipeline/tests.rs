@@ -20,6 +20,7 @@ use crate::{
 };
 
 mod attacks;
+mod cap;
 mod guarantee;
 
 /// A pipeline and its clock.

@@ -6,7 +6,7 @@ use std::{
     path::PathBuf,
 };
 
-use super::{MAX_PATH, limited};
+use super::{MAX_UNIT, limited};
 use crate::{
     linux::cgroup::{open_by_id, root},
     model::Printable,
@@ -80,7 +80,7 @@ pub(super) fn unit(cgroups: &[u8]) -> Option<Printable> {
     paths(cgroups).find_map(|(_, path)| {
         path.rsplit(|byte| *byte == b'/')
             .find(|name| is_unit(name))
-            .map(|name| limited(name, MAX_PATH))
+            .map(|name| limited(name, MAX_UNIT))
     })
 }
 

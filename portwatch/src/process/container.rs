@@ -88,7 +88,7 @@ fn at(names: &[&str], index: usize) -> Option<Container> {
         .or_else(|| by_lxc(parent, name))
         .or_else(|| by_nspawn(name, child))?;
     Some(Container {
-        id: Printable::from_bytes(&id),
+        id: Printable::limited(&id, super::MAX_CONTAINER),
         runtime,
     })
 }

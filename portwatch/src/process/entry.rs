@@ -12,11 +12,14 @@ use std::{
 use nix::unistd::{SysconfVar, sysconf};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, openat, readlinkat_raw, statat};
 
-use super::{MAX_CMDLINE, MAX_PATH, limited, verify};
+use super::{MAX_CMDLINE, MAX_CWD, limited, verify};
 use crate::{
     linux::stat::{Stat, Status},
     model::{ExecInfo, FileId, Printable},
 };
+
+/// Bytes of a path: `PATH_MAX` in include/uapi/linux/limits.h.
+const MAX_PATH: usize = 4096;
 
 /// Nanoseconds of a clock tick, the unit of the start time in proc_pid_stat(5).
 pub(super) static TICK_NS: LazyLock<u64> = LazyLock::new(|| {
@@ -83,7 +86,7 @@ impl ProcEntry {
     }
 
     pub(super) fn cwd(&self) -> Option<Printable> {
-        Some(limited(&self.link("cwd")?, MAX_PATH))
+        Some(limited(&self.link("cwd")?, MAX_CWD))
     }
 
     /// The text of proc_pid_cgroup(5).
@@ -123,12 +126,14 @@ impl ProcEntry {
     pub(super) fn exec_info(&self) -> ExecInfo {
         let (exe, deleted) = self.exe();
         let exe_file = self.exe_file().map(|(file, _)| file);
+        let (args, args_unread) = self.args();
         ExecInfo {
             exe,
             deleted,
             exe_file,
             execfn: self.execfn(),
-            args: self.args(),
+            args,
+            args_unread,
             mount_ns: self.namespace("mnt"),
             // After the executable: nothing returns from a user namespace of its own, where it can
             // change that.
@@ -137,14 +142,21 @@ impl ProcEntry {
         }
     }
 
-    /// None when they cannot be read, and for a kernel thread.
-    fn args(&self) -> Option<Vec<Vec<u8>>> {
-        let bytes = read(&self.directory, "cmdline", MAX_CMDLINE as u64)?;
+    /// The arguments, and how many bytes of them were not read. None when they cannot be read, and
+    /// for a kernel thread.
+    pub(super) fn args(&self) -> (Option<Vec<Vec<u8>>>, u64) {
+        let bytes = read(&self.directory, "cmdline", MAX_CMDLINE as u64).unwrap_or_default();
         if bytes.is_empty() {
-            return None;
+            return (None, 0);
         }
+        let unread = match bytes.len() {
+            MAX_CMDLINE => self.stat.args_bytes.saturating_sub(MAX_CMDLINE as u64),
+            // A process can have made its arguments shorter (`get_mm_cmdline` in fs/proc/base.c).
+            _ => 0,
+        };
         let bytes = bytes.strip_suffix(b"\0").unwrap_or(&bytes);
-        Some(bytes.split(|byte| *byte == 0).map(<[u8]>::to_vec).collect())
+        let args = bytes.split(|byte| *byte == 0).map(<[u8]>::to_vec).collect();
+        (Some(args), unread)
     }
 
     /// The file name passed to execve(2): `AT_EXECFN` in getauxval(3).

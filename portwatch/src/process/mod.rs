@@ -11,7 +11,7 @@ mod runtime_state;
 mod users;
 mod verify;
 
-use std::{rc::Rc, time::Duration};
+use std::{cell::RefCell, rc::Rc, sync::Arc, time::Duration};
 
 use jiff::{SignedDuration, Timestamp};
 use nix::time::{ClockId, clock_gettime};
@@ -28,20 +28,24 @@ use crate::{
     util::ByteBounded,
 };
 
-/// Bytes of a path: `PATH_MAX` in include/uapi/linux/limits.h.
-const MAX_PATH: usize = 4096;
+/// Limits of a record, each in bytes of its JSON and without the note that something was cut: a
+/// record takes at most 9 KiB. `comm` fits whole in whatever 15 bytes.
+const MAX_COMM: usize = 15 * r"\\u{1b}".len();
+const MAX_EXE: usize = 1024;
+const MAX_SCRIPT: usize = 1024;
+const MAX_CWD: usize = 512;
+const MAX_CMDLINE: usize = 2048;
+const MAX_CGROUP: usize = 768;
+const MAX_UNIT: usize = 256;
+const MAX_CONTAINER: usize = 160;
+const MAX_ANCESTORS: usize = 1280;
+const MAX_ANCESTOR_EXE: usize = 256;
 
-/// Bytes of a command line, with one for each separator.
-const MAX_CMDLINE: usize = 4096;
-
-/// Bytes of a thread's name (`proc_task_name` in fs/proc/array.c).
-const MAX_COMM: usize = 64;
-
-/// Ancestors that are reported.
-const MAX_ANCESTORS: usize = 16;
+/// Ancestors that are looked for.
+const MAX_GENERATIONS: usize = 16;
 
 /// Bytes of cached records: about a thousand of usual size. See [`Process::bytes`].
-const MAX_CACHE: usize = 2 << 20;
+const MAX_CACHE: usize = 1 << 20;
 
 /// Threads of one process in the cache.
 const MAX_THREADS: usize = 32;
@@ -263,10 +267,16 @@ impl Processes {
         };
         set_exec_info(process, exec_info);
         process.exe_verified = verify::is_verified(exec_info, Some(entry));
+        if exec_info.args_unread > 0
+            && let (Some(args), unread) = entry.args()
+            && begins_with(&args, exec_info.args.as_deref().unwrap_or_default())
+        {
+            process.cmdline = Some(cmdline(&args, unread));
+        }
         process.capabilities =
             (task.uid != 0 && entry.may_bind()).then(|| vec!["CAP_NET_BIND_SERVICE"]);
         self.set_cgroup(process, entry.cgroups(), task);
-        process.ancestors = ancestors(process.ppid, entry.start_ns());
+        set_ancestors(process, entry.start_ns());
     }
 
     /// Adds the cgroup of the event, or that which /proc shows where the event's has been removed.
@@ -280,7 +290,7 @@ impl Processes {
             ]
             .concat();
         }
-        process.cgroup = cgroup::in_v2(&cgroups).map(|path| limited(path, MAX_PATH));
+        process.cgroup = cgroup::in_v2(&cgroups).map(|path| limited(path, MAX_CGROUP));
         process.unit = cgroup::unit(&cgroups);
         process.container = container::of(&cgroups);
         process.verified = self.claims.verify(&cgroups);
@@ -294,7 +304,7 @@ impl Processes {
         }
         self.set_cgroup(process, Vec::new(), task);
         if let Some(start_ns) = task.start_ns {
-            process.ancestors = ancestors(process.ppid, start_ns);
+            set_ancestors(process, start_ns);
         }
     }
 }
@@ -305,14 +315,14 @@ fn name_of(task: &Task) -> (Option<u32>, Printable) {
     (tid, limited(&task.comm, MAX_COMM))
 }
 
-/// Escapes the first `max` bytes.
+/// See [`Printable::limited`].
 fn limited(bytes: &[u8], max: usize) -> Printable {
-    Printable::from_bytes(bytes.get(..max).unwrap_or(bytes))
+    Printable::limited(bytes, max)
 }
 
 /// Adds executable, script and arguments.
 fn set_exec_info(process: &mut Process, info: &ExecInfo) {
-    process.exe = info.exe.as_deref().map(|exe| limited(exe, MAX_PATH));
+    process.exe = info.exe.as_deref().map(|exe| limited(exe, MAX_EXE));
     process.exe_flags.clear();
     if info.deleted {
         process.exe_flags.push(ExeFlag::Deleted);
@@ -323,22 +333,53 @@ fn set_exec_info(process: &mut Process, info: &ExecInfo) {
     }
     process.exe_device = info.exe_file.map(|file| file.device);
     process.exe_inode = info.exe_file.map(|file| file.inode);
-    process.cmdline = info.args.as_deref().map(cmdline);
+    let args = info.args.as_deref();
+    process.cmdline = args.map(|args| cmdline(args, info.args_unread));
     process.script = script(info, process.cwd.as_deref());
 }
 
-/// The arguments, cut after [`MAX_CMDLINE`] bytes in total.
-fn cmdline(args: &[Vec<u8>]) -> Vec<Printable> {
+/// Whether the arguments are those of `beginning`, of which the last can be cut.
+fn begins_with(args: &[Vec<u8>], beginning: &[Vec<u8>]) -> bool {
+    let Some((last, whole)) = beginning.split_last() else {
+        return false;
+    };
+    args.get(..whole.len()) == Some(whole)
+        && args
+            .get(whole.len())
+            .is_some_and(|arg| arg.starts_with(last))
+}
+
+/// The arguments, cut after [`MAX_CMDLINE`] bytes in total. `unread`: bytes that follow them.
+fn cmdline(args: &[Vec<u8>], unread: u64) -> Vec<Printable> {
+    /// Quotes and comma.
+    const PUNCTUATION: usize = 3;
     let mut left = MAX_CMDLINE;
     let mut words = Vec::new();
-    for arg in args {
-        if left == 0 {
-            break;
-        }
-        words.push(limited(arg, left));
-        left = left.saturating_sub(arg.len() + 1);
+    let mut args = args.iter();
+    while let Some(arg) = args.next() {
+        let word = (left > PUNCTUATION).then(|| Printable::from_bytes(arg));
+        let word = word.filter(|word| word.json_bytes() + PUNCTUATION <= left);
+        let Some(word) = word else {
+            let rest = args.map(|arg| arg.len() as u64 + 1).sum::<u64>() + unread;
+            words.push(beginning(arg, left.saturating_sub(PUNCTUATION), rest));
+            return words;
+        };
+        left -= word.json_bytes() + PUNCTUATION;
+        words.push(word);
+    }
+    if unread > 0 {
+        let last = words.pop().unwrap_or_else(|| Printable::from(""));
+        let text = format!("{last}{}", Printable::cut_mark(unread));
+        words.push(Printable::from(text.as_str()));
     }
     words
+}
+
+/// As much of `bytes` as [`Printable::limited`] leaves, with a note that counts `more` bytes, too.
+fn beginning(bytes: &[u8], max: usize, more: u64) -> Printable {
+    let (text, cut) = Printable::split(bytes, max);
+    let text = format!("{text}{}", Printable::cut_mark(cut + more));
+    Printable::from(text.as_str())
 }
 
 /// The script in execve(2), where the executable is its interpreter. The kernel inserts the
@@ -352,35 +393,67 @@ fn script(info: &ExecInfo, cwd: Option<&str>) -> Option<Printable> {
     if !is_argument || interpreter == execfn || info.exe.as_ref() == Some(execfn) {
         return None;
     }
-    let name = limited(execfn, MAX_PATH);
+    let name = limited(execfn, MAX_SCRIPT);
     match cwd {
         Some(cwd) if !name.starts_with('/') => {
             let name = name.strip_prefix("./").unwrap_or(&name);
             let path = format!("{}/{name}", cwd.trim_end_matches('/'));
-            Some(Printable::from(path.as_str()))
+            Some(limited(path.as_bytes(), MAX_SCRIPT))
         }
         _ => Some(name),
     }
 }
 
-/// The parents of a process that started at `start_ns`, up to the first that has ended.
-fn ancestors(mut parent: Option<u32>, mut start_ns: u64) -> Vec<Ancestor> {
-    let mut chain = Vec::new();
-    while chain.len() < MAX_ANCESTORS
-        && let Some(pid) = parent.filter(|pid| *pid != 0)
-        && let Some(entry) = ProcEntry::open(pid)
+/// Adds the parents of a process that started at `start_ns`, up to the first that has ended.
+fn set_ancestors(process: &mut Process, mut start_ns: u64) {
+    let mut parent = process.ppid;
+    let mut ancestors = Vec::new();
+    process.ancestors_omitted = 0;
+    let mut left = MAX_ANCESTORS;
+    for generation in 0..=MAX_GENERATIONS {
         // A parent is older than its child; a younger process has reused the pid.
-        && entry.start_ns() <= start_ns
-    {
+        let Some((pid, entry)) = parent
+            .filter(|pid| *pid != 0)
+            .and_then(|pid| Some((pid, ProcEntry::open(pid)?)))
+            .filter(|(_, entry)| entry.start_ns() <= start_ns)
+        else {
+            break;
+        };
         start_ns = entry.start_ns() + *entry::TICK_NS;
-        chain.push(Ancestor {
+        parent = Some(entry.ppid());
+        if generation == MAX_GENERATIONS || process.ancestors_omitted > 0 {
+            process.ancestors_omitted += 1;
+            continue;
+        }
+        let one = Ancestor {
             pid,
             comm: limited(entry.comm(), MAX_COMM),
-            exe: entry.exe().0.map(|exe| limited(&exe, MAX_PATH)),
-        });
-        parent = Some(entry.ppid());
+            exe: entry.exe().0.map(|exe| limited(&exe, MAX_ANCESTOR_EXE)),
+        };
+        match left.checked_sub(one.json_bytes()) {
+            Some(rest) => {
+                left = rest;
+                ancestors.push(one);
+            }
+            None => process.ancestors_omitted += 1,
+        }
     }
-    chain
+    process.ancestors = shared(ancestors);
+}
+
+thread_local! {
+    /// The last ancestors: many processes have the same.
+    static ANCESTORS: RefCell<Arc<[Ancestor]>> = RefCell::new(Arc::default());
+}
+
+/// The same list once, as far as possible.
+fn shared(ancestors: Vec<Ancestor>) -> Arc<[Ancestor]> {
+    ANCESTORS.with_borrow_mut(|last| {
+        if **last != *ancestors {
+            *last = ancestors.into();
+        }
+        Arc::clone(last)
+    })
 }
 
 /// The host's clock when `CLOCK_BOOTTIME` was at that many nanoseconds.
@@ -392,4 +465,4 @@ fn since_boot(nanoseconds: u64) -> Option<Timestamp> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -1,13 +1,17 @@
 //! The record of a process.
 
-use std::cell::OnceCell;
+use std::{
+    cell::{Cell, RefCell},
+    rc::Rc,
+    sync::Arc,
+};
 
 use jiff::Timestamp;
 use serde::{Serialize, Serializer};
 use serde_json::value::RawValue;
 
 use super::{Container, Verified};
-use crate::model::Printable;
+use crate::{model::Printable, util::ByteBounded};
 
 /// A process, as far as it is known. Pid, comm, uid and gid come with the event and are known even
 /// when the process has ended.
@@ -39,7 +43,7 @@ pub struct Process {
     pub exe_verified: bool,
     /// The script, when the executable is its interpreter by a `#!` line.
     pub script: Option<Printable>,
-    /// The arguments, of which the first 4,096 bytes are read.
+    /// The arguments; cut after 2,048 bytes of JSON.
     pub cmdline: Option<Vec<Printable>>,
     /// The working directory.
     pub cwd: Option<Printable>,
@@ -60,59 +64,93 @@ pub struct Process {
     /// The container that the cgroup belongs to.
     pub container: Option<Container>,
     /// The parent, its parent and so on up to the first process.
-    pub ancestors: Vec<Ancestor>,
+    pub ancestors: Arc<[Ancestor]>,
+    /// How many more there are, at least.
+    pub ancestors_omitted: u32,
     /// What is certain about `unit`, `container` and `cgroup`.
     #[serde(skip)]
     pub verified: Verified,
     /// Start time: `CLOCK_BOOTTIME` nanoseconds in whole ticks; 0 when unknown.
     #[serde(skip)]
     pub start_ns: u64,
-    /// The record as JSON, cached: it is most of an alert line, and the same in many.
+    /// Identifies its JSON and its text among those that are kept.
     #[serde(skip)]
-    pub(crate) json: Cached<Box<RawValue>>,
-    /// The record in a line of text, cached.
-    #[serde(skip)]
-    pub(crate) text: Cached<String>,
+    pub(crate) id: RecordId,
 }
 
-/// A value derived once from a record that does not change.
-#[derive(Debug)]
-pub(crate) struct Cached<T>(OnceCell<T>);
+/// Bytes of JSON and text that are kept: they are most of a line, and the same in many.
+const MAX_RENDERED: usize = 512 << 10;
 
-impl<T> Cached<T> {
-    const fn new() -> Self {
-        Self(OnceCell::new())
-    }
-
-    pub(crate) fn get_or_make(&self, make: impl FnOnce() -> T) -> &T {
-        self.0.get_or_init(make)
-    }
+thread_local! {
+    /// By [`RecordId`], and the last one that was given.
+    static RENDERED: RefCell<(u64, ByteBounded<u64, Rendered>)> =
+        RefCell::new((0, ByteBounded::new(MAX_RENDERED)));
 }
 
-impl<T> Clone for Cached<T> {
-    /// Empty: a copy is made to be changed.
+/// A record in the formats in which it was written.
+#[derive(Clone, Debug, Default)]
+struct Rendered {
+    json: Option<Rc<RawValue>>,
+    text: Option<Rc<str>>,
+}
+
+/// Given when a record is written first.
+#[derive(Debug, Default)]
+pub(crate) struct RecordId(Cell<u64>);
+
+impl Clone for RecordId {
+    /// Another: a copy is made to be changed.
     fn clone(&self) -> Self {
-        Self::new()
+        Self::default()
     }
 }
 
-impl<T> PartialEq for Cached<T> {
+impl PartialEq for RecordId {
     fn eq(&self, _: &Self) -> bool {
         true
     }
 }
 
-impl<T> Eq for Cached<T> {}
+impl Eq for RecordId {}
 
 impl Process {
     /// The record as JSON; None when serialization fails, which it does not for strings and numbers.
     #[must_use]
-    pub fn json(&self) -> Option<&RawValue> {
-        if self.json.0.get().is_none() {
-            let made = serde_json::value::to_raw_value(&Record::of(self)).ok()?;
-            let _ = self.json.0.set(made);
+    pub fn json(&self) -> Option<Rc<RawValue>> {
+        let mut rendered = self.rendered();
+        if rendered.json.is_none() {
+            rendered.json = Some(serde_json::value::to_raw_value(&Record::of(self)).ok()?.into());
+            self.keep(rendered.clone());
         }
-        self.json.0.get().map(|json| &**json)
+        rendered.json
+    }
+
+    /// The record in a line of text, which `make` makes.
+    pub(crate) fn text(&self, make: impl FnOnce() -> String) -> Rc<str> {
+        let mut rendered = self.rendered();
+        if let Some(text) = rendered.text {
+            return text;
+        }
+        let text: Rc<str> = make().into();
+        rendered.text = Some(Rc::clone(&text));
+        self.keep(rendered);
+        text
+    }
+
+    fn rendered(&self) -> Rendered {
+        RENDERED.with_borrow_mut(|(_, all)| all.get(&self.id.0.get()).cloned().unwrap_or_default())
+    }
+
+    fn keep(&self, rendered: Rendered) {
+        let json = rendered.json.as_ref().map_or(0, |json| json.get().len());
+        let text = rendered.text.as_ref().map_or(0, |text| text.len());
+        RENDERED.with_borrow_mut(|(last, all)| {
+            if self.id.0.get() == 0 {
+                *last += 1;
+                self.id.0.set(*last);
+            }
+            all.put(self.id.0.get(), rendered, json + text + 128);
+        });
     }
 
     /// The keys of this record whose values are claims: nothing but a name that an unprivileged process
@@ -137,7 +175,7 @@ impl Process {
 
     /// A process of which only these fields are known.
     #[must_use]
-    pub const fn minimal(pid: u32, comm: Printable, uid: u32, gid: u32) -> Self {
+    pub fn minimal(pid: u32, comm: Printable, uid: u32, gid: u32) -> Self {
         Self {
             pid,
             tid: None,
@@ -160,18 +198,16 @@ impl Process {
             cgroup: None,
             unit: None,
             container: None,
-            ancestors: Vec::new(),
+            ancestors: Arc::default(),
+            ancestors_omitted: 0,
             verified: Verified::NOTHING,
             start_ns: 0,
-            json: Cached::new(),
-            text: Cached::new(),
+            id: RecordId::default(),
         }
     }
 
-    /// About how many bytes of memory the record takes once JSON and text are cached.
+    /// About how many bytes of memory the record takes.
     pub(super) fn bytes(&self) -> usize {
-        /// Keys and punctuation of the JSON.
-        const KEYS: usize = 768;
         let words = self.cmdline.iter().flatten();
         let ancestors = self.ancestors.iter();
         let optional = [
@@ -199,8 +235,7 @@ impl Process {
                 ancestor.comm.len() + exe + size_of::<Ancestor>()
             }))
             .sum();
-        // Once in the record, once in the JSON, once in the text.
-        size_of::<Self>() + KEYS + 3 * text
+        size_of::<Self>() + text
     }
 }
 
@@ -264,6 +299,15 @@ pub struct Ancestor {
     pub comm: Printable,
     /// The executable's path.
     pub exe: Option<Printable>,
+}
+
+impl Ancestor {
+    /// The bytes that it takes as JSON, at most.
+    pub(super) fn json_bytes(&self) -> usize {
+        const KEYS: usize = r#"{"pid":4294967295,"comm":"","exe":""},"#.len();
+        let exe = self.exe.as_ref().map_or(0, Printable::json_bytes);
+        KEYS + self.comm.json_bytes() + exe
+    }
 }
 
 /// RFC 3339 in UTC. The resolution of /proc is a clock tick, usually 10 ms.

@@ -8,6 +8,9 @@ use serde::Serialize;
 use super::{Basis, Registry, Status};
 use crate::model::{PortKey, Printable};
 
+/// Bytes in JSON of a service's name: RFC 6335 section 5.1 allows 15, a file can have any.
+const MAX_SERVICE: usize = 128;
+
 /// What alerts quote of the registry's entry for a port.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct RegistryInfo {
@@ -31,7 +34,10 @@ impl Registry {
         Some(RegistryInfo {
             status: entry.status,
             range: entry.range.map(|(first, last)| format!("{first}-{last}")),
-            service: entry.services.first().cloned(),
+            service: entry
+                .services
+                .first()
+                .map(|service| service.clone().shortened(MAX_SERVICE)),
             basis: entry.basis,
             as_of: self.as_of(),
         })

@@ -128,7 +128,7 @@ impl<H: Host> Tracker<H> {
             waiting.into_iter().partition(|(_, event)| is_due(event));
         self.deferred.unattributed = rest;
         for (_, event) in due {
-            self.apply(&event, &[], out);
+            self.apply(&event, None, out);
         }
     }
 
@@ -151,7 +151,7 @@ impl<H: Host> Tracker<H> {
         self.report_unattributed(out, |_| true);
         self.abandon_steered(out);
         for event in self.deferred.running.take().unwrap_or_default().events {
-            self.apply(&event, &[], out);
+            self.apply(&event, None, out);
         }
     }
 }

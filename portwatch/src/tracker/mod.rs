@@ -14,14 +14,16 @@ use std::{collections::HashSet, rc::Rc};
 
 use jiff::Timestamp;
 
-use self::{defer::Deferred, steered::Steered, table::Table};
+#[cfg(test)]
+pub(crate) use self::socket::Holders;
+use self::{defer::Deferred, socket::Found, steered::Steered, table::Table};
 pub use self::{
     host::{Host, ThisHost},
     reconcile::has_cookies,
     socket::{Holder, LASTING, Stage, TrackedEvent, TrackedSocket},
 };
 use crate::{
-    inventory::Scope,
+    inventory::{Scope, Targets},
     model::{CloseKind, Event, EventKind, Origin, PortKey, SocketKey},
     process::Process,
 };
@@ -56,15 +58,15 @@ impl<H: Host> Tracker<H> {
     /// Adds the tracked event of `event`; none yet where a scan will show more.
     pub fn observe(&mut self, event: Event, out: &mut Vec<TrackedEvent>) {
         if let Some(event) = self.defer(event, out) {
-            self.apply(&event, &[], out);
+            self.apply(&event, None, out);
         }
     }
 
-    /// `holders`: who has the socket open by a scan, the owner first, where the kernel does not say
-    /// who acted.
-    fn apply(&mut self, event: &Event, holders: &[Rc<Process>], out: &mut Vec<TrackedEvent>) {
+    /// `found`: who has the socket open by a scan, where the kernel does not say who acted.
+    fn apply(&mut self, event: &Event, found: Option<Found<'_>>, out: &mut Vec<TrackedEvent>) {
         // Whom a scan shows with the accepted socket need not have what is on the port.
-        let is_steered = event.accepted.is_some() && !holders.is_empty();
+        let is_found = found.is_some_and(|found| !found.holders.is_empty());
+        let is_steered = event.accepted.is_some() && is_found;
         let key = event.key.or_else(|| {
             let listener = || self.untracked_listener(event);
             (!is_steered).then(listener).flatten()
@@ -79,9 +81,9 @@ impl<H: Host> Tracker<H> {
                 known.origin == Origin::Snapshot && known.port_key == event.port_key()
             });
         let mut socket = self.update(event, known, is_reported);
-        if socket.process.is_none() && !holders.is_empty() {
-            socket.process = holders.first().cloned();
-            socket.set_holders(holders);
+        if let Some(found) = found.filter(|_| socket.process.is_none()) {
+            socket.process = found.holders.first().cloned();
+            socket.set_holders(found);
         }
         let mut is_first_remote = false;
         if event.kind == EventKind::Accept {
@@ -150,13 +152,13 @@ impl<H: Host> Tracker<H> {
         key: SocketKey,
         port_key: PortKey,
         kind: EventKind,
-        time: Timestamp,
+        (time, origin): (Timestamp, Origin),
     ) -> (TrackedEvent, bool) {
         let has_closed = self.table.has_closed(key);
         let known = self.table.known(key).cloned();
         let socket = known.unwrap_or_else(|| TrackedSocket::new(port_key));
         let event = socket.event(key, kind, time);
-        let event = self.tracked_event(&event, &socket, Some(key), Origin::Live);
+        let event = self.tracked_event(&event, &socket, Some(key), origin);
         (event, has_closed)
     }
 
@@ -178,6 +180,16 @@ impl<H: Host> Tracker<H> {
     /// Sockets that were evicted since the last call, because there were too many.
     pub const fn take_evicted(&mut self) -> u64 {
         self.table.take_evicted()
+    }
+
+    /// What the next scan need not read, and what it is to look for.
+    pub fn targets(&self) -> Targets {
+        let mut targets = self.table.targets();
+        // Their events wait for the holders.
+        for (_, event) in &self.deferred.unattributed {
+            event.cookie().map(|cookie| targets.known.remove(&cookie));
+        }
+        targets
     }
 
     /// Whether a scan would show more: who holds a socket that was just taken.
@@ -265,8 +277,7 @@ impl<H: Host> Tracker<H> {
         let now = self.host.identify(task, event.time);
         let actor = more_complete(now, socket.process.take());
         if !socket.holders.iter().any(|holder| holder.pid == actor.pid) {
-            let others = socket.holders.iter().cloned();
-            socket.holders = others.chain([Holder::from(&*actor)]).collect();
+            socket.holders = socket.holders.with(Holder::from(&*actor));
         }
         socket.process = Some(actor);
     }

@@ -91,12 +91,15 @@ impl<H: Host> Tracker<H> {
                 self.add(key, &socket, out);
             }
         }
-        self.unsure_once = unsure;
+        // One for the holders of tracked sockets shows no others.
+        if !coverage.read.is_empty() {
+            self.unsure_once = unsure;
+        }
         let is_absent = !behind && self.close_absent(&found, coverage, out);
         self.table.holders_found(self.table.round);
         self.attribute_steered(&accepted, out);
         for event in events {
-            self.apply(&event, &[], out);
+            self.apply(&event, None, out);
         }
         overrun || is_absent || !self.unsure_once.is_empty()
     }
@@ -122,12 +125,11 @@ impl<H: Host> Tracker<H> {
                 }
                 key => key == event.key,
             };
-            let holders = found.iter().find(is_it).map(|one| &*one.holders);
-            match holders {
-                Some(holders) if !holders.is_empty() => self.apply(&event, holders, out),
+            match found.iter().find(is_it) {
+                Some(found) if !found.holders.is_empty() => self.apply(&event, Some(found.into()), out),
                 // A scan that began before the event need not show its socket.
                 _ if begun >= round => self.deferred.unattributed.push((begun, event)),
-                _ => self.apply(&event, &[], out),
+                _ => self.apply(&event, None, out),
             }
         }
     }
@@ -151,17 +153,17 @@ impl<H: Host> Tracker<H> {
         socket.marked = found.marked;
         socket.round = self.table.round;
         socket.process = found.holders.first().cloned();
-        socket.set_holders(&found.holders);
+        socket.set_holders(found.into());
         out.push(self.tracked_event(event, &socket, Some(key), Origin::Snapshot));
         self.table.put(key, socket);
-        self.table.set_holders(key, &found.holders, event.time);
+        self.table.set_holders(key, found, event.time);
     }
 
     /// Updates a tracked socket; its listen or connect can have been lost.
     fn advance(&mut self, key: SocketKey, found: &FoundSocket, out: &mut Vec<TrackedEvent>) {
         let event = &found.event;
         self.hand_over(key, found, out);
-        self.table.set_holders(key, &found.holders, event.time);
+        self.table.set_holders(key, found, event.time);
         if found.marked && event.is_kernel_socket == Some(false) {
             self.table.mark(key);
         }
@@ -196,7 +198,7 @@ impl<H: Host> Tracker<H> {
         let Handover { owner, newcomer } = Handover::of(socket, &found.holders);
         socket.process = owner;
         if let Some(newcomer) = newcomer {
-            socket.set_holders(&found.holders);
+            socket.set_holders(found.into());
             let mut socket = socket.clone();
             socket.process = Some(newcomer);
             let event = socket.event(key, EventKind::Handover, found.event.time);

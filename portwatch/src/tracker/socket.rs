@@ -2,6 +2,7 @@
 
 use std::{
     net::{IpAddr, SocketAddr},
+    ops::Deref,
     rc::Rc,
 };
 
@@ -9,6 +10,7 @@ use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
 
 use crate::{
+    inventory::FoundSocket,
     model::{CloseKind, ConnectOutcome, Event, EventKind, Origin, PortKey, Printable, SocketKey},
     process::{Container, Process},
 };
@@ -62,6 +64,21 @@ pub struct Holder {
     pub script: Option<Printable>,
 }
 
+impl Holder {
+    /// The bytes that it takes as JSON, at most.
+    fn json_bytes(&self) -> usize {
+        const KEYS: usize = concat!(
+            r#"{"pid":4294967295,"comm":"","exe":"","user":"","unit":"","#,
+            r#""container":{"id":"","runtime":"systemd-nspawn"}},"#
+        )
+        .len();
+        let container = self.container.as_ref().map(|container| &container.id);
+        let maybe = [self.exe.as_ref(), self.unit.as_ref(), container];
+        let texts = maybe.into_iter().flatten().chain([&self.comm, &self.user]);
+        KEYS + texts.map(Printable::json_bytes).sum::<usize>()
+    }
+}
+
 impl From<&Process> for Holder {
     fn from(process: &Process) -> Self {
         Self {
@@ -84,6 +101,60 @@ impl From<&Process> for Holder {
     }
 }
 
+/// Bytes of a socket's holders as JSON.
+pub(crate) const MAX_HOLDERS_JSON: usize = 3 << 10;
+
+/// The processes that have a socket open, as many as an alert has room for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Holders {
+    /// Those that are named.
+    pub list: Rc<[Holder]>,
+    /// How many more there are.
+    pub omitted: u32,
+}
+
+impl Holders {
+    /// The first of `all` that there is room for; `omitted` others are not among them.
+    pub(crate) fn new(all: impl IntoIterator<Item = Holder>, mut omitted: u32) -> Self {
+        let mut left = MAX_HOLDERS_JSON;
+        let mut list = Vec::new();
+        for holder in all {
+            match left.checked_sub(holder.json_bytes()) {
+                Some(rest) => {
+                    left = rest;
+                    list.push(holder);
+                }
+                None => omitted += 1,
+            }
+        }
+        Self {
+            list: list.into(),
+            omitted,
+        }
+    }
+
+    /// These and one more, which is named in any case.
+    pub(super) fn with(&self, holder: Holder) -> Self {
+        // The newest first, so that it has room.
+        let mut all = Self::new(
+            [holder].into_iter().chain(self.list.iter().cloned()),
+            self.omitted,
+        );
+        if let Some(list) = Rc::get_mut(&mut all.list) {
+            list.rotate_left(1);
+        }
+        all
+    }
+}
+
+impl Deref for Holders {
+    type Target = [Holder];
+
+    fn deref(&self) -> &[Holder] {
+        &self.list
+    }
+}
+
 /// A socket on a watched port, from bind to close.
 #[derive(Clone, Debug)]
 pub struct TrackedSocket {
@@ -100,7 +171,7 @@ pub struct TrackedSocket {
     /// Its owner: who bound it, or listened last.
     pub process: Option<Rc<Process>>,
     /// Who had it open when a scan last saw it.
-    pub(super) holders: Rc<[Holder]>,
+    pub(super) holders: Holders,
     /// Inode of its network namespace.
     pub netns: Option<u64>,
     pub(super) is_kernel_socket: Option<bool>,
@@ -121,7 +192,7 @@ pub struct TrackedSocket {
 }
 
 impl TrackedSocket {
-    pub(super) fn new(port_key: PortKey) -> Self {
+    pub(crate) fn new(port_key: PortKey) -> Self {
         Self {
             port_key,
             address: None,
@@ -129,7 +200,7 @@ impl TrackedSocket {
             origin: Origin::Live,
             since: None,
             process: None,
-            holders: Rc::default(),
+            holders: Holders::default(),
             netns: None,
             is_kernel_socket: None,
             marked: true,
@@ -191,9 +262,27 @@ impl TrackedSocket {
         }
     }
 
-    /// Notes who has it open.
-    pub(super) fn set_holders(&mut self, holders: &[Rc<Process>]) {
-        self.holders = holders.iter().map(|one| Holder::from(&**one)).collect();
+    /// Notes who has it open by a scan.
+    pub(super) fn set_holders(&mut self, found: Found<'_>) {
+        let all = found.holders.iter().map(|one| Holder::from(&**one));
+        self.holders = Holders::new(all, found.omitted);
+    }
+}
+
+/// Who has a socket open by a scan, the owner first.
+#[derive(Clone, Copy)]
+pub(super) struct Found<'a> {
+    pub(super) holders: &'a [Rc<Process>],
+    /// How many more there are.
+    pub(super) omitted: u32,
+}
+
+impl<'a> From<&'a FoundSocket> for Found<'a> {
+    fn from(found: &'a FoundSocket) -> Self {
+        Self {
+            holders: &found.holders,
+            omitted: found.holders_omitted,
+        }
     }
 }
 
@@ -225,7 +314,7 @@ pub struct TrackedEvent {
     /// The binder or listener; on accept and close, the socket's owner; in a scan, the oldest holder.
     pub process: Option<Rc<Process>>,
     /// The processes that had the socket open at the last scan.
-    pub holders: Rc<[Holder]>,
+    pub holders: Holders,
     /// On an accept: whether it is the first from a remote host.
     pub is_first_remote: bool,
     /// On a close: how the socket's last outgoing connection ended.
@@ -255,7 +344,7 @@ impl TrackedEvent {
             is_kernel_socket: socket.is_kernel_socket,
             since: socket.since,
             process: socket.process.clone(),
-            holders: Rc::clone(&socket.holders),
+            holders: socket.holders.clone(),
             is_first_remote: false,
             outcome: event.outcome,
             lasted: event.kind == EventKind::Close && socket.lasted(event.time),

@@ -11,7 +11,7 @@ use std::{
 
 use jiff::{SignedDuration, Timestamp};
 
-use super::{Host, TrackedEvent, Tracker};
+use super::{Host, TrackedEvent, Tracker, socket::Found};
 use crate::{
     inventory::FoundSocket,
     model::{Event, EventKind, PortKey, SocketKey},
@@ -40,11 +40,21 @@ type Place = (Option<u64>, PortKey, Option<IpAddr>);
 
 /// Who had the last socket that was accepted at a place open.
 #[derive(Clone)]
-struct Server {
+pub(super) struct Server {
     /// When a scan showed it.
     time: Timestamp,
     netns: u64,
     holders: Vec<Rc<Process>>,
+    omitted: u32,
+}
+
+impl Server {
+    fn found(&self) -> Found<'_> {
+        Found {
+            holders: &self.holders,
+            omitted: self.omitted,
+        }
+    }
 }
 
 /// Accepts without a listener on their port.
@@ -73,8 +83,8 @@ impl Steered {
     }
 }
 
-/// The accepted sockets that a scan shows: namespace and holders of each, by its cookie.
-pub(super) type Accepted = HashMap<u64, (u64, Vec<Rc<Process>>)>;
+/// The accepted sockets that a scan shows, by their cookies.
+pub(super) type Accepted = HashMap<u64, Server>;
 
 impl<H: Host> Tracker<H> {
     /// The accepted sockets whose holders a scan is to show, by their cookies.
@@ -100,7 +110,7 @@ impl<H: Host> Tracker<H> {
         let is_current = |server: &Server| event.time.duration_since(server.time) < SERVER_LIFETIME;
         if let Some(server) = server.filter(is_current) {
             event.netns = Some(server.netns);
-            self.apply(&event, &server.holders, out);
+            self.apply(&event, Some(server.found()), out);
             return None;
         }
         if self.steered.waiting.len() >= WAITING {
@@ -133,7 +143,13 @@ impl<H: Host> Tracker<H> {
                     && self.steered.accepted.get(cookie).is_some()
             });
             if let Some(cookie) = cookie {
-                accepted.insert(cookie, (socket.netns, socket.holders.clone()));
+                let server = Server {
+                    time: socket.event.time,
+                    netns: socket.netns,
+                    holders: socket.holders.clone(),
+                    omitted: socket.holders_omitted,
+                };
+                accepted.insert(cookie, server);
             }
             cookie.is_none()
         });
@@ -146,23 +162,20 @@ impl<H: Host> Tracker<H> {
         let round = self.table.round;
         for (begun, mut event) in std::mem::take(&mut self.steered.waiting) {
             let found = event.accepted.and_then(|cookie| accepted.get(&cookie));
-            if let Some((netns, holders)) = found
-                && !holders.is_empty()
-            {
-                event.netns = Some(*netns);
-                let server = Server {
+            if let Some(server) = found.filter(|server| !server.holders.is_empty()) {
+                event.netns = Some(server.netns);
+                let current = Server {
                     time: now,
-                    netns: *netns,
-                    holders: holders.clone(),
+                    ..server.clone()
                 };
-                self.steered.servers.put(place(&event), server);
-                self.apply(&event, holders, out);
+                self.steered.servers.put(place(&event), current);
+                self.apply(&event, Some(server.found()), out);
                 continue;
             }
             // A scan that began before the accept need not show its socket.
             let is_over = begun < round && now.duration_since(event.time) >= PATIENCE;
             if is_over || self.has_listener(&event) {
-                self.apply(&event, &[], out);
+                self.apply(&event, None, out);
             } else {
                 self.steered.waiting.push((begun, event));
             }
@@ -172,7 +185,7 @@ impl<H: Host> Tracker<H> {
     /// Adds everything that waits: no scan will come.
     pub(super) fn abandon_steered(&mut self, out: &mut Vec<TrackedEvent>) {
         for (_, event) in std::mem::take(&mut self.steered.waiting) {
-            self.apply(&event, &[], out);
+            self.apply(&event, None, out);
         }
     }
 }

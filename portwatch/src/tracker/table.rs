@@ -3,15 +3,14 @@
 use std::{
     collections::{BTreeMap, HashMap, HashSet, VecDeque},
     net::IpAddr,
-    rc::Rc,
 };
 
 use jiff::{SignedDuration, Timestamp};
 
 use super::{Stage, TrackedSocket};
 use crate::{
+    inventory::{FoundSocket, Targets},
     model::{EventKind, PortKey, SocketKey},
-    process::Process,
 };
 
 /// A listener of which nothing but its accepts is known, by its network namespace.
@@ -227,14 +226,50 @@ impl Table {
     }
 
     /// Notes who has the socket open by a scan.
-    pub(super) fn set_holders(&mut self, key: SocketKey, holders: &[Rc<Process>], time: Timestamp) {
+    pub(super) fn set_holders(&mut self, key: SocketKey, found: &FoundSocket, time: Timestamp) {
+        if found.is_known {
+            return;
+        }
         if let Some(socket) = self.open.get_mut(&key) {
             socket.holders_at = Some(time);
-            if !holders.is_empty() {
-                socket.set_holders(holders);
+            if !found.holders.is_empty() {
+                socket.set_holders(found.into());
             }
         }
         self.holders_pending.remove(&key);
+    }
+
+    /// What a scan need not read, and what it is to look for.
+    pub(super) fn targets(&self) -> Targets {
+        let mut targets = Targets::default();
+        let mut namespaces = HashSet::new();
+        let mut processes = HashSet::new();
+        let (mut first, mut last) = (u16::MAX, 0);
+        let mut is_certain = true;
+        for (key, socket) in &self.open {
+            let cookie = key.cookie();
+            if !self.holders_pending.contains(key) {
+                // Kernel sockets, and what is in transit, have none.
+                if socket.is_to_mark() {
+                    processes.extend(socket.process.as_ref().map(|process| process.pid));
+                } else {
+                    targets.known.extend(cookie);
+                }
+                continue;
+            }
+            is_certain &= cookie.is_some() && socket.netns.is_some() && socket.process.is_some();
+            targets.pending.extend(cookie);
+            namespaces.extend(socket.netns);
+            let port = socket.port_key.port;
+            (first, last) = (first.min(port), last.max(port));
+            let others = socket.holders.iter().map(|holder| holder.pid);
+            let owner = socket.process.as_ref().map(|process| process.pid);
+            processes.extend(owner.into_iter().chain(others));
+        }
+        let is_any = !targets.pending.is_empty();
+        targets.places = (is_any && is_certain).then_some((namespaces, first..=last));
+        targets.processes = processes.into_iter().collect();
+        targets
     }
 
     /// Holders are to be looked for again only of what is reported from here on.

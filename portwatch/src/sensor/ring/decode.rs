@@ -114,6 +114,7 @@ fn exec_info(wire: &portwatch_common::ExecInfo) -> ExecInfo {
         user_ns: namespace(wire.user_ns),
         execfn: set(&wire.execfn, wire.execfn_len).and_then(text),
         args,
+        args_unread: wire.args_whole.saturating_sub(wire.args_len).into(),
     }
 }
 

@@ -14,6 +14,8 @@ pub(super) fn found_socket(kind: EventKind, cookie: u64, holders: &[u32]) -> Fou
         },
         netns: NETNS,
         holders: holders.iter().map(|pid| Rc::new(process(*pid))).collect(),
+        holders_omitted: 0,
+        is_known: false,
         marked: true,
         is_outgoing: false,
     }

@@ -24,6 +24,8 @@ fn found(kind: EventKind, cookie: u64, holders: &[u32]) -> FoundSocket {
         holders: holders.iter().map(|pid| Rc::new(process(*pid))).collect(),
         marked: true,
         is_outgoing: false,
+        holders_omitted: 0,
+        is_known: false,
     }
 }
 
