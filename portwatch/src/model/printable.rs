@@ -1,19 +1,15 @@
 //! Text from outside, made safe to print.
 
 use std::{
-    borrow::Borrow,
-    ffi::OsStr,
-    fmt::{self, Write as _},
-    ops::Deref,
-    os::unix::ffi::OsStrExt as _,
+    borrow::Borrow, ffi::OsStr, fmt, ops::Deref, os::unix::ffi::OsStrExt as _, path::Path,
 };
 
 use serde::Serialize;
 
-/// Text that cannot end a line, drive a terminal or reorder what is displayed: control and
-/// invisible formatting characters stand as `\u{..}` or `\n`, `\t`, `\r`, bytes that are not
-/// UTF-8 as `\xNN`. Everything else is itself, the backslash too: the escapes are for reading,
-/// not for decoding.
+use crate::util::escape_to;
+
+/// Text that cannot end a line, drive a terminal, reorder or hide what is displayed: see
+/// [`escape_to`].
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 pub struct Printable(String);
 
@@ -22,23 +18,7 @@ impl Printable {
     #[must_use]
     pub fn from_bytes(bytes: &[u8]) -> Self {
         let mut text = String::with_capacity(bytes.len());
-        for chunk in bytes.utf8_chunks() {
-            for character in chunk.valid().chars() {
-                match character {
-                    '\n' => text.push_str("\\n"),
-                    '\r' => text.push_str("\\r"),
-                    '\t' => text.push_str("\\t"),
-                    _ if is_unprintable(character) => {
-                        // Writing to a String does not fail.
-                        let _ = write!(text, "\\u{{{:x}}}", u32::from(character));
-                    }
-                    _ => text.push(character),
-                }
-            }
-            for byte in chunk.invalid() {
-                let _ = write!(text, "\\x{byte:02x}");
-            }
-        }
+        escape_to(&mut text, bytes, &[]);
         Self(text)
     }
 }
@@ -52,6 +32,12 @@ impl From<&str> for Printable {
 impl From<&OsStr> for Printable {
     fn from(text: &OsStr) -> Self {
         Self::from_bytes(text.as_bytes())
+    }
+}
+
+impl From<&Path> for Printable {
+    fn from(path: &Path) -> Self {
+        Self::from(path.as_os_str())
     }
 }
 
@@ -73,30 +59,6 @@ impl fmt::Display for Printable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(&self.0)
     }
-}
-
-/// Controls (Unicode Cc), line and paragraph separators, and the characters of Unicode Cf that
-/// reorder or hide text (UAX #9; UTR #36 section 2.6).
-fn is_unprintable(character: char) -> bool {
-    character.is_control()
-        || matches!(
-            character,
-            '\u{ad}'
-                | '\u{34f}'
-                | '\u{115f}'
-                | '\u{1160}'
-                | '\u{3164}'
-                | '\u{fe00}'..='\u{fe0f}'
-                | '\u{ffa0}'
-                | '\u{61c}'
-                | '\u{180e}'
-                | '\u{200b}'..='\u{200f}'
-                | '\u{2028}'..='\u{202e}'
-                | '\u{2060}'..='\u{206f}'
-                | '\u{feff}'
-                | '\u{fff9}'..='\u{fffb}'
-                | '\u{e0000}'..='\u{e007f}'
-        )
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 //! pipeline until it is stopped by a signal.
 #![cfg_attr(not(target_env = "gnu"), forbid(unsafe_code))]
 
+mod reload;
 mod ring;
 mod rules;
 mod scan;
@@ -17,6 +18,7 @@ use tokio::{
 };
 
 use self::{
+    reload::Reloader,
     ring::BATCH,
     rules::scope,
     scheduler::{ScanScheduler, Urgency},
@@ -103,15 +105,21 @@ async fn watch(options: &Options, registry: Registry) -> Result<()> {
             options.health_interval,
         ),
     };
+    let mut reloader = Reloader::new();
     loop {
-        tokio::select! {
+        let source = options.source.clone();
+        let loaded = tokio::select! {
             biased;
             _ = interrupt.recv() => break,
             _ = terminate.recv() => break,
-            _ = hangup.recv() => {}
+            _ = hangup.recv() => {
+                reloader.request();
+                continue;
+            }
+            loaded = reloader.loaded(move || Ok(source.reload()?)) => loaded,
             result = monitor.watch() => return result,
-        }
-        monitor.reload(options);
+        };
+        monitor.reload(loaded, options);
     }
     monitor.finish().await
 }
