@@ -95,6 +95,11 @@ pub fn run(args: Args, out: &mut impl io::Write) -> Result<()> {
     Ok(())
 }
 
+/// As in the text line, so that no name looks like another column.
+fn quoted(name: &str) -> String {
+    shlex::try_quote(name).map_or_else(|_| name.to_owned(), std::borrow::Cow::into_owned)
+}
+
 const TITLES: [&str; 8] = [
     "PORT", "STATE", "ADDRESS", "REGISTRY", "PROCESS", "USER", "UNIT", "NETNS",
 ];
@@ -137,13 +142,13 @@ fn row(alert: &Alert) -> [String; 8] {
         SocketAddr::new(address, port).to_string()
     });
     let registry = alert.registry.as_ref().map_or("?".into(), |word| {
-        let service = word.service.as_ref().map(|name| format!(" {name}"));
+        let service = word.service.as_ref().map(|name| format!(" {}", quoted(name)));
         format!("{}{}", word.status.name(), service.unwrap_or_default())
     });
     let names: Vec<String> = alert
         .holders
         .iter()
-        .map(|holder| format!("{}[{}]", holder.comm, holder.pid))
+        .map(|holder| format!("{}[{}]", quoted(&holder.comm), holder.pid))
         .collect();
     let first = alert.holders.first();
     let place = first.and_then(|holder| {
@@ -151,8 +156,8 @@ fn row(alert: &Alert) -> [String; 8] {
         holder
             .unit
             .as_ref()
-            .map(ToString::to_string)
-            .or_else(|| container.map(|container| container.id.to_string()))
+            .map(|unit| quoted(unit))
+            .or_else(|| container.map(|container| quoted(&container.id)))
     });
     let unknown = || "-".to_owned();
     [
@@ -165,7 +170,7 @@ fn row(alert: &Alert) -> [String; 8] {
         } else {
             names.join(" ")
         },
-        first.map_or_else(unknown, |holder| holder.user.to_string()),
+        first.map_or_else(unknown, |holder| quoted(&holder.user)),
         place.unwrap_or_else(unknown),
         match (alert.socket.netns, alert.socket.host_netns) {
             (_, Some(true)) => "host".into(),

@@ -108,7 +108,8 @@ impl Overrides {
 }
 
 impl Config {
-    fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
+    /// Parses the text of the file `path`.
+    pub(crate) fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
         let contents = file::parse(text).map_err(|(span, problem)| ConfigError::Malformed {
             path: path.into(),
             place: Place::of(text, span.start),

@@ -340,7 +340,7 @@ fn what_is_cited_of_a_long_or_hostile_line_is_a_readable_part() {
 fn a_pipe_is_read_at_start_only() {
     use std::{io::Write as _, os::fd::AsRawFd as _};
 
-    let (reader, mut writer) = std::io::pipe().unwrap();
+    let (reader, mut writer) = io::pipe().unwrap();
     writer.write_all(with("").as_bytes()).unwrap();
     drop(writer);
     let source = Source {

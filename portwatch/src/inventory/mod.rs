@@ -17,6 +17,8 @@ use std::{
     thread,
 };
 
+#[cfg(feature = "testing")]
+pub use self::{diag::parse_packet, tables::parse_lines};
 pub use self::holders::{Holder, duplicate, is_held_by};
 use self::namespaces::Namespace;
 pub use self::scan::{Coverage, FoundSocket, Scan, Scope};

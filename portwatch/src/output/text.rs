@@ -52,7 +52,7 @@ impl Text {
             compose_summary(summary, text)?;
         }
         if let Some(detail) = &alert.detail {
-            write!(text, " {detail}")?;
+            write!(text, " {}", quoted_detail(detail))?;
         }
         if let (Some(transport), Some(port)) = (alert.transport, alert.port) {
             write!(text, " {} ", transport.name())?;
@@ -156,8 +156,9 @@ fn compose_process(process: &Process, text: &mut String) -> fmt::Result {
         let chain: Vec<String> = process
             .ancestors
             .iter()
-            .map(|one| format!("{}[{}]", one.comm, one.pid))
+            .map(|one| format!("{}[{}]", quoted(&one.comm), one.pid))
             .collect();
+        // Each name on its own, then all: no name can look like two.
         write!(text, " ancestors={}", quoted(&chain.join(" < ")))?;
     }
     Ok(())
@@ -201,7 +202,7 @@ fn compose_holders(alert: &Alert, text: &mut String) -> fmt::Result {
     let holders: Vec<String> = alert
         .holders
         .iter()
-        .map(|holder| format!("{}[{}]", holder.comm, holder.pid))
+        .map(|holder| format!("{}[{}]", quoted(&holder.comm), holder.pid))
         .collect();
     write!(text, " holders={}", quoted(&holders.join(" ")))
 }
@@ -209,6 +210,15 @@ fn compose_holders(alert: &Alert, text: &mut String) -> fmt::Result {
 /// As a shell would want it, so that no name can look like another field.
 fn quoted(text: &str) -> Cow<'_, str> {
     shlex::try_quote(text).unwrap_or(Cow::Borrowed(text))
+}
+
+/// A message as it is, as long as it cannot be taken for fields.
+fn quoted_detail(text: &str) -> Cow<'_, str> {
+    if text.contains(['=', '\'', '"', '\\']) {
+        quoted(text)
+    } else {
+        Cow::Borrowed(text)
+    }
 }
 
 const RESET: &str = "\x1b[0m";

@@ -191,6 +191,16 @@ impl Registry {
         Ok(registry)
     }
 
+    /// Reads the text of a CSV: for the fuzz targets.
+    ///
+    /// # Errors
+    ///
+    /// [`ReadError`].
+    #[cfg(feature = "testing")]
+    pub fn parse_csv(bytes: &[u8]) -> Result<Self, ReadError> {
+        csv::parse(bytes, std::path::Path::new("input"))
+    }
+
     /// The registry's date.
     #[must_use]
     pub const fn as_of(&self) -> Option<Date> {
