@@ -108,11 +108,15 @@ fn code(error: &anyhow::Error) -> Exit {
 }
 
 fn is_untrusted(error: &anyhow::Error) -> bool {
-    let input = match (error.downcast_ref(), error.downcast_ref()) {
-        (Some(ConfigError::File(input)), _) | (_, Some(ReadError::Input(input))) => input,
-        _ => return false,
-    };
-    matches!(input, input::InputError::Untrusted { .. })
+    let of_config = error.downcast_ref::<ConfigError>();
+    let of_registry = error.downcast_ref::<ReadError>();
+    matches!(
+        of_config,
+        Some(ConfigError::File(input::InputError::Untrusted { .. }))
+    ) || matches!(
+        of_registry,
+        Some(ReadError::Input(input::InputError::Untrusted { .. }))
+    )
 }
 
 #[cfg(test)]

@@ -106,12 +106,18 @@ fn targets() -> Result<Vec<String>> {
 /// Why the fuzzer cannot run here, if it cannot: it has a runtime in C++, and the sanitizer's is part of
 /// the toolchain for few targets.
 fn can_run() -> Result<(), &'static str> {
-    if !cfg!(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"))) {
+    if !cfg!(all(
+        target_os = "linux",
+        any(target_arch = "x86_64", target_arch = "aarch64")
+    )) {
         return Err("the toolchain has no AddressSanitizer for this target");
     }
     let compiles = ["c++", "g++", "clang++"].iter().any(|compiler| {
         let mut command = Command::new(compiler);
-        command.arg("--version").stdout(Stdio::null()).stderr(Stdio::null());
+        command
+            .arg("--version")
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
         command.status().is_ok_and(|status| status.success())
     });
     if !compiles {
@@ -128,6 +134,9 @@ mod tests {
     fn the_targets_are_found() {
         std::env::set_current_dir(crate::workspace().unwrap()).unwrap();
         let names = targets().unwrap();
-        assert!(names.contains(&"rules".to_owned()) && names.is_sorted(), "{names:?}");
+        assert!(
+            names.contains(&"rules".to_owned()) && names.is_sorted(),
+            "{names:?}"
+        );
     }
 }

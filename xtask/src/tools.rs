@@ -216,7 +216,14 @@ mod tests {
 
     #[test]
     fn every_tool_has_a_version() {
-        for tool in [BPF_LINKER, CARGO_DENY, CARGO_FUZZ, CARGO_MACHETE, TAPLO, TYPOS] {
+        for tool in [
+            BPF_LINKER,
+            CARGO_DENY,
+            CARGO_FUZZ,
+            CARGO_MACHETE,
+            TAPLO,
+            TYPOS,
+        ] {
             let version = version(tool.package).unwrap();
             assert_eq!(version.split('.').count(), 3, "{}: {version}", tool.package);
         }

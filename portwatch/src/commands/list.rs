@@ -142,7 +142,10 @@ fn row(alert: &Alert) -> [String; 8] {
         SocketAddr::new(address, port).to_string()
     });
     let registry = alert.registry.as_ref().map_or("?".into(), |word| {
-        let service = word.service.as_ref().map(|name| format!(" {}", quoted(name)));
+        let service = word
+            .service
+            .as_ref()
+            .map(|name| format!(" {}", quoted(name)));
         format!("{}{}", word.status.name(), service.unwrap_or_default())
     });
     let names: Vec<String> = alert

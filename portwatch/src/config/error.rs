@@ -73,7 +73,9 @@ impl Cited {
         let part = line.chars().skip(skipped).take(MAX_CITED);
         Self {
             // A tab would be wider than the space above the caret, and so would an escape.
-            line: part.map(|char| if is_plain(char) { char } else { ' ' }).collect(),
+            line: part
+                .map(|char| if is_plain(char) { char } else { ' ' })
+                .collect(),
             column: column - skipped,
             marked: marked.min(rest).clamp(1, MAX_CITED / 2),
         }
@@ -86,7 +88,11 @@ const MAX_CITED: usize = 160;
 /// Whether it is printed as itself, wherever it stands.
 fn is_plain(character: char) -> bool {
     let mut escaped = String::new();
-    escape_to(&mut escaped, character.encode_utf8(&mut [0; 4]).as_bytes(), &[]);
+    escape_to(
+        &mut escaped,
+        character.encode_utf8(&mut [0; 4]).as_bytes(),
+        &[],
+    );
     escaped.chars().eq([character])
 }
 

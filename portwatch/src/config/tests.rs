@@ -43,13 +43,19 @@ fn a_malformed_file_is_rejected_with_place_and_suggestion() {
         ("HEADHEAD", "the first is in line 2"),
         ("[aggregate]\ninterval = \"soon\"\n", "is not a duration"),
         ("[aggregate]\nburst = 0\n", "burst must be at least 1"),
-        ("[aggregate]\nburst = 1000001\n", "burst must be at most 1000000"),
+        (
+            "[aggregate]\nburst = 1000001\n",
+            "burst must be at most 1000000",
+        ),
         ("[aggregate]\nburst = 4294967296\n", "invalid value"),
         ("[aggregate]\nburst = 99999999999999999999\n", "integer"),
         ("HEADport = 99999999999999999999\n", "integer"),
         ("HEADport = -9223372036854775808\n", "is not a port"),
         ("HEADuser = 4294967296\n", "this host has no user"),
-        ("HEADnetns = \"18446744073709551616\"\n", "is not host, other or an inode"),
+        (
+            "HEADnetns = \"18446744073709551616\"\n",
+            "is not host, other or an inode",
+        ),
         ("[[rule]\n", "]"),
         (
             "[agregate]\n",
@@ -278,7 +284,10 @@ fn nesting_of_any_kind_is_an_error_and_not_the_end_of_the_process() {
             format!("[[{}a]]", repeat("a.", "", "")),
         ];
         for text in texts {
-            assert!(Config::parse(&text, Path::new("f")).is_err(), "{depth}: {text:.60}");
+            assert!(
+                Config::parse(&text, Path::new("f")).is_err(),
+                "{depth}: {text:.60}"
+            );
         }
     }
     let deep = with("exe = \"/{a,{b,{c,{d,{e,{f,{g,h}}}}}}}\"");
@@ -289,7 +298,9 @@ fn nesting_of_any_kind_is_an_error_and_not_the_end_of_the_process() {
 fn patterns_that_would_be_huge_are_an_error() {
     for pattern in ["*a", "?", "[a-z]", "**/", "{a,b}", "\\\\a", "\u{e9}*"] {
         let text = with(&format!("exe = \"/{}\"", pattern.repeat(5_000)));
-        let error = Config::parse(&text, Path::new("f")).unwrap_err().to_string();
+        let error = Config::parse(&text, Path::new("f"))
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("at most 4096 bytes"), "{error:.200}");
         let text = with(&format!("exe = \"/{}\"", pattern.repeat(500)));
         assert!(Config::parse(&text, Path::new("f")).is_ok(), "{pattern}");
@@ -306,14 +317,26 @@ fn a_file_has_a_bounded_number_of_everything() {
     let ports = |count| format!("port = [{}]", "7,".repeat(count));
     for (text, problem) in [
         (rules(10_000, "port = 7"), None),
-        (rules(10_001, "port = 7"), Some("10001 rules; a file has at most 10000")),
+        (
+            rules(10_001, "port = 7"),
+            Some("10001 rules; a file has at most 10000"),
+        ),
         (rules(1_000, "exe = \"/a*\""), None),
-        (rules(1_001, "exe = \"/a*\""), Some("at most 1000 values with wildcards")),
+        (
+            rules(1_001, "exe = \"/a*\""),
+            Some("at most 1000 values with wildcards"),
+        ),
         (with(&ports(1024)), None),
         (with(&ports(1025)), Some("a list has at most 1024 values")),
-        (with(&format!("reason = \"{}\"", "r".repeat(1025))), Some("reason has more than 1024")),
         (
-            format!("[[rule]]\nname = \"{}\"\ndecide = \"notice\"", "n".repeat(257)),
+            with(&format!("reason = \"{}\"", "r".repeat(1025))),
+            Some("reason has more than 1024"),
+        ),
+        (
+            format!(
+                "[[rule]]\nname = \"{}\"\ndecide = \"notice\"",
+                "n".repeat(257)
+            ),
             Some("name has more than 256 bytes"),
         ),
     ] {
@@ -329,9 +352,14 @@ fn a_file_has_a_bounded_number_of_everything() {
 fn what_is_cited_of_a_long_or_hostile_line_is_a_readable_part() {
     let hostile = "\u{202e}\u{9b}\u{2800}\u{e0041}";
     let text = format!("x = \"{hostile}{}\" y", "a".repeat(100_000));
-    let error = Config::parse(&text, Path::new("f")).unwrap_err().to_string();
+    let error = Config::parse(&text, Path::new("f"))
+        .unwrap_err()
+        .to_string();
     let cited: Vec<&str> = error.lines().skip(1).collect();
-    assert!(cited.len() == 2 && cited.iter().all(|line| line.chars().count() <= 162), "{error:.500}");
+    assert!(
+        cited.len() == 2 && cited.iter().all(|line| line.chars().count() <= 162),
+        "{error:.500}"
+    );
     assert!(!error.contains(|one| hostile.contains(one)), "{error:?}");
     assert!(cited[1].ends_with('^'), "{}", cited[1]);
 }
@@ -349,5 +377,8 @@ fn a_pipe_is_read_at_start_only() {
     };
     assert_eq!(source.load().unwrap().policy.rules().len(), 1);
     let error = source.reload().unwrap_err().to_string();
-    assert!(error.contains("it is a pipe, not a regular file"), "{error}");
+    assert!(
+        error.contains("it is a pipe, not a regular file"),
+        "{error}"
+    );
 }

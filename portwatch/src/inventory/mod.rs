@@ -17,11 +17,11 @@ use std::{
     thread,
 };
 
-#[cfg(feature = "testing")]
-pub use self::{diag::parse_packet, tables::parse_lines};
 pub use self::holders::{Holder, duplicate, is_held_by};
 use self::namespaces::Namespace;
 pub use self::scan::{Coverage, FoundSocket, Scan, Scope};
+#[cfg(feature = "testing")]
+pub use self::{diag::parse_packet, tables::parse_lines};
 use crate::{linux::protocols, model::Transport, util::parallel};
 
 /// The state of a socket on its port.

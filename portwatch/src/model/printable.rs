@@ -1,8 +1,6 @@
 //! Text from outside, made safe to print.
 
-use std::{
-    borrow::Borrow, ffi::OsStr, fmt, ops::Deref, os::unix::ffi::OsStrExt as _, path::Path,
-};
+use std::{borrow::Borrow, ffi::OsStr, fmt, ops::Deref, os::unix::ffi::OsStrExt as _, path::Path};
 
 use serde::Serialize;
 

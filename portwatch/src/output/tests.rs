@@ -211,15 +211,17 @@ fn each_name_of_a_list_is_quoted_on_its_own() {
         unit: None,
         container: None,
     }));
-    let mut process = Process::clone(alert.process.as_ref().unwrap());
-    process.text = Default::default();
-    process.ancestors = [("x[1] < sshd", 5), ("systemd", 1)]
-        .map(|(name, pid)| Ancestor {
-            pid,
-            comm: Printable::from(name),
-            exe: None,
-        })
-        .into();
+    let process = Process {
+        cmdline: alert.process.as_ref().unwrap().cmdline.clone(),
+        ancestors: [("x[1] < sshd", 5), ("systemd", 1)]
+            .map(|(name, pid)| Ancestor {
+                pid,
+                comm: Printable::from(name),
+                exe: None,
+            })
+            .into(),
+        ..Process::minimal(812, Printable::from("x"), 0, 0)
+    };
     alert.process = Some(Rc::new(process));
     let line = written(FormatName::Text, false, &alert);
     let fields = shlex::split(&line).unwrap();

@@ -108,7 +108,9 @@ impl Coverage {
     /// Whether a socket can be covered by both.
     pub(super) fn overlaps(&self, other: &Self) -> bool {
         let both = |ours: &[bool], theirs: &[bool]| {
-            ours.iter().zip(theirs).any(|(ours, theirs)| *ours && *theirs)
+            ours.iter()
+                .zip(theirs)
+                .any(|(ours, theirs)| *ours && *theirs)
         };
         self.ports.and(&other.ports) != PortSet::NONE
             && both(&self.transports, &other.transports)
@@ -122,7 +124,14 @@ mod tests {
 
     #[test]
     fn ranges_are_sets_of_ports() {
-        for (first, last) in [(1, 1), (0, 1023), (63, 64), (64, 127), (5, 700), (1023, 1023)] {
+        for (first, last) in [
+            (1, 1),
+            (0, 1023),
+            (63, 64),
+            (64, 127),
+            (5, 700),
+            (1023, 1023),
+        ] {
             let mut set = PortSet::NONE;
             set.insert(first, last);
             for port in 0..=LAST_SYSTEM_PORT {

@@ -11,6 +11,7 @@ mod rule;
 mod severity;
 mod values;
 
+use self::coverage::{Coverage, PortSet};
 pub use self::{
     condition::Condition,
     error::RuleError,
@@ -19,7 +20,6 @@ pub use self::{
     severity::default_severity,
     values::{Address, NamePattern, Netns, Network, PortRange, User},
 };
-use self::coverage::{Coverage, PortSet};
 use crate::{
     model::{Severity, Transport},
     registry::{Registry, Status, system_ports},
@@ -94,13 +94,11 @@ impl Policy {
         transports: &'a [Transport],
     ) -> impl Iterator<Item = (u16, Transport)> + 'a {
         let watched = self.watched_ports(registry, default_scope, transports);
-        system_ports()
-            .skip(1)
-            .flat_map(move |port| {
-                let here = watched.iter().filter(|(_, ports)| ports.contains(port));
-                let here: Vec<_> = here.map(|(transport, _)| (port, *transport)).collect();
-                here
-            })
+        system_ports().skip(1).flat_map(move |port| {
+            let here = watched.iter().filter(|(_, ports)| ports.contains(port));
+            let here: Vec<_> = here.map(|(transport, _)| (port, *transport)).collect();
+            here
+        })
     }
 
     /// Each rule decides on the ports that no earlier one decided on.

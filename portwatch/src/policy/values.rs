@@ -201,7 +201,9 @@ fn compile(text: &str) -> Result<GlobSet, String> {
         Some(*depth)
     });
     if nested.max() > Some(MAX_DEPTH) {
-        return Err(format!("alternatives are nested more than {MAX_DEPTH} deep"));
+        return Err(format!(
+            "alternatives are nested more than {MAX_DEPTH} deep"
+        ));
     }
     let problem = |error: globset::Error| format!("{text:?}: {}", error.kind());
     let glob = GlobBuilder::new(text).literal_separator(true).build();

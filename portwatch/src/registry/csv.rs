@@ -324,7 +324,11 @@ mod tests {
         }));
         let services = |registry: &Registry, port| {
             let entry = registry.entry(port, Transport::Tcp).unwrap();
-            entry.services.iter().map(|name| name.to_string()).collect::<Vec<_>>()
+            entry
+                .services
+                .iter()
+                .map(|name| name.to_string())
+                .collect::<Vec<_>>()
         };
         let of_seven = services(&registry.unwrap(), 7);
         assert_eq!(of_seven[..2], ["s7", "s1031"]);
@@ -338,11 +342,15 @@ mod tests {
                 "has more than 250000 records",
             ),
             (
-                rows(5_000, &|index| format!(",{}-{},tcp,Reserved", index % 100, 500 + index / 100)),
+                rows(5_000, &|index| {
+                    format!(",{}-{},tcp,Reserved", index % 100, 500 + index / 100)
+                }),
                 "has too many overlapping ranges",
             ),
             (
-                rows(1_000, &|index| format!("s{index},{}-{},,d", index % 40, 900 + index / 40)),
+                rows(1_000, &|index| {
+                    format!("s{index},{}-{},,d", index % 40, 900 + index / 40)
+                }),
                 "has too many services on the same system ports",
             ),
             (

@@ -7,13 +7,7 @@ mod diff;
 mod info;
 mod table;
 
-use std::{
-    collections::HashSet,
-    fmt,
-    ops::RangeInclusive,
-    path::PathBuf,
-    rc::Rc,
-};
+use std::{collections::HashSet, fmt, ops::RangeInclusive, path::PathBuf, rc::Rc};
 
 use jiff::civil::Date;
 use portwatch_common::SYSTEM_PORTS;
@@ -322,7 +316,9 @@ fn joined<'a>(mut of_rows: impl Iterator<Item = &'a Rc<[Printable]>>) -> Rc<[Pri
     let mut known: HashSet<&Printable> = HashSet::new();
     let all = [first, second].into_iter().chain(of_rows);
     let all = all.flat_map(|services| services.iter());
-    all.filter(|service| known.insert(*service)).cloned().collect()
+    all.filter(|service| known.insert(*service))
+        .cloned()
+        .collect()
 }
 
 /// The entry of a transport without a row, from the status on the others.

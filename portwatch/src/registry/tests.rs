@@ -140,7 +140,8 @@ fn a_diff_names_what_changed_and_joins_neighbours() {
         status,
         services: names.iter().map(|name| Printable::from(*name)).collect(),
     };
-    let old = Registry::from_rows(vec![row(300..=310, None, Status::Unassigned, &[])], None).unwrap();
+    let old =
+        Registry::from_rows(vec![row(300..=310, None, Status::Unassigned, &[])], None).unwrap();
     let new = Registry::from_rows(
         vec![
             row(300..=301, None, Status::Unassigned, &[]),

@@ -36,6 +36,10 @@ pub const TARGETS: [Target; 8] = [
 ];
 
 /// A rules file: an error is one place and printable, and no policy takes part of the ports twice.
+///
+/// # Panics
+///
+/// When a promise is broken.
 pub fn rules(bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(bytes) else {
         return;
@@ -69,6 +73,10 @@ fn place(transport: Transport) -> Option<usize> {
 }
 
 /// A registry file: every port has an entry on every transport, and its changes are printable.
+///
+/// # Panics
+///
+/// When a promise is broken.
 pub fn registry(bytes: &[u8]) {
     if let Ok(registry) = Registry::parse_csv(bytes) {
         for transport in Transport::ALL {
@@ -85,6 +93,10 @@ pub fn registry(bytes: &[u8]) {
 }
 
 /// Records of the ring buffer, each with its length in two bytes before it.
+///
+/// # Panics
+///
+/// When a promise is broken.
 pub fn record(bytes: &[u8]) {
     let mut records = Records::default();
     let mut rest = bytes;
@@ -107,6 +119,10 @@ pub fn records() -> Vec<u8> {
 }
 
 /// Alerts on stdin of `explain-alert`: a line for each, or an error with the line's number.
+///
+/// # Panics
+///
+/// When a promise is broken.
 pub fn explain_alert(bytes: &[u8]) {
     const RULES: &str = "[[rule]]\nname = \"a\"\ndecide = \"notice\"\nexe = \"/{a,b}*\"\n\
         [[rule]]\nname = \"b\"\ndecide = \"deny\"\nport = \"900-1023\"\n";
@@ -121,6 +137,10 @@ pub fn explain_alert(bytes: &[u8]) {
 
 /// Names in an alert, separated by NUL: the text line is one line, its fields are the monitor's, and each
 /// name comes back as it is.
+///
+/// # Panics
+///
+/// When a promise is broken.
 pub fn text_line(bytes: &[u8]) {
     thread_local! {
         /// It takes longer to make than to write.
@@ -158,10 +178,17 @@ pub fn text_line(bytes: &[u8]) {
     assert_eq!(value("exe="), (plain(&process.exe), true));
     assert_eq!(value("user="), (plain(&process.user), true));
     assert_eq!(value("unit="), (plain(&process.unit), true));
-    let words: Vec<_> = process.cmdline.iter().flatten().map(|one| one.to_string()).collect();
+    let words: Vec<_> = process
+        .cmdline
+        .iter()
+        .flatten()
+        .map(|one| one.to_string())
+        .collect();
     assert_eq!(split(&value("cmdline=").0), words);
     let chain = process.ancestors.iter();
-    let chain: Vec<_> = chain.map(|one| format!("{}[{}]", one.comm, one.pid)).collect();
+    let chain: Vec<_> = chain
+        .map(|one| format!("{}[{}]", one.comm, one.pid))
+        .collect();
     let [first, second] = &*chain else { return };
     assert_eq!(split(&value("ancestors=").0), [first, "<", second]);
 
@@ -184,6 +211,10 @@ fn split(text: &str) -> Vec<String> {
 }
 
 /// A packet of sock_diag(7).
+///
+/// # Panics
+///
+/// When a promise is broken.
 pub fn sock_diag(bytes: &[u8]) {
     if let Ok(sockets) = inventory::parse_packet(bytes) {
         assert!(sockets.iter().all(|socket| socket.inode != 0));
@@ -191,6 +222,10 @@ pub fn sock_diag(bytes: &[u8]) {
 }
 
 /// The files of /proc, and passwd(5).
+///
+/// # Panics
+///
+/// When a promise is broken.
 pub fn proc(bytes: &[u8]) {
     drop(Stat::parse(bytes));
     let _: Option<Status> = Status::parse(bytes);
@@ -205,6 +240,10 @@ pub fn proc(bytes: &[u8]) {
 }
 
 /// Any text: what is escaped is printable, and escaping it again changes nothing.
+///
+/// # Panics
+///
+/// When a promise is broken.
 pub fn escape(bytes: &[u8]) {
     let mut text = String::new();
     escape_to(&mut text, bytes, &[]);
@@ -234,9 +273,30 @@ mod tests {
 
     /// Pieces that parsers treat in their own ways.
     const PIECES: [&[u8]; 24] = [
-        b"\0", b"\n", b"\"", b"'", b"\\", b"{", b"}", b"[", b"]", b"[[", b"=", b",", b".", b"-", b"*",
-        b"0", b"9223372036854775808", b"-1", b"\xff", b"\xff\xff\xff\x7f", b"\x1b[2J",
-        "\u{202e}".as_bytes(), "\u{301}".as_bytes(), b"#",
+        b"\0",
+        b"\n",
+        b"\"",
+        b"'",
+        b"\\",
+        b"{",
+        b"}",
+        b"[",
+        b"]",
+        b"[[",
+        b"=",
+        b",",
+        b".",
+        b"-",
+        b"*",
+        b"0",
+        b"9223372036854775808",
+        b"-1",
+        b"\xff",
+        b"\xff\xff\xff\x7f",
+        b"\x1b[2J",
+        "\u{202e}".as_bytes(),
+        "\u{301}".as_bytes(),
+        b"#",
     ];
 
     fn fuzz_directory() -> PathBuf {
@@ -302,9 +362,14 @@ mod tests {
         assert_eq!(programs.collect::<BTreeSet<_>>(), names);
         let manifest = fs::read_to_string(fuzz_directory().join("Cargo.toml")).unwrap();
         for name in names {
-            let program = fuzz_directory().join("fuzz_targets").join(format!("{name}.rs"));
+            let program = fuzz_directory()
+                .join("fuzz_targets")
+                .join(format!("{name}.rs"));
             let call = format!("portwatch::testing::fuzz::{name}(bytes)");
-            assert!(fs::read_to_string(program).unwrap().contains(&call), "{name}");
+            assert!(
+                fs::read_to_string(program).unwrap().contains(&call),
+                "{name}"
+            );
             assert!(manifest.contains(&format!("name = \"{name}\"\n")), "{name}");
         }
     }

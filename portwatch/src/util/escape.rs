@@ -146,17 +146,54 @@ mod tests {
     fn what_has_no_shape_of_its_own_is_escaped() {
         let hidden = [
             // Control, bidirectional control, format, soft hyphen, interlinear annotation.
-            '\u{0}', '\u{1b}', '\u{7f}', '\u{9b}', '\u{202e}', '\u{2066}', '\u{200b}', '\u{200d}',
-            '\u{feff}', '\u{ad}', '\u{61c}', '\u{fff9}', '\u{110bd}', '\u{13430}', '\u{1d173}',
+            '\u{0}',
+            '\u{1b}',
+            '\u{7f}',
+            '\u{9b}',
+            '\u{202e}',
+            '\u{2066}',
+            '\u{200b}',
+            '\u{200d}',
+            '\u{feff}',
+            '\u{ad}',
+            '\u{61c}',
+            '\u{fff9}',
+            '\u{110bd}',
+            '\u{13430}',
+            '\u{1d173}',
             // Separators and spaces.
-            '\u{2028}', '\u{2029}', '\u{a0}', '\u{2003}', '\u{3000}', '\u{1680}', '\u{202f}',
+            '\u{2028}',
+            '\u{2029}',
+            '\u{a0}',
+            '\u{2003}',
+            '\u{3000}',
+            '\u{1680}',
+            '\u{202f}',
             // Fillers and blanks.
-            '\u{2800}', '\u{115f}', '\u{1160}', '\u{3164}', '\u{ffa0}', '\u{34f}', '\u{17b4}',
+            '\u{2800}',
+            '\u{115f}',
+            '\u{1160}',
+            '\u{3164}',
+            '\u{ffa0}',
+            '\u{34f}',
+            '\u{17b4}',
             // Variation selectors and tags.
-            '\u{180b}', '\u{180f}', '\u{fe00}', '\u{fe0f}', '\u{e0100}', '\u{e01ef}', '\u{e0001}',
+            '\u{180b}',
+            '\u{180f}',
+            '\u{fe00}',
+            '\u{fe0f}',
+            '\u{e0100}',
+            '\u{e01ef}',
+            '\u{e0001}',
             '\u{e0041}',
             // Private use, unassigned, noncharacters.
-            '\u{e000}', '\u{f8ff}', '\u{10fffd}', '\u{378}', '\u{2065}', '\u{fdd0}', '\u{ffff}',
+            '\u{e000}',
+            '\u{f8ff}',
+            '\u{10fffd}',
+            '\u{378}',
+            '\u{2065}',
+            '\u{fdd0}',
+            '\u{ffff}',
         ];
         for character in hidden {
             let text = escaped(&format!("a{character}b"));
@@ -168,7 +205,16 @@ mod tests {
     #[test]
     fn letters_and_symbols_of_every_script_are_themselves() {
         for text in [
-            "grüße", "日本", "Ωμέγα", "ελ-γ", "हिन्दी", "ภาษาไทย", "e\u{301}", "한글", "عربي", "→ € ½ ☃ 😀",
+            "grüße",
+            "日本",
+            "Ωμέγα",
+            "ελ-γ",
+            "हिन्दी",
+            "ภาษาไทย",
+            "e\u{301}",
+            "한글",
+            "عربي",
+            "→ € ½ ☃ 😀",
         ] {
             assert_eq!(escaped(text), text);
         }

@@ -161,7 +161,7 @@ fn is_inherited(path: &Path) -> bool {
 
 fn is_readable(metadata: &Metadata, is_pipe_allowed: bool) -> bool {
     let kind = metadata.file_type();
-    kind.is_file() || is_null(metadata) || is_pipe_allowed && kind.is_fifo()
+    metadata.is_file() || is_null(metadata) || is_pipe_allowed && kind.is_fifo()
 }
 
 /// Whether it is `/dev/null` (drivers/char/mem.c, Linux 6.18).
@@ -306,7 +306,11 @@ mod tests {
             (0o600, 0o755, None),
             (0o644, 0o1777, None),
             (0o644, 0o700, None),
-            (0o664, 0o755, Some("file is writable by others (mode 664): chmod go-w")),
+            (
+                0o664,
+                0o755,
+                Some("file is writable by others (mode 664): chmod go-w"),
+            ),
             (0o646, 0o755, Some("writable by others (mode 646)")),
             (0o644, 0o757, Some("inner is writable by others (mode 757)")),
         ] {
