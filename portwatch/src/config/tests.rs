@@ -310,9 +310,8 @@ fn patterns_that_would_be_huge_are_an_error() {
 #[test]
 fn a_file_has_a_bounded_number_of_everything() {
     let rules = |count: usize, lines: &str| -> String {
-        (0..count)
-            .map(|index| format!("[[rule]]\nname = \"{index}\"\ndecide = \"notice\"\n{lines}\n"))
-            .collect()
+        let rule = |index| format!("[[rule]]\nname = \"{index}\"\ndecide = \"notice\"\n{lines}\n");
+        (0..count).map(rule).collect()
     };
     let ports = |count| format!("port = [{}]", "7,".repeat(count));
     for (text, problem) in [

@@ -330,7 +330,9 @@ mod tests {
         for (name, target) in TARGETS {
             let corpus = corpus(name);
             assert!(!corpus.is_empty(), "fuzz/corpus/{name} is empty");
-            corpus.iter().for_each(|input| target(input));
+            for input in &corpus {
+                target(input);
+            }
             let inputs = (any::<Index>(), vec(edit(), 1..8));
             let mut runner = TestRunner::new(ProptestConfig {
                 cases: MUTATED,
