@@ -151,7 +151,9 @@ pub fn text_line(bytes: &[u8]) {
     let Some(mut alert) = ALERT.with(Clone::clone) else {
         return;
     };
-    let mut names = bytes.split(|byte| *byte == 0).map(Printable::from_bytes);
+    // So short that even with quotes around quotes nothing of it is cut.
+    let limited = |name| Printable::limited(name, 24);
+    let mut names = bytes.split(|byte| *byte == 0).map(limited);
     let mut name = || names.next().unwrap_or_else(|| Printable::from("x"));
     let process = Process {
         exe: Some(name()),
