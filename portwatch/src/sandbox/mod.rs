@@ -99,10 +99,15 @@ impl Sandbox {
     /// What has gone wrong since the last call.
     pub fn check(&mut self) -> Vec<String> {
         let mut problems = Vec::new();
-        if let Some(denied::Denied { first, count }) = denied::take() {
+        if let Some(denied::Denied {
+            first,
+            argument,
+            count,
+        }) = denied::take()
+        {
             problems.push(format!(
-                "the sandbox denied {count} system calls, the first with number {first}: either a \
-                 fault of portwatch, or it runs code that is not its own"
+                "the sandbox denied {count} system calls, the first with number {first} and {argument:#x} as \
+                 its first argument: either a fault of portwatch, or it runs code that is not its own"
             ));
         }
         let has_helper = self.helper.is_some_and(Helper::is_running);
