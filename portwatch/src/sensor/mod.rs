@@ -19,7 +19,7 @@ use std::{
 use aya::{
     Ebpf,
     maps::{Map, RingBuf},
-    programs::{Program, links::PinnedLink},
+    programs::Program,
 };
 use jiff::Timestamp;
 use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
@@ -28,7 +28,7 @@ use portwatch_common::names;
 #[cfg(feature = "testing")]
 pub use self::testing::Records;
 use self::{
-    attach::{Cgroup, PROGRAMS, attach_pinned, attach_program},
+    attach::{Cgroup, Pins, attach_program},
     maps::{
         deny, map,
         marks::SocketMarks,
@@ -81,7 +81,7 @@ pub struct Sensor {
     missing: BTreeSet<&'static str>,
     watched: Watched,
     /// Links that stay when this goes.
-    _pinned: Vec<PinnedLink>,
+    pins: Option<Pins>,
 }
 
 impl Sensor {
@@ -109,6 +109,7 @@ impl Sensor {
         check_ring_size(options.ring_size)?;
         check_privileges()?;
         let Cgroup { fd: cgroup, label } = Cgroup::open(options.cgroup.as_deref())?;
+        let mut pins = options.fail_closed.then(Pins::open).transpose()?;
         // Before Linux 5.11 maps count as locked memory. Where this is rejected it is not needed.
         let _ = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY);
 
@@ -132,14 +133,8 @@ impl Sensor {
         // All are loaded before any is attached, so that one that is rejected leaves nothing behind.
         load_programs(required(&mut ebpf))?;
         let mut programs = 0;
-        let mut pinned = Vec::new();
         for (name, program) in required(&mut ebpf) {
-            let denying = PROGRAMS.into_iter().find(|denying| *denying == name);
-            match denying.filter(|_| options.fail_closed) {
-                Some(name) => pinned.push(attach_pinned(name, program, &cgroup)?),
-                None => attach_program(program, &cgroup)
-                    .map_err(|error| SensorError::attach(name, &error))?,
-            }
+            attach_program(name, program, &cgroup, pins.as_mut())?;
             programs += 1;
         }
         let tracepoint = Tracepoint::attach(&mut ebpf, features.tracepoint_transports.clone());
@@ -159,7 +154,7 @@ impl Sensor {
             cgroup_fd: cgroup,
             missing: BTreeSet::new(),
             watched,
-            _pinned: pinned,
+            pins,
         })
     }
 

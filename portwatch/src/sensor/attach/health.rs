@@ -7,11 +7,11 @@ use std::os::fd::AsFd as _;
 use aya::{Ebpf, programs::Program};
 
 use super::{
-    attach_program,
+    Pins, attach_program,
     hooks::{HOOKS, attached},
     tracepoint::{self, Tracepoint},
 };
-use crate::sensor::{Sensor, SensorError};
+use crate::sensor::Sensor;
 
 /// A part of the sensor that was lost or regained.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,6 +29,16 @@ impl Sensor {
         let Some(ebpf) = &mut self.ebpf else {
             return changes;
         };
+        for (name, error) in self.pins.iter_mut().flat_map(Pins::check) {
+            let detail = match &error {
+                None => format!("the pin of the program {name} was gone, and is there again"),
+                Some(error) => format!("the pin of the program {name} is gone: {error}"),
+            };
+            changes.push(Health {
+                regained: error.is_none(),
+                detail,
+            });
+        }
         for (name, attach_type) in HOOKS {
             let Some((id, program)) = program(ebpf, name) else {
                 continue;
@@ -39,7 +49,7 @@ impl Sensor {
                 continue;
             }
             let was_known = self.missing.contains(name);
-            match attach_program(program, &self.cgroup_fd) {
+            match attach_program(name, program, &self.cgroup_fd, self.pins.as_mut()) {
                 Ok(()) => {
                     self.missing.remove(name);
                     changes.push(Health {
@@ -49,7 +59,6 @@ impl Sensor {
                 }
                 Err(error) if !was_known => {
                     self.missing.insert(name);
-                    let error = SensorError::attach(name, &error);
                     changes.push(Health {
                         regained: false,
                         detail: format!("the program {name} was detached: {error}"),

@@ -10,10 +10,13 @@ use std::os::fd::AsFd;
 
 use aya::programs::{CgroupAttachMode, Program, ProgramError};
 
+use crate::sensor::SensorError;
+
+use self::pin::PROGRAMS;
 pub(super) use self::{
     cgroup::Cgroup,
     hooks::{HOOKS, attached},
-    pin::{PROGRAMS, attach as attach_pinned},
+    pin::Pins,
 };
 pub use self::{
     health::Health,
@@ -21,8 +24,22 @@ pub use self::{
     tracepoint::Tracepoint,
 };
 
-/// Attaches one of the object's programs for as long as the object lives.
-pub(super) fn attach_program(program: &mut Program, cgroup: impl AsFd) -> Result<(), ProgramError> {
+/// Attaches one of the object's programs: with a pin, if it denies and there are `pins`, otherwise
+/// for as long as the object lives.
+pub(super) fn attach_program(
+    name: &str,
+    program: &mut Program,
+    cgroup: impl AsFd,
+    pins: Option<&mut Pins>,
+) -> Result<(), SensorError> {
+    let denying = PROGRAMS.into_iter().find(|denying| *denying == name);
+    if let Some((name, pins)) = denying.zip(pins) {
+        return pins.attach(name, program, cgroup);
+    }
+    attach_for_now(program, cgroup).map_err(|error| SensorError::attach(name, &error))
+}
+
+fn attach_for_now(program: &mut Program, cgroup: impl AsFd) -> Result<(), ProgramError> {
     // A link is multi-attach by nature; the kernel rejects any other mode's flags.
     let mode = CgroupAttachMode::Single;
     match program {

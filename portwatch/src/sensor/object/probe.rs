@@ -90,10 +90,7 @@ pub fn probe() -> Vec<Check> {
             for (name, program) in required(&mut object) {
                 let result = load_program(program)
                     .map_err(|error| SensorError::program(name, error))
-                    .and_then(|()| {
-                        attach_program(program, &cgroup)
-                            .map_err(|error| SensorError::attach(name, &error))
-                    });
+                    .and_then(|()| attach_program(name, program, &cgroup, None));
                 let detail = result.map(|()| "loads and attaches".into()).map_err(text);
                 add(&format!("program {name}"), true, detail);
             }
