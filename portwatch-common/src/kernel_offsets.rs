@@ -11,7 +11,7 @@ use bytemuck::{Pod, Zeroable};
 pub struct KernelOffsets {
     /// Not 0 when all the others are set but those that say otherwise.
     pub known: u32,
-    /// `task_struct.loginuid`; 0 where the kernel has no audit. Those up to `mount_ns` can be 0: what
+    /// `task_struct.loginuid`; 0 where the kernel has no audit. Those up to `subflow_conn` can be 0: what
     /// is read through them is then unknown.
     pub task_loginuid: u32,
     /// `sock.__sk_common.skc_net.net`.
@@ -42,6 +42,14 @@ pub struct KernelOffsets {
     pub mount_ns_inum: u32,
     /// `mount.mnt_ns`.
     pub mount_ns: u32,
+    /// `sock.__sk_common.skc_prot`.
+    pub sock_prot: u32,
+    /// `proto.put_port`, from Linux 5.17 on.
+    pub proto_put_port: u32,
+    /// `inet_connection_sock.icsk_ulp_data`.
+    pub sock_ulp_data: u32,
+    /// `mptcp_subflow_context.conn`; 0 without MPTCP.
+    pub subflow_conn: u32,
     /// `task_struct.mm`.
     pub task_mm: u32,
     /// `task_struct.real_parent`.
@@ -107,6 +115,10 @@ impl KernelOffsets {
         nsproxy_mount_ns: 0,
         mount_ns_inum: 0,
         mount_ns: 0,
+        sock_prot: 0,
+        proto_put_port: 0,
+        sock_ulp_data: 0,
+        subflow_conn: 0,
         task_mm: 0,
         task_parent: 0,
         task_tgid: 0,
@@ -131,7 +143,7 @@ impl KernelOffsets {
     };
 
     /// Structure and member behind each field from `task_loginuid` on, in their order.
-    pub const MEMBERS: [(&'static str, &'static str); 36] = [
+    pub const MEMBERS: [(&'static str, &'static str); 40] = [
         ("task_struct", "loginuid"),
         ("sock", "__sk_common.skc_net.net"),
         ("net", "ns.inum"),
@@ -147,6 +159,10 @@ impl KernelOffsets {
         ("nsproxy", "mnt_ns"),
         ("mnt_namespace", "ns.inum"),
         ("mount", "mnt_ns"),
+        ("sock", "__sk_common.skc_prot"),
+        ("proto", "put_port"),
+        ("inet_connection_sock", "icsk_ulp_data"),
+        ("mptcp_subflow_context", "conn"),
         ("task_struct", "mm"),
         ("task_struct", "real_parent"),
         ("task_struct", "tgid"),
@@ -171,7 +187,7 @@ impl KernelOffsets {
     ];
 
     /// How many of [`Self::MEMBERS`], from the first on, a kernel may lack.
-    pub const OPTIONAL: usize = 15;
+    pub const OPTIONAL: usize = 19;
 
     /// The offsets of these [`Self::MEMBERS`].
     #[must_use]

@@ -6,7 +6,7 @@
 use core::ffi::c_void;
 
 use aya_ebpf::{bindings::bpf_sock, helpers::generated::bpf_probe_read_kernel};
-use portwatch_common::PROTOCOL_TCP;
+use portwatch_common::{PROTOCOL_TCP, PROTOCOL_UDPLITE};
 
 use crate::globals::offset;
 
@@ -31,33 +31,58 @@ pub fn read<T: Default>(address: *const c_void) -> T {
     value
 }
 
-/// Whether the socket of a `cgroup_sock` context is a kernel socket: it belongs to no file. Nor does
-/// a subflow of MPTCP, which has an upper layer protocol instead.
+/// Address of the socket behind a pointer that the verifier knows as one: with some it allows no
+/// arithmetic, so the number is read back from where the pointer lies on the stack.
 #[inline(always)]
-pub fn is_kernel_socket(sock: *mut bpf_sock, protocol: u8) -> bool {
-    if offset!(known) == 0 {
-        return false;
-    }
-    let socket = member(sock, offset!(sock_socket));
-    if socket == 0 || word(socket + offset!(socket_file)) != 0 {
-        return false;
-    }
-    protocol != PROTOCOL_TCP || member(sock, offset!(sock_ulp)) == 0
+pub fn address_of(sock: *mut bpf_sock) -> u64 {
+    read((&raw const sock).cast())
 }
 
-/// Inode of the network namespace of the socket of a `cgroup_sock` context; 0 when unknown.
+/// Whether the socket at that address is a kernel socket: it belongs to no file. Nor does a subflow
+/// of MPTCP on some kernels: there the socket that it is a part of counts.
 #[inline(always)]
-pub fn netns_inode(sock: *mut bpf_sock) -> u32 {
+pub fn is_kernel_socket(sock: u64, protocol: u8) -> bool {
+    if offset!(known) == 0 || !is_fileless(sock) {
+        return false;
+    }
+    if protocol != PROTOCOL_TCP || word(sock + offset!(sock_ulp)) == 0 {
+        return true;
+    }
+    if offset!(sock_ulp_data) == 0 || offset!(subflow_conn) == 0 {
+        return false;
+    }
+    let subflow = word(sock + offset!(sock_ulp_data));
+    let whole = word(subflow + offset!(subflow_conn));
+    subflow != 0 && whole != 0 && is_fileless(whole)
+}
+
+#[inline(always)]
+fn is_fileless(sock: u64) -> bool {
+    let socket = word(sock + offset!(sock_socket));
+    socket != 0 && word(socket + offset!(socket_file)) == 0
+}
+
+/// Whether the socket at that address keeps its port when a bind is denied after the kernel has
+/// accepted it: TCP and UDP before Linux 5.17, and UDP-Lite, which has no `put_port`
+/// (`__inet_bind` in net/ipv4/af_inet.c).
+#[inline(always)]
+pub fn keeps_port(sock: u64, protocol: u8) -> bool {
+    if offset!(known) == 0 || offset!(sock_prot) == 0 {
+        return protocol == PROTOCOL_UDPLITE;
+    }
+    if offset!(proto_put_port) == 0 {
+        return true;
+    }
+    let operations = word(sock + offset!(sock_prot));
+    word(operations + offset!(proto_put_port)) == 0
+}
+
+/// Inode of the network namespace of the socket at that address; 0 when unknown.
+#[inline(always)]
+pub fn netns_inode(sock: u64) -> u32 {
     if offset!(sock_net) == 0 || offset!(net_inum) == 0 {
         return 0;
     }
-    let net = member(sock, offset!(sock_net));
+    let net = word(sock + offset!(sock_net));
     read((net + offset!(net_inum)) as *const c_void)
-}
-
-/// A word of the socket behind a `cgroup_sock` context, which is the socket itself: for a helper,
-/// its address.
-#[inline(always)]
-fn member(sock: *mut bpf_sock, offset: u64) -> u64 {
-    read(sock.cast::<u8>().wrapping_add(offset as usize).cast())
 }

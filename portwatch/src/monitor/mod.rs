@@ -187,9 +187,7 @@ impl Monitor {
             };
             self.report_health(severity, detail);
         }
-        if !self.sensor.missing_cgroups().is_empty() {
-            self.find_cgroups();
-        }
+        self.find_cgroups();
         let evicted = self.pipeline.tracker().take_evicted();
         if evicted > 0 {
             self.warn(format!(

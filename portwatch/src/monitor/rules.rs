@@ -52,10 +52,9 @@ impl Monitor {
         Ok(text)
     }
 
-    /// Looks again for the cgroups of deny rules.
+    /// Looks again for the cgroups of deny rules: a unit that starts again has another.
     pub(super) fn find_cgroups(&mut self) {
-        let rules = self.config.deny_rules(self.pipeline.decider().registry());
-        if let Err(error) = self.sensor.deny(&rules) {
+        if let Err(error) = self.sensor.find_cgroups() {
             self.warn(error.to_string());
         }
     }

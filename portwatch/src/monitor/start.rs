@@ -74,6 +74,9 @@ pub(super) fn limits(options: &Options, sensor: &Sensor) -> Vec<String> {
                 .to_owned(),
         );
     }
+    limits.extend(sensor.late_deny().map(|why| {
+        format!("a bind is denied only after the kernel has accepted it; UDP-Lite keeps its port: {why}")
+    }));
     limits.extend(sensor.exec_info_error().map(|why| {
         format!("short-lived processes are described as far as /proc still shows them: {why}")
     }));

@@ -28,9 +28,10 @@ use portwatch_common::names;
 #[cfg(feature = "testing")]
 pub use self::testing::Records;
 use self::{
-    attach::{Cgroup, Pins, attach_program},
+    attach::{BeforeBind, Cgroup, Pins, attach_program},
     maps::{
-        deny, map,
+        deny::Deny,
+        map,
         marks::SocketMarks,
         repeats::Repeats,
         watched::{Watched, fill},
@@ -67,8 +68,8 @@ pub struct Sensor {
     wake: Wake,
     repeats: Repeats,
     decoder: Decoder,
-    /// Cgroups that deny rules name and that do not exist.
-    missing_cgroups: Vec<String>,
+    deny: Deny,
+    before_bind: BeforeBind,
     marks: SocketMarks,
     /// Why the BPF programs read no exec info; None where they do.
     exec_info_error: Option<String>,
@@ -116,7 +117,8 @@ impl Sensor {
         let (features, loader) = HostFeatures::read();
         let mut ebpf = load(loader, object, options.ring_size, &features)?;
         let watched = fill(&mut ebpf, &Watched::default(), watched)?;
-        let missing_cgroups = deny::set(&mut ebpf, deny)?;
+        let mut in_force = Deny::default();
+        in_force.set(&mut ebpf, deny)?;
         let ring = map(ebpf.take_map(names::RING), names::RING, RingBuf::try_from)?;
         let control = map(ebpf.map(names::CONTROL), names::CONTROL, |map| match map {
             Map::Array(data) => Ok(data),
@@ -132,11 +134,13 @@ impl Sensor {
 
         // All are loaded before any is attached, so that one that is rejected leaves nothing behind.
         load_programs(required(&mut ebpf))?;
+        let mut before_bind = BeforeBind::load(&mut ebpf);
         let mut programs = 0;
         for (name, program) in required(&mut ebpf) {
             attach_program(name, program, &cgroup, pins.as_mut())?;
             programs += 1;
         }
+        before_bind.set(in_force.is_in_force(), &mut ebpf, &cgroup, pins.as_mut())?;
         let tracepoint = Tracepoint::attach(&mut ebpf, features.tracepoint_transports.clone());
         #[cfg(feature = "debug")]
         object::debug::forward_log(&mut ebpf);
@@ -145,7 +149,8 @@ impl Sensor {
             wake,
             repeats,
             decoder: Decoder::new(),
-            missing_cgroups,
+            deny: in_force,
+            before_bind,
             marks,
             exec_info_error: features.exec_info_error(),
             cgroup: label,
@@ -251,7 +256,28 @@ impl Sensor {
     /// Cgroups that deny rules name and that do not exist: such a rule applies to no process.
     #[must_use]
     pub fn missing_cgroups(&self) -> &[String] {
-        &self.missing_cgroups
+        self.deny.missing_cgroups()
+    }
+
+    /// Looks again for the cgroups that deny rules name. Whether one has come, gone or changed.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's.
+    pub fn find_cgroups(&mut self) -> Result<bool, SensorError> {
+        let Some(ebpf) = &mut self.ebpf else {
+            return Ok(false);
+        };
+        self.deny.find_cgroups(ebpf)
+    }
+
+    /// Why binds are denied only after the kernel has accepted them; None where that happens before, or
+    /// no rule denies.
+    #[must_use]
+    pub fn late_deny(&self) -> Option<&str> {
+        self.before_bind
+            .rejected()
+            .filter(|_| self.deny.is_in_force())
     }
 
     /// Watches other ports from now on. What is watched before and after is so without a gap.
@@ -275,10 +301,16 @@ impl Sensor {
     ///
     /// The kernel's.
     pub fn deny(&mut self, deny: &DenyRules) -> Result<(), SensorError> {
-        if let Some(ebpf) = &mut self.ebpf {
-            self.missing_cgroups = deny::set(ebpf, deny)?;
+        let Some(ebpf) = &mut self.ebpf else {
+            return Ok(());
+        };
+        let (cgroup, mut pins) = (&self.cgroup_fd, self.pins.as_mut());
+        // There is no moment in which a bind meets no program that denies.
+        if !deny.rules.is_empty() {
+            self.before_bind.set(true, ebpf, cgroup, pins.as_deref_mut())?;
         }
-        Ok(())
+        self.deny.set(ebpf, deny)?;
+        self.before_bind.set(self.deny.is_in_force(), ebpf, cgroup, pins)
     }
 
     /// Why the BPF programs read no exec info, so that processes are identified only by what /proc
@@ -300,10 +332,10 @@ impl Sensor {
     }
 }
 
-/// The programs without which nothing works: all but the tracepoint's.
+/// The programs without which nothing works.
 fn required(ebpf: &mut Ebpf) -> impl Iterator<Item = (&str, &mut Program)> {
     ebpf.programs_mut()
-        .filter(|(name, _)| *name != names::TRACEPOINT)
+        .filter(|(name, _)| *name != names::TRACEPOINT && !names::BEFORE_BIND.contains(name))
 }
 
 #[cfg(test)]

@@ -238,6 +238,8 @@ fn the_directory_of_the_pins_is_ours_alone() {
             lines,
             [
                 "0 700 directory",
+                "bind4",
+                "bind6",
                 "post_bind4",
                 "post_bind6",
                 DENIED,

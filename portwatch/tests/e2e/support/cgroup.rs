@@ -4,6 +4,7 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::Command,
+    sync::atomic::{AtomicU32, Ordering::Relaxed},
 };
 
 use super::Helper;
@@ -24,7 +25,10 @@ pub struct Cgroup(PathBuf);
 
 impl Cgroup {
     pub fn new(name: &str) -> Self {
-        let path = cgroup_root().join(format!("portwatch-test-{}-{name}", std::process::id()));
+        // Tests of one process run at the same time.
+        static CREATED: AtomicU32 = AtomicU32::new(0);
+        let (pid, number) = (std::process::id(), CREATED.fetch_add(1, Relaxed));
+        let path = cgroup_root().join(format!("portwatch-test-{pid}-{number}-{name}"));
         fs::create_dir(&path).unwrap();
         Self(path)
     }
