@@ -2,6 +2,7 @@
 //! pipeline until it is stopped by a signal.
 #![cfg_attr(not(target_env = "gnu"), forbid(unsafe_code))]
 
+mod cgroups;
 mod ring;
 mod rules;
 mod scan;
@@ -17,6 +18,7 @@ use tokio::{
 };
 
 use self::{
+    cgroups::CgroupWatch,
     ring::BATCH,
     rules::scope,
     scheduler::{ScanScheduler, Urgency},
@@ -98,11 +100,13 @@ async fn watch(options: &Options, registry: Registry) -> Result<()> {
         has_more: false,
         losses_due: None,
         counts_due: None,
+        cgroups: CgroupWatch::default(),
         health: interval_at(
             Instant::now() + options.health_interval,
             options.health_interval,
         ),
     };
+    monitor.follow_cgroups();
     loop {
         tokio::select! {
             biased;
@@ -132,6 +136,8 @@ struct Monitor {
     losses_due: Option<Instant>,
     /// When to take what the BPF programs counted.
     counts_due: Option<Instant>,
+    /// Follows the cgroups of deny rules.
+    cgroups: CgroupWatch,
     health: Interval,
 }
 
@@ -151,6 +157,7 @@ impl Monitor {
                 }
                 () = until(counts_due) => self.take_counts()?,
                 _ = self.health.tick() => self.check_health(),
+                () = self.cgroups.changed() => self.find_cgroups(),
                 complete = self.scheduler.complete() => self.scan = Some(complete),
                 () = until(due), if !self.has_more => {}
                 () = until(flush_due) => {}

@@ -141,6 +141,7 @@ impl Sensor {
             programs += 1;
         }
         before_bind.set(in_force.is_in_force(), &mut ebpf, &cgroup, pins.as_mut())?;
+        programs += before_bind.attached();
         let tracepoint = Tracepoint::attach(&mut ebpf, features.tracepoint_transports.clone());
         #[cfg(feature = "debug")]
         object::debug::forward_log(&mut ebpf);
@@ -257,6 +258,11 @@ impl Sensor {
     #[must_use]
     pub fn missing_cgroups(&self) -> &[String] {
         self.deny.missing_cgroups()
+    }
+
+    /// The cgroups that deny rules name.
+    pub fn deny_cgroups(&self) -> impl Iterator<Item = &str> {
+        self.deny.cgroups()
     }
 
     /// Looks again for the cgroups that deny rules name. Whether one has come, gone or changed.

@@ -158,6 +158,134 @@ fn a_deny_rule_applies_to_cgroups_created_later() {
     });
 }
 
+/// Repeats until it holds.
+fn eventually(what: &str, holds: impl Fn() -> bool) {
+    let holds = (0..500).any(|_| {
+        holds() || {
+            std::thread::sleep(std::time::Duration::from_millis(10));
+            false
+        }
+    });
+    assert!(holds, "{what}");
+}
+
+#[test]
+fn a_rule_follows_its_cgroup_when_a_unit_starts_again() {
+    in_namespace(|_| {
+        let slice = Cgroup::new("slice");
+        let root = crate::support::cgroup_root();
+        let name = slice.path().strip_prefix(&root).unwrap().display();
+        let rule = |name: &str, decision: &str, port: u16, cgroup: &str| {
+            format!(
+                "[[rule]]\nname = \"{name}\"\ndecide = \"{decision}\"\nport = {port}\n\
+                 cgroup = \"{cgroup}\"\n"
+            )
+        };
+        let rules = [
+            rule("denied", "deny", 976, &format!("/{name}/a/denied")),
+            rule("allowed", "ignore", 977, &format!("/{name}/a/allowed")),
+            rule("others", "deny", 977, &format!("/{name}")),
+        ];
+        let (_directory, path) = file(&rules.concat());
+        // No health check helps.
+        let config = path.to_str().unwrap();
+        let monitor = Monitor::start_default(&["--config", config, "--health-interval", "3600"]);
+        for start in 0..3 {
+            let parent = slice.below("a");
+            for again in 0..3 {
+                let denied = parent.below("denied");
+                let allowed = parent.below("allowed");
+                eventually(&format!("976 is denied, start {start}.{again}"), || {
+                    bind(&denied, 976, "udp", "root") == DENIED
+                });
+                eventually(&format!("977 is allowed, start {start}.{again}"), || {
+                    bind(&allowed, 977, "udp", "root") == "ok"
+                });
+                assert_eq!(bind(&parent, 977, "udp", "root"), DENIED);
+                assert_eq!(bind(&parent, 976, "udp", "root"), "ok");
+            }
+        }
+        monitor.stop_all();
+    });
+}
+
+#[test]
+fn a_denied_udplite_socket_receives_nothing() {
+    in_namespace(|namespace| {
+        let cgroup = Cgroup::new("udplite");
+        let (_directory, path) = file("[[rule]]\nname = \"no\"\ndecide = \"deny\"\nport = 976\n");
+        let monitor = Monitor::start_default(&[
+            "--config",
+            path.to_str().unwrap(),
+            "--cgroup",
+            cgroup.path().to_str().unwrap(),
+            "--no-aggregate",
+        ]);
+        // It sends to the port that it was denied, and prints what comes back.
+        let script = "use Socket qw(:all); for my $family (PF_INET, PF_INET6) { \
+            socket(my $s, $family, SOCK_DGRAM, 136) or die; socket(my $c, $family, SOCK_DGRAM, 136) or die; \
+            my $to = $family == PF_INET ? sockaddr_in(976, INADDR_LOOPBACK) \
+                : pack_sockaddr_in6(976, Socket::IN6ADDR_LOOPBACK); \
+            print bind($s, $to) ? 'ok' : \"$!\", ', '; send($c, 'x', 0, $to); \
+            print defined(recv($s, my $got, 9, MSG_DONTWAIT)) ? 'received' : \"$!\", '; ' } print \"\\n\"";
+        let mut binder = cgroup.start("perl", &["-e", script]);
+        let nothing = "Resource temporarily unavailable";
+        let expected = format!("{DENIED}, {nothing}; {DENIED}, {nothing};");
+        assert_eq!(binder.line(), expected);
+        binder.wait();
+        for address in ["127.0.0.1", "::1"] {
+            assert_alert!(monitor.alert(namespace.inode), {
+                "event" => "deny",
+                "transport" => "udplite",
+                "address" => address,
+                "process/comm" => "perl",
+            });
+        }
+        monitor.stop_without_more(namespace.inode);
+    });
+}
+
+#[test]
+fn the_kernels_own_mptcp_listener_is_neither_denied_nor_anybodys() {
+    in_namespace(|namespace| {
+        let cgroup = Cgroup::new("endpoint");
+        let (_directory, path) = file("[[rule]]\nname = \"no\"\ndecide = \"deny\"\nport = 976\n");
+        let monitor = Monitor::start_default(&[
+            "--config",
+            path.to_str().unwrap(),
+            "--cgroup",
+            cgroup.path().to_str().unwrap(),
+            "--no-aggregate",
+            // A scan reports the close of the kernel socket.
+            "--health-interval",
+            "1",
+        ]);
+        cgroup.perl("system('ip mptcp endpoint add 127.0.0.1 dev lo signal port 976') == 0 or die");
+        for event in ["bind", "listen"] {
+            assert_alert!(monitor.alert(namespace.inode), {
+                "event" => event,
+                "process" => Value::Null,
+                "socket/kernel" => true,
+                "detail" => "not denied: kernel socket",
+            });
+        }
+        // A process's own is denied.
+        let mut binder = cgroup.start_perl(
+            "use Socket; socket(my $s, PF_INET, SOCK_STREAM, 262) or die; \
+             print bind($s, sockaddr_in(976, INADDR_ANY)) ? 'ok' : \"$!\", \"\\n\"",
+        );
+        assert_eq!(binder.line(), DENIED);
+        binder.wait();
+        assert_alert!(monitor.alert(namespace.inode), {
+            "event" => "deny",
+            "process/comm" => "perl",
+        });
+        namespace.ip("mptcp endpoint flush");
+        assert_alert!(monitor.alert(namespace.inode), { "event" => "close" });
+        monitor.stop_without_more(namespace.inode);
+    });
+}
+
 /// Runs a shell script in a mount namespace of its own with a BPF file system that everybody can
 /// write, as the kernel makes it. `$pw`, `$run` (a monitor that denies 976 in a cgroup, fail-closed,
 /// whose stderr goes to the file `log`) and `bind` (which prints the result of a bind there) are set;

@@ -88,6 +88,11 @@ impl BeforeBind {
         self.needed && names::BEFORE_BIND.contains(&name)
     }
 
+    /// How many are attached.
+    pub(in crate::sensor) const fn attached(&self) -> usize {
+        if self.needed { names::BEFORE_BIND.len() } else { 0 }
+    }
+
     /// Why they do not run.
     pub(in crate::sensor) fn rejected(&self) -> Option<&str> {
         self.rejected.as_deref()

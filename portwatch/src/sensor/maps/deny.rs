@@ -45,6 +45,12 @@ impl Deny {
         &self.missing
     }
 
+    /// Cgroups that rules name.
+    pub(in crate::sensor) fn cgroups(&self) -> impl Iterator<Item = &str> {
+        let rules = self.source.rules.iter();
+        rules.filter_map(|rule| rule.cgroup.as_deref())
+    }
+
     /// Whether any bind is denied.
     pub(in crate::sensor) const fn is_in_force(&self) -> bool {
         self.bank != 0
