@@ -1,22 +1,32 @@
 //! Follows the cgroups that deny rules name. The kernel's programs know them by id, and a unit that
 //! starts again has the same path with another id.
+#![forbid(unsafe_code)]
 
 use std::{
     collections::{HashMap, HashSet},
     ffi::{OsStr, OsString},
-    io,
+    io::{self, Read as _, Write as _},
     mem::MaybeUninit,
-    os::{fd::OwnedFd, unix::ffi::OsStrExt as _},
-    path::{Path, PathBuf},
+    os::{
+        fd::{AsFd as _, OwnedFd},
+        unix::{ffi::OsStrExt as _, net::UnixStream},
+    },
+    path::Path,
+    thread,
 };
 
+use anyhow::{Context as _, Result};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use portwatch_common::MAX_DENY_RULES;
 use rustix::{
     fs::inotify::{self, CreateFlags, ReadFlags, Reader, WatchFlags},
     io::Errno,
 };
-use tokio::io::{Interest, unix::AsyncFd};
 
-use crate::linux::hierarchy;
+use crate::{linux::hierarchy, sensor::Deny, util::console};
+
+/// Bytes of the thread's stack.
+const STACK: usize = 1 << 18;
 
 /// Bytes of events that are read at once.
 const BUFFER: usize = 4096;
@@ -24,152 +34,174 @@ const BUFFER: usize = 4096;
 /// Events after which it does not matter what the others are: the cgroups are looked up again.
 const EVENTS: usize = 1024;
 
-/// How often the directories on one path may change while they are looked up.
-const ATTEMPTS: usize = 16;
+/// Directories that are watched: those of as many rules as there can be, 16 deep.
+const WATCHES: usize = 16 * MAX_DENY_RULES as usize;
 
-/// The directories in which cgroups of deny rules come and go: one for each of them at most.
-#[derive(Default)]
+/// Follows them on a thread of its own, which does not wait for alerts to be printed.
 pub(super) struct CgroupWatch {
+    /// A byte: other rules are in force. Its end is the thread's.
+    thread: UnixStream,
+}
+
+impl CgroupWatch {
+    /// Begins to.
+    ///
+    /// # Errors
+    ///
+    /// When there is no thread to be had.
+    pub(super) fn start(rules: Deny) -> Result<Self> {
+        let (thread, changes) = UnixStream::pair()?;
+        thread.set_nonblocking(true)?;
+        changes.set_nonblocking(true)?;
+        thread::Builder::new()
+            .name("cgroups".into())
+            .stack_size(STACK)
+            .spawn(move || follow(&rules, changes))
+            .context("following the cgroups of deny rules")?;
+        Ok(Self { thread })
+    }
+
+    /// Other rules are in force.
+    pub(super) fn rules_changed(&mut self) {
+        // One that is full has a change in it already.
+        let _ = self.thread.write(&[0]);
+    }
+}
+
+/// Follows the cgroups of the rules until nobody changes them any more.
+fn follow(rules: &Deny, mut changes: UnixStream) {
+    let mut followed = Followed::default();
+    let mut reported = String::new();
+    loop {
+        // The directories first, so that no cgroup comes in between.
+        let result = followed.update(&rules.cgroups());
+        let found = rules.find_cgroups();
+        let problem = match (result, found) {
+            (Err(error), _) => error.to_string(),
+            (_, Err(error)) => error.to_string(),
+            (Ok(()), Ok(_)) => String::new(),
+        };
+        if !problem.is_empty() && problem != reported {
+            console::log(&format!(
+                "some cgroups of deny rules are only looked up at each health check: {problem}"
+            ));
+        }
+        reported = problem;
+        if !wait(&followed, &mut changes) {
+            return;
+        }
+    }
+}
+
+/// Waits until other rules are in force, or their cgroups may be others. False at the end.
+fn wait(followed: &Followed, changes: &mut UnixStream) -> bool {
+    loop {
+        let inotify = followed.inotify.as_ref();
+        let mut ready = vec![PollFd::new(changes.as_fd(), PollFlags::POLLIN)];
+        ready.extend(inotify.map(|inotify| PollFd::new(inotify.as_fd(), PollFlags::POLLIN)));
+        match poll(&mut ready, PollTimeout::NONE) {
+            Ok(_) | Err(nix::Error::EINTR) => {}
+            Err(_) => return false,
+        }
+        match changes.read(&mut [0; 64]) {
+            Ok(0) => return false,
+            Ok(_) => return true,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(_) => return false,
+        }
+        if inotify.is_some_and(|inotify| take_events(inotify, &followed.watches)) {
+            return true;
+        }
+    }
+}
+
+/// The directories in which the cgroups come and go.
+#[derive(Default)]
+struct Followed {
     /// None as long as there is nothing to follow.
-    inotify: Option<AsyncFd<OwnedFd>>,
-    paths: Vec<String>,
+    inotify: Option<OwnedFd>,
     /// The names that matter in each directory, by the number of its watch.
     watches: HashMap<i32, HashSet<OsString>>,
 }
 
-impl CgroupWatch {
-    /// Follows these paths below the root of the v2 hierarchy from now on, instead of those before.
-    ///
-    /// # Errors
-    ///
-    /// inotify(7)'s: then some are not followed.
-    pub(super) fn follow(&mut self, paths: Vec<String>) -> io::Result<()> {
-        self.paths = paths;
-        self.update()
-    }
-
-    /// Waits until one of the cgroups may have come or gone. May be cancelled.
-    pub(super) async fn changed(&mut self) {
-        loop {
-            let Some(inotify) = &self.inotify else {
-                return std::future::pending().await;
-            };
-            let Ok(mut ready) = inotify.readable().await else {
-                return std::future::pending().await;
-            };
-            let changed = take_events(inotify.get_ref(), &self.watches);
-            if changed != Some(true) {
-                ready.clear_ready();
-            }
-            if changed.is_some() {
-                return;
-            }
-        }
-    }
-
-    /// Watches the directories that are there now. To be called before the cgroups are looked up, so that
-    /// none comes in between.
-    ///
-    /// # Errors
-    ///
-    /// As for [`follow`](Self::follow).
-    pub(super) fn update(&mut self) -> io::Result<()> {
-        if self.paths.is_empty() {
-            self.inotify = None;
-            self.watches.clear();
-            return Ok(());
-        }
-        let Some(v2) = hierarchy::v2() else {
+impl Followed {
+    /// Watches the directories that are there now, for these paths below the root of the v2 hierarchy.
+    fn update(&mut self, paths: &[String]) -> io::Result<()> {
+        let Some(v2) = hierarchy::v2().filter(|_| !paths.is_empty()) else {
+            *self = Self::default();
             return Ok(());
         };
-        if self.inotify.is_none() {
-            let inotify = inotify::init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC)?;
-            // SAFETY: an `OwnedFd` keeps its descriptor open, and the same, as long as it lives.
-            let inotify = unsafe { AsyncFd::register_with_interest(inotify, Interest::READABLE) }?;
-            self.inotify = Some(inotify);
-        }
-        let Some(inotify) = self.inotify.as_ref().map(AsyncFd::get_ref) else {
-            return Ok(());
+        let inotify = match self.inotify.take() {
+            Some(inotify) => inotify,
+            None => inotify::init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC)?,
         };
         let mut watches: HashMap<i32, HashSet<OsString>> = HashMap::new();
         let mut result = Ok(());
-        for path in &self.paths {
-            match watch(inotify, &v2.root, path) {
-                Ok((number, name)) => {
-                    watches.entry(number).or_default().insert(name);
+        for path in paths {
+            match watch(&inotify, &v2.root, path) {
+                Ok(found) => {
+                    for (number, name) in found {
+                        watches.entry(number).or_default().insert(name);
+                    }
                 }
                 Err(error) => result = Err(error),
+            }
+            if watches.len() > WATCHES {
+                result = Err(io::Error::other(
+                    "there are too many directories on their paths",
+                ));
+                break;
             }
         }
         for number in self.watches.keys() {
             if !watches.contains_key(number) {
                 // It is gone already if its directory is.
-                let _ = inotify::remove_watch(inotify, *number);
+                let _ = inotify::remove_watch(&inotify, *number);
             }
         }
         self.watches = watches;
+        self.inotify = Some(inotify);
         result
     }
 }
 
-/// Watches the deepest directory on the path that is there and is not its end. Also the name in it that
-/// leads on.
-fn watch(inotify: &OwnedFd, root: &Path, path: &str) -> io::Result<(i32, OsString)> {
-    let flags = WatchFlags::CREATE
-        | WatchFlags::DELETE
-        | WatchFlags::DELETE_SELF
-        | WatchFlags::ATTRIB
-        | WatchFlags::ONLYDIR;
-    let mut error = Errno::NOENT;
-    for _ in 0..ATTEMPTS {
-        let (directory, name, is_last) = deepest(root, path);
-        match inotify::add_watch(inotify, &directory, flags) {
-            // What has come before the watch was there would not be noticed.
-            Ok(_) if !is_last && directory.join(&name).is_dir() => {}
-            Ok(number) => return Ok((number, name)),
-            Err(problem) => error = problem,
-        }
-    }
-    Err(error.into())
-}
-
-/// The deepest directory on the path that is there and is not its end, the name in it that leads on, and
-/// whether that is the path's last.
-fn deepest(root: &Path, path: &str) -> (PathBuf, OsString, bool) {
+/// Watches the directories above the end of the path, as far as they are there, from the root down: what
+/// comes or goes below one meanwhile is an event there. A cgroup that is removed is none in itself
+/// (kernfs keeps the links of its inode, Linux 6.18). Each with the name in it that leads on.
+fn watch(inotify: &OwnedFd, root: &Path, path: &str) -> io::Result<Vec<(i32, OsString)>> {
+    let flags = WatchFlags::CREATE | WatchFlags::DELETE | WatchFlags::ATTRIB | WatchFlags::ONLYDIR;
+    let mut watches = Vec::new();
     let mut directory = root.to_path_buf();
-    let mut names = path.split('/').filter(|name| !name.is_empty()).peekable();
-    while let Some(name) = names.next() {
-        let next = directory.join(name);
-        let is_last = names.peek().is_none();
-        if is_last || !next.is_dir() {
-            return (directory, name.into(), is_last);
+    for name in path.split('/').filter(|name| !name.is_empty()) {
+        match inotify::add_watch(inotify, &directory, flags) {
+            Ok(number) => watches.push((number, name.into())),
+            Err(Errno::NOENT | Errno::NOTDIR) => break,
+            Err(error) => return Err(error.into()),
         }
-        directory = next;
+        directory.push(name);
     }
-    // The root itself, which does not come and go.
-    (directory, OsString::new(), true)
+    Ok(watches)
 }
 
-/// Reads what has happened. Whether there is more, if any of it matters.
-fn take_events(inotify: &OwnedFd, watches: &HashMap<i32, HashSet<OsString>>) -> Option<bool> {
+/// Reads what has happened. Whether any of it matters.
+fn take_events(inotify: &OwnedFd, watches: &HashMap<i32, HashSet<OsString>>) -> bool {
     let mut buffer = [MaybeUninit::uninit(); BUFFER];
     let mut events = Reader::new(inotify, &mut buffer);
     let mut matters = false;
     for _ in 0..EVENTS {
-        match events.next() {
-            Ok(event) => {
-                let overflow = event.events().contains(ReadFlags::QUEUE_OVERFLOW);
-                let name = event.file_name().map(|name| OsStr::from_bytes(name.to_bytes()));
-                matters |= overflow
-                    || watches.get(&event.wd()).is_some_and(|names| {
-                        // Without a name it is the directory's own.
-                        name.is_none_or(|name| names.contains(name))
-                    });
-            }
-            Err(_) => return matters.then_some(false),
-        }
+        let Ok(event) = events.next() else {
+            return matters;
+        };
+        let name = event
+            .file_name()
+            .map(|name| OsStr::from_bytes(name.to_bytes()));
+        matters |= event.events().contains(ReadFlags::QUEUE_OVERFLOW)
+            || watches.get(&event.wd()).is_some_and(|names| {
+                // Without a name it is the directory's own.
+                name.is_none_or(|name| names.contains(name))
+            });
     }
-    Some(true)
+    true
 }
 
 #[cfg(test)]
@@ -179,42 +211,28 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_deepest_directory_that_is_there_is_watched() {
-        let root = tempfile::tempdir().unwrap();
-        fs::create_dir_all(root.path().join("a/b")).unwrap();
-        let cases = [
-            ("/a/b/c", "a/b", "c", true),
-            ("/a/b", "a", "b", true),
-            ("/a/x/y", "a", "x", false),
-            ("/x", "", "x", true),
-            ("/", "", "", true),
-        ];
-        for (path, directory, name, is_last) in cases {
-            let expected = (root.path().join(directory), name.into(), is_last);
-            let (found, name, last) = deepest(root.path(), path);
-            assert_eq!((root.path().join(found), name, last), expected, "{path}");
-        }
-    }
-
-    #[test]
     fn only_names_on_a_path_wake_it_and_a_path_is_followed_as_it_grows() {
         let root = tempfile::tempdir().unwrap();
         let inotify = inotify::init(CreateFlags::NONBLOCK).unwrap();
         let follow = || {
-            let (number, name) = watch(&inotify, root.path(), "/a/b").unwrap();
-            HashMap::from([(number, HashSet::from([name]))])
+            let watches = watch(&inotify, root.path(), "/a/b").unwrap();
+            let watches = watches.into_iter();
+            let watches: HashMap<_, _> = watches
+                .map(|(number, name)| (number, HashSet::from([name])))
+                .collect();
+            watches
         };
         let mut watches = follow();
         let steps = [
-            ("mkdir", "other", None),
-            ("mkdir", "a", Some(false)),
-            ("mkdir", "a/other", None),
-            ("mkdir", "a/b", Some(false)),
-            ("rmdir", "a/other", None),
-            ("rmdir", "a/b", Some(false)),
-            ("rmdir", "a", Some(false)),
-            ("mkdir", "a", Some(false)),
-            ("mkdir", "a/b", Some(false)),
+            ("mkdir", "other", false),
+            ("mkdir", "a", true),
+            ("mkdir", "a/other", false),
+            ("mkdir", "a/b", true),
+            ("rmdir", "a/other", false),
+            ("rmdir", "a/b", true),
+            ("rmdir", "a", true),
+            ("mkdir", "a", true),
+            ("mkdir", "a/b", true),
         ];
         for (what, name, expected) in steps {
             let path = root.path().join(name);
@@ -224,7 +242,7 @@ mod tests {
             }
             let taken = take_events(&inotify, &watches);
             assert_eq!(taken, expected, "{what} {name}");
-            if taken.is_some() {
+            if taken {
                 watches = follow();
             }
         }

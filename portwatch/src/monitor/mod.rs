@@ -89,6 +89,7 @@ async fn watch(options: &Options, registry: Registry) -> Result<()> {
     let scope = scope(&config, &registry, options);
     let decider = Decider::new(registry, config.policy.clone(), config.dry_run);
     let settings = config.aggregate;
+    let cgroups = CgroupWatch::start(sensor.deny_rules().clone())?;
     let mut monitor = Monitor {
         sensor,
         config,
@@ -100,13 +101,12 @@ async fn watch(options: &Options, registry: Registry) -> Result<()> {
         has_more: false,
         losses_due: None,
         counts_due: None,
-        cgroups: CgroupWatch::default(),
+        cgroups,
         health: interval_at(
             Instant::now() + options.health_interval,
             options.health_interval,
         ),
     };
-    monitor.follow_cgroups();
     loop {
         tokio::select! {
             biased;
@@ -157,7 +157,6 @@ impl Monitor {
                 }
                 () = until(counts_due) => self.take_counts()?,
                 _ = self.health.tick() => self.check_health(),
-                () = self.cgroups.changed() => self.find_cgroups(),
                 complete = self.scheduler.complete() => self.scan = Some(complete),
                 () = until(due), if !self.has_more => {}
                 () = until(flush_due) => {}
@@ -194,7 +193,9 @@ impl Monitor {
             };
             self.report_health(severity, detail);
         }
-        self.find_cgroups();
+        if let Err(error) = self.sensor.deny_rules().find_cgroups() {
+            self.warn(error.to_string());
+        }
         let evicted = self.pipeline.tracker().take_evicted();
         if evicted > 0 {
             self.warn(format!(

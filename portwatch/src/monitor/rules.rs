@@ -46,36 +46,11 @@ impl Monitor {
         let (policy, settings) = (config.policy.clone(), config.aggregate);
         self.pipeline
             .set_policy(policy, config.dry_run, settings, now());
-        self.follow_cgroups();
+        self.cgroups.rules_changed();
         self.config = config;
         // Something can be on a port that was not watched before.
         self.scheduler.request(Urgency::Loss);
         Ok(text)
-    }
-
-    /// Follows the cgroups of the deny rules in force from now on.
-    pub(super) fn follow_cgroups(&mut self) {
-        let paths = self.sensor.deny_cgroups().map(str::to_owned).collect();
-        if let Err(error) = self.cgroups.follow(paths) {
-            console::log(&format!(
-                "the cgroups of deny rules are only looked up at each health check: {error}"
-            ));
-        }
-        // One may have come before it was followed.
-        self.look_up_cgroups();
-    }
-
-    /// Looks again for the cgroups of deny rules.
-    pub(super) fn find_cgroups(&mut self) {
-        // What is not followed, the next health check finds.
-        let _ = self.cgroups.update();
-        self.look_up_cgroups();
-    }
-
-    fn look_up_cgroups(&mut self) {
-        if let Err(error) = self.sensor.find_cgroups() {
-            self.warn(error.to_string());
-        }
     }
 }
 

@@ -338,13 +338,20 @@ fn only_rules_about_binds_keep_the_kernel_from_denying() {
             ]);
             let rules = policy.deny_rules(&registry).rules;
             let deny: Vec<bool> = rules.iter().map(|rule| rule.deny).collect();
-            let expected: &[bool] = if is_about_binds { &[false, true] } else { &[true] };
+            let expected: &[bool] = if is_about_binds {
+                &[false, true]
+            } else {
+                &[true]
+            };
             assert_eq!(deny, expected, "{decision:?} {event}");
         }
     }
     // Whatever it depends on: the kernel need not know it.
     policy(&[
-        (Decision::Ignore, &[("event", "deny"), ("exe", "/usr/bin/x")]),
+        (
+            Decision::Ignore,
+            &[("event", "deny"), ("exe", "/usr/bin/x")],
+        ),
         (Decision::Deny, &[("port", "976")]),
     ]);
 }

@@ -30,7 +30,6 @@ pub use self::testing::Records;
 use self::{
     attach::{BeforeBind, Cgroup, Pins, attach_program},
     maps::{
-        deny::Deny,
         map,
         marks::SocketMarks,
         repeats::Repeats,
@@ -42,7 +41,7 @@ use self::{
 pub use self::{
     attach::{Health, Tracepoint, is_pinned, unpin},
     error::SensorError,
-    maps::marks::ExistingSocket,
+    maps::{deny::Deny, marks::ExistingSocket},
     object::{Check, PRIVILEGES, probe},
 };
 use crate::model::{DenyRules, Event, Transport};
@@ -117,8 +116,8 @@ impl Sensor {
         let (features, loader) = HostFeatures::read();
         let mut ebpf = load(loader, object, options.ring_size, &features)?;
         let watched = fill(&mut ebpf, &Watched::default(), watched)?;
-        let mut in_force = Deny::default();
-        in_force.set(&mut ebpf, deny)?;
+        let in_force = Deny::new(&mut ebpf)?;
+        in_force.set(deny)?;
         let ring = map(ebpf.take_map(names::RING), names::RING, RingBuf::try_from)?;
         let control = map(ebpf.map(names::CONTROL), names::CONTROL, |map| match map {
             Map::Array(data) => Ok(data),
@@ -254,27 +253,10 @@ impl Sensor {
         Ok(())
     }
 
-    /// Cgroups that deny rules name and that do not exist: such a rule applies to no process.
+    /// The deny rules in force, to follow their cgroups.
     #[must_use]
-    pub fn missing_cgroups(&self) -> &[String] {
-        self.deny.missing_cgroups()
-    }
-
-    /// The cgroups that deny rules name.
-    pub fn deny_cgroups(&self) -> impl Iterator<Item = &str> {
-        self.deny.cgroups()
-    }
-
-    /// Looks again for the cgroups that deny rules name. Whether one has come, gone or changed.
-    ///
-    /// # Errors
-    ///
-    /// The kernel's.
-    pub fn find_cgroups(&mut self) -> Result<bool, SensorError> {
-        let Some(ebpf) = &mut self.ebpf else {
-            return Ok(false);
-        };
-        self.deny.find_cgroups(ebpf)
+    pub const fn deny_rules(&self) -> &Deny {
+        &self.deny
     }
 
     /// Why binds are denied only after the kernel has accepted them; None where that happens before, or
@@ -313,10 +295,12 @@ impl Sensor {
         let (cgroup, mut pins) = (&self.cgroup_fd, self.pins.as_mut());
         // There is no moment in which a bind meets no program that denies.
         if !deny.rules.is_empty() {
-            self.before_bind.set(true, ebpf, cgroup, pins.as_deref_mut())?;
+            self.before_bind
+                .set(true, ebpf, cgroup, pins.as_deref_mut())?;
         }
-        self.deny.set(ebpf, deny)?;
-        self.before_bind.set(self.deny.is_in_force(), ebpf, cgroup, pins)
+        self.deny.set(deny)?;
+        self.before_bind
+            .set(self.deny.is_in_force(), ebpf, cgroup, pins)
     }
 
     /// Why the BPF programs read no exec info, so that processes are identified only by what /proc

@@ -29,9 +29,7 @@ impl BeforeBind {
             .programs_mut()
             .filter(|(name, _)| names::BEFORE_BIND.contains(name));
         Self {
-            rejected: load_programs(programs)
-                .err()
-                .map(|error| error.to_string()),
+            rejected: load_programs(programs).err().map(|error| error.to_string()),
             needed: false,
             links: HashMap::new(),
         }
@@ -90,7 +88,11 @@ impl BeforeBind {
 
     /// How many are attached.
     pub(in crate::sensor) const fn attached(&self) -> usize {
-        if self.needed { names::BEFORE_BIND.len() } else { 0 }
+        if self.needed {
+            names::BEFORE_BIND.len()
+        } else {
+            0
+        }
     }
 
     /// Why they do not run.

@@ -78,7 +78,7 @@ impl Sensor {
                 Err(_) => {}
             }
         }
-        changes.extend(match self.deny.restore(ebpf) {
+        changes.extend(match self.deny.restore() {
             Ok(false) => None,
             Ok(true) => Some(Health {
                 regained: true,

@@ -1,11 +1,16 @@
 //! The deny rules: replaced all at once, so that no bind meets half of them.
 #![forbid(unsafe_code)]
 
-use std::{os::unix::fs::MetadataExt as _, path::Path};
+use std::{
+    io,
+    os::{fd::AsFd as _, unix::fs::MetadataExt as _},
+    path::Path,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
 use aya::{
     Ebpf, Pod,
-    maps::{Array, MapData, MapError},
+    maps::{Array, Map, MapData, MapError},
 };
 use portwatch_common::{
     DENY_BANKS, DENY_SLOTS, DenyRule, MAX_DENY_RULES, deny_flags as flags, deny_slot, names,
@@ -24,10 +29,22 @@ const SLOTS: u32 = DENY_SLOTS / DENY_BANKS;
 /// The cgroup of a rule whose cgroup is missing: nobody's.
 const NO_CGROUP: u64 = u64::MAX;
 
-/// The deny rules in force.
+/// The deny rules in force, for the thread that replaces them and for the one that follows their
+/// cgroups.
+#[derive(Clone)]
+pub struct Deny(Arc<Mutex<State>>);
+
+struct State {
+    bank: Array<MapData, u32>,
+    rules: Array<MapData, Plain<DenyRule>>,
+    ports: Array<MapData, u64>,
+    in_force: InForce,
+}
+
+/// What the maps have.
 #[derive(Default)]
-pub(in crate::sensor) struct Deny {
-    source: DenyRules,
+struct InForce {
+    source: Arc<DenyRules>,
     /// The bank that has them; 0 without any.
     bank: u32,
     /// The bank that was written last: a bind that began before may still read it.
@@ -39,121 +56,151 @@ pub(in crate::sensor) struct Deny {
 }
 
 impl Deny {
-    /// Cgroups that rules name and that are not there, or that root did not create: a rule about one of
-    /// them applies to nobody until it is found.
-    pub(in crate::sensor) fn missing_cgroups(&self) -> &[String] {
-        &self.missing
-    }
-
-    /// Cgroups that rules name.
-    pub(in crate::sensor) fn cgroups(&self) -> impl Iterator<Item = &str> {
-        let rules = self.source.rules.iter();
-        rules.filter_map(|rule| rule.cgroup.as_deref())
-    }
-
-    /// Whether any bind is denied.
-    pub(in crate::sensor) const fn is_in_force(&self) -> bool {
-        self.bank != 0
+    /// No rules.
+    pub(in crate::sensor) fn new(ebpf: &mut Ebpf) -> Result<Self, SensorError> {
+        Ok(Self(Arc::new(Mutex::new(State {
+            bank: array(ebpf, names::DENY_BANK)?,
+            rules: array(ebpf, names::DENY_RULES)?,
+            ports: array(ebpf, names::DENY_PORTS)?,
+            in_force: InForce::default(),
+        }))))
     }
 
     /// Puts `rules` in force instead of the ones before.
-    pub(in crate::sensor) fn set(
-        &mut self,
-        ebpf: &mut Ebpf,
-        rules: &DenyRules,
-    ) -> Result<(), SensorError> {
-        let mut next = Self {
-            source: rules.clone(),
-            last_bank: self.last_bank,
-            ..Self::default()
+    pub(in crate::sensor) fn set(&self, rules: &DenyRules) -> Result<(), SensorError> {
+        let (compiled, missing) = compile(rules);
+        let mut state = self.lock();
+        let mut next = InForce {
+            source: Arc::new(rules.clone()),
+            last_bank: state.in_force.last_bank,
+            ..InForce::default()
         };
-        if !rules.rules.is_empty() {
-            next.bank = self.last_bank % DENY_BANKS + 1;
+        if !compiled.is_empty() {
+            next.bank = next.last_bank % DENY_BANKS + 1;
             next.last_bank = next.bank;
-            (next.rules, next.missing) = compile(rules);
             next.slots = slots(next.bank, rules);
+            (next.rules, next.missing) = (compiled, missing);
         }
-        next.write(ebpf)?;
-        *self = next;
+        state.write(&next)?;
+        state.in_force = next;
         Ok(())
+    }
+
+    /// Whether any rule is.
+    pub(in crate::sensor) fn is_in_force(&self) -> bool {
+        self.lock().in_force.bank != 0
+    }
+
+    /// Writes the rules again if what is in the maps is anything else. Whether it was.
+    pub(in crate::sensor) fn restore(&self) -> Result<bool, SensorError> {
+        let mut state = self.lock();
+        if state.is_written()? {
+            return Ok(false);
+        }
+        let in_force = std::mem::take(&mut state.in_force);
+        let written = state.write(&in_force);
+        state.in_force = in_force;
+        written.map(|()| true)
+    }
+
+    /// Cgroups that rules name.
+    #[must_use]
+    pub fn cgroups(&self) -> Vec<String> {
+        let source = self.source();
+        let rules = source.rules.iter();
+        rules.filter_map(|rule| rule.cgroup.clone()).collect()
+    }
+
+    /// Cgroups that rules name and that are not there, or that root did not create: a rule about one of
+    /// them applies to nobody until it is found.
+    #[must_use]
+    pub fn missing_cgroups(&self) -> Vec<String> {
+        self.lock().in_force.missing.clone()
     }
 
     /// Looks again for the cgroups of the rules. Whether one has come, gone or changed.
     ///
     /// Only the id of a rule changes, one aligned word, so no bind meets half of it.
-    pub(in crate::sensor) fn find_cgroups(
-        &mut self,
-        ebpf: &mut Ebpf,
-    ) -> Result<bool, SensorError> {
-        let (rules, missing) = compile(&self.source);
-        if self.bank == 0 || (&rules, &missing) == (&self.rules, &self.missing) {
+    ///
+    /// # Errors
+    ///
+    /// The kernel's.
+    pub fn find_cgroups(&self) -> Result<bool, SensorError> {
+        let source = self.source();
+        let (rules, missing) = compile(&source);
+        let mut state = self.lock();
+        let State {
+            rules: map,
+            in_force,
+            ..
+        } = &mut *state;
+        // Other rules meanwhile, whose cgroups were looked up with them.
+        if in_force.bank == 0 || !Arc::ptr_eq(&source, &in_force.source) {
             return Ok(false);
         }
-        let mut map = array::<Plain<DenyRule>>(ebpf, names::DENY_RULES)?;
-        for ((index, now), before) in (self.first_rule()..).zip(&rules).zip(&self.rules) {
-            if now != before {
-                map.set(index, Plain(*now), 0).map_err(failed)?;
+        let mut changed = false;
+        for ((index, now), before) in (first_rule(in_force.bank)..)
+            .zip(rules)
+            .zip(&mut in_force.rules)
+        {
+            if now != *before {
+                map.set(index, Plain(now), 0).map_err(failed)?;
+                *before = now;
+                changed = true;
             }
         }
-        (self.rules, self.missing) = (rules, missing);
-        Ok(true)
+        in_force.missing = missing;
+        Ok(changed)
     }
 
-    /// Writes the rules again if what is in the maps is anything else. Whether it was.
-    pub(in crate::sensor) fn restore(&self, ebpf: &mut Ebpf) -> Result<bool, SensorError> {
-        if self.is_written(ebpf)? {
-            return Ok(false);
-        }
-        self.write(ebpf)?;
-        Ok(true)
+    fn source(&self) -> Arc<DenyRules> {
+        Arc::clone(&self.lock().in_force.source)
     }
 
-    fn is_written(&self, ebpf: &mut Ebpf) -> Result<bool, SensorError> {
-        let bank = array::<u32>(ebpf, names::DENY_BANK)?;
-        if bank.get(&0, 0).map_err(failed)? != self.bank {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn is_written(&self) -> Result<bool, SensorError> {
+        let InForce {
+            bank, rules, slots, ..
+        } = &self.in_force;
+        if self.bank.get(&0, 0).map_err(failed)? != *bank {
             return Ok(false);
         }
-        if self.bank == 0 {
-            return Ok(true);
-        }
-        let rules = array::<Plain<DenyRule>>(ebpf, names::DENY_RULES)?;
-        for (index, rule) in (self.first_rule()..).zip(&self.rules) {
-            if rules.get(&index, 0).map_err(failed)?.0 != *rule {
+        for (index, rule) in (first_rule(*bank)..).zip(rules) {
+            if self.rules.get(&index, 0).map_err(failed)?.0 != *rule {
                 return Ok(false);
             }
         }
-        let slots = array::<u64>(ebpf, names::DENY_PORTS)?;
-        for (index, bits) in (self.first_slot()..).zip(&self.slots) {
-            if slots.get(&index, 0).map_err(failed)? != *bits {
+        for (index, bits) in (first_slot(*bank)..).zip(slots) {
+            if self.ports.get(&index, 0).map_err(failed)? != *bits {
                 return Ok(false);
             }
         }
         Ok(true)
     }
 
-    fn write(&self, ebpf: &mut Ebpf) -> Result<(), SensorError> {
-        if self.bank != 0 {
-            let mut rules = array::<Plain<DenyRule>>(ebpf, names::DENY_RULES)?;
-            for (index, rule) in (self.first_rule()..).zip(&self.rules) {
-                rules.set(index, Plain(*rule), 0).map_err(failed)?;
-            }
-            let mut slots = array::<u64>(ebpf, names::DENY_PORTS)?;
-            for (index, bits) in (self.first_slot()..).zip(&self.slots) {
-                slots.set(index, bits, 0).map_err(failed)?;
-            }
+    fn write(&mut self, in_force: &InForce) -> Result<(), SensorError> {
+        let bank = in_force.bank;
+        for (index, rule) in (first_rule(bank)..).zip(&in_force.rules) {
+            self.rules.set(index, Plain(*rule), 0).map_err(failed)?;
         }
-        array::<u32>(ebpf, names::DENY_BANK)?
-            .set(0, self.bank, 0)
-            .map_err(failed)
+        for (index, bits) in (first_slot(bank)..).zip(&in_force.slots) {
+            self.ports.set(index, bits, 0).map_err(failed)?;
+        }
+        self.bank.set(0, bank, 0).map_err(failed)
     }
+}
 
-    const fn first_rule(&self) -> u32 {
-        self.bank.saturating_sub(1) * MAX_DENY_RULES
-    }
+const fn first_rule(bank: u32) -> u32 {
+    bank.saturating_sub(1) * MAX_DENY_RULES
+}
 
-    const fn first_slot(&self) -> u32 {
-        self.bank.saturating_sub(1) * SLOTS
-    }
+const fn first_slot(bank: u32) -> u32 {
+    bank.saturating_sub(1) * SLOTS
 }
 
 /// The rules as the BPF programs evaluate them, and the cgroups that are missing.
@@ -214,9 +261,71 @@ fn failed(error: MapError) -> SensorError {
     SensorError::kernel("the deny rules", &error)
 }
 
-fn array<'a, V: Pod>(
-    ebpf: &'a mut Ebpf,
-    name: &str,
-) -> Result<Array<&'a mut MapData, V>, SensorError> {
-    map(ebpf.map_mut(name), name, Array::try_from)
+/// The array of that name, with a descriptor of its own.
+fn array<V: Pod>(ebpf: &mut Ebpf, name: &str) -> Result<Array<MapData, V>, SensorError> {
+    let data = map(ebpf.map(name), name, |map| match map {
+        Map::Array(data) => Ok(data.fd().as_fd().try_clone_to_owned()?),
+        _ => Err(io::Error::other("is no array")),
+    })?;
+    let data = MapData::from_fd(data).map_err(failed)?;
+    Array::try_from(Map::Array(data)).map_err(failed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        model::Transport,
+        sensor::object::{HostFeatures, OBJECT, load},
+    };
+
+    #[test]
+    fn what_another_program_writes_is_found_and_put_back() {
+        let (features, loader) = HostFeatures::read();
+        let mut ebpf = load(loader, OBJECT, 1 << 12, &features).unwrap();
+        let deny = Deny::new(&mut ebpf).unwrap();
+        assert!(!deny.restore().unwrap());
+        let rule = crate::model::DenyRule {
+            deny: true,
+            uid: Some(33),
+            cgroup: None,
+            unverified: false,
+        };
+        let rules = DenyRules {
+            rules: vec![rule],
+            ports: vec![(976, Transport::Udp, 1)],
+        };
+        let mut bank = array::<u32>(&mut ebpf, names::DENY_BANK).unwrap();
+        let mut slots = array::<u64>(&mut ebpf, names::DENY_PORTS).unwrap();
+        let mut wire = array::<Plain<DenyRule>>(&mut ebpf, names::DENY_RULES).unwrap();
+        // Once for each bank.
+        for in_force in [1, 2] {
+            deny.set(&rules).unwrap();
+            assert!(!deny.restore().unwrap());
+            let slot = deny_slot(in_force, Transport::Udp.protocol(), 976).unwrap();
+            let other = deny_slot(in_force, Transport::Tcp.protocol(), 1).unwrap();
+            let first = first_rule(in_force);
+            let whole = |tampered: &str| {
+                assert!(deny.restore().unwrap(), "{tampered}");
+                assert!(!deny.restore().unwrap(), "{tampered}");
+            };
+            bank.set(0, 0, 0).unwrap();
+            whole("bank");
+            assert_eq!(bank.get(&0, 0).unwrap(), in_force);
+            slots.set(slot, 0, 0).unwrap();
+            whole("a port that is denied");
+            assert_eq!(slots.get(&slot, 0).unwrap(), 1);
+            slots.set(other, 1, 0).unwrap();
+            whole("a port that is not");
+            assert_eq!(slots.get(&other, 0).unwrap(), 0);
+            wire.set(first, Plain(DenyRule::default()), 0).unwrap();
+            whole("rule");
+            assert_eq!(wire.get(&first, 0).unwrap().0.uid, 33);
+        }
+        deny.set(&DenyRules::default()).unwrap();
+        assert!(!deny.restore().unwrap());
+        bank.set(0, 1, 0).unwrap();
+        assert!(deny.restore().unwrap());
+        assert_eq!(bank.get(&0, 0).unwrap(), 0);
+    }
 }
