@@ -10,6 +10,7 @@ mod claims;
 mod commands;
 mod compatibility;
 mod deny;
+mod deny_random;
 mod errors;
 mod escaping;
 mod guarantee;
