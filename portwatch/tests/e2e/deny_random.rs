@@ -284,6 +284,11 @@ fn the_kernel_denies_as_a_plain_reading_of_the_rules_says() {
             (1..binds).contains(&denied),
             "{denied} of {binds} were denied"
         );
-        monitor.stop_without_more(namespace.inode);
+        // A scan reports the close of MPTCP's sockets.
+        let rest = monitor.stop_with(Signal::SIGTERM, namespace.inode);
+        assert!(
+            rest.iter().all(|alert| alert["event"] == "close"),
+            "{SEED}={seed}"
+        );
     });
 }
