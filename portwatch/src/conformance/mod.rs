@@ -4,6 +4,7 @@
 //! A scenario runs in its own process and network namespace, makes the real system calls on
 //! port 976, and says which alerts the monitor must print; [`runner`] compares.
 
+mod denied;
 mod handover;
 mod ia32;
 mod kernel_sockets;
@@ -92,6 +93,21 @@ pub const ALL: &[Scenario] = &[
     scenario(
         "bind rewritten by another BPF program",
         rewrite::rewritten_bind,
+    ),
+    scenario("denied: TCP over IPv4", denied::tcp_ipv4),
+    scenario("denied: TCP over IPv6", denied::tcp_ipv6),
+    scenario("denied: TCP over IPv6, mapped IPv4", denied::tcp_mapped),
+    scenario("denied: MPTCP", denied::mptcp),
+    scenario("denied: UDP over IPv4", denied::udp_ipv4),
+    scenario("denied: UDP over IPv6", denied::udp_ipv6),
+    scenario("denied: UDP-Lite over IPv4", denied::udplite_ipv4),
+    scenario("denied: UDP-Lite over IPv6", denied::udplite_ipv6),
+    scenario("denied: TCP, port 0", denied::tcp_automatic),
+    scenario("denied: UDP, port 0", denied::udp_automatic),
+    scenario("denied: UDP-Lite, port 0", denied::udplite_automatic),
+    scenario(
+        "not denied: automatic port of connect",
+        denied::automatic_of_connect,
     ),
     scenario("silent: address in use", no_alert::address_in_use),
     scenario("silent: permission denied", no_alert::permission_denied),
