@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::rules::{file, recipe};
 use crate::{
     assert_alert,
-    support::{Cgroup, Monitor, binary, finish, in_namespace},
+    support::{Cgroup, Monitor, binary, finish, in_namespace, perl},
 };
 
 /// Perl that prints the result of bind(2): `ok` or the error.
@@ -224,16 +224,17 @@ fn a_denied_udplite_socket_receives_nothing() {
         // It sends to the port that it was denied, and prints what comes back.
         let script = "use Socket qw(:all); for my $family (PF_INET, PF_INET6) { \
             socket(my $s, $family, SOCK_DGRAM, 136) or die; socket(my $c, $family, SOCK_DGRAM, 136) or die; \
-            my $to = $family == PF_INET ? sockaddr_in(976, INADDR_LOOPBACK) \
-                : pack_sockaddr_in6(976, Socket::IN6ADDR_LOOPBACK); \
-            print bind($s, $to) ? 'ok' : \"$!\", ', '; send($c, 'x', 0, $to); \
-            print defined(recv($s, my $got, 9, MSG_DONTWAIT)) ? 'received' : \"$!\", '; ' } print \"\\n\"";
+            push @open, $s; my ($at, $to) = $family == PF_INET \
+                ? (map { pack_sockaddr_in(976, inet_aton($_)) } '0.0.0.0', '127.0.0.1') \
+                : map { pack_sockaddr_in6(976, inet_pton(AF_INET6, $_)) } '::', '::1'; \
+            print bind($s, $at) ? 'ok' : \"$!\", ', '; send($c, 'x', 0, $to); \
+            print defined(recv($s, my $got, 9, MSG_DONTWAIT)) ? 'received' : \"$!\", '; ' } \
+            $| = 1; print \"\\n\"; <STDIN>";
         let mut binder = cgroup.start("perl", &["-e", script]);
         let nothing = "Resource temporarily unavailable";
         let expected = format!("{DENIED}, {nothing}; {DENIED}, {nothing};");
         assert_eq!(binder.line(), expected);
-        binder.wait();
-        for address in ["127.0.0.1", "::1"] {
+        for address in ["0.0.0.0", "::"] {
             assert_alert!(monitor.alert(namespace.inode), {
                 "event" => "deny",
                 "transport" => "udplite",
@@ -241,6 +242,13 @@ fn a_denied_udplite_socket_receives_nothing() {
                 "process/comm" => "perl",
             });
         }
+        // Nothing is left on the port.
+        perl(
+            "use Socket; socket(my $s, PF_INET6, SOCK_DGRAM, 136) or die; \
+             bind($s, pack_sockaddr_in6(976, Socket::IN6ADDR_ANY)) or die $!",
+        );
+        binder.resume();
+        binder.wait();
         monitor.stop_without_more(namespace.inode);
     });
 }
