@@ -2,6 +2,7 @@
 
 use std::process::Command;
 
+use aya::maps::{Array, Map, MapData, MapInfo, loaded_maps};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
@@ -250,6 +251,65 @@ fn a_denied_udplite_socket_receives_nothing() {
         binder.resume();
         binder.wait();
         monitor.stop_without_more(namespace.inode);
+    });
+}
+
+/// The monitor's map of that name.
+fn map_of(monitor: &Monitor, name: &str) -> MapData {
+    let descriptors = std::fs::read_dir(format!("/proc/{}/fdinfo", monitor.pid())).unwrap();
+    let texts = descriptors.filter_map(|entry| std::fs::read_to_string(entry.ok()?.path()).ok());
+    let ids: Vec<u32> = texts
+        .filter_map(|text| {
+            text.lines()
+                .find_map(|line| line.strip_prefix("map_id:")?.trim().parse().ok())
+        })
+        .collect();
+    let is_it = |map: &MapInfo| ids.contains(&map.id()) && map.name_as_str() == Some(name);
+    let map = loaded_maps().flatten().find(is_it).unwrap();
+    MapData::from_id(map.id()).unwrap()
+}
+
+#[test]
+fn deny_rules_that_another_program_changes_are_put_back_and_reported() {
+    in_namespace(|namespace| {
+        let cgroup = Cgroup::new("changed");
+        let (_directory, path) = file("[[rule]]\nname = \"no\"\ndecide = \"deny\"\nport = 976\n");
+        let start = |health_interval| {
+            Monitor::start_default(&[
+                "--config",
+                path.to_str().unwrap(),
+                "--cgroup",
+                cgroup.path().to_str().unwrap(),
+                "--no-aggregate",
+                "--health-interval",
+                health_interval,
+            ])
+        };
+        let change = |monitor: &Monitor| {
+            let map = Map::Array(map_of(monitor, "DENY_BANK"));
+            let mut bank = Array::<_, u32>::try_from(map).unwrap();
+            assert_eq!(bank.get(&0, 0).unwrap(), 1);
+            bank.set(0, 0, 0).unwrap();
+        };
+        let monitor = start("3600");
+        change(&monitor);
+        assert_eq!(bind(&cgroup, 976, "udp", "root"), "ok");
+        assert_alert!(monitor.alert(namespace.inode), {
+            "event" => "bind",
+            "rule/decision" => "deny",
+            "detail" => "not denied: the deny rules in the kernel allowed it, or it could not be undone",
+        });
+        monitor.stop_all();
+
+        let monitor = start("1");
+        change(&monitor);
+        assert_alert!(monitor.health(), {
+            "severity" => "critical",
+            "detail" => "another program changed the deny rules in the kernel; they are as the \
+                         configuration says again",
+        });
+        assert_eq!(bind(&cgroup, 976, "udp", "root"), DENIED);
+        monitor.stop_all();
     });
 }
 

@@ -80,8 +80,9 @@ impl Sensor {
         }
         changes.extend(match self.deny.restore() {
             Ok(false) => None,
+            // Binds were allowed meanwhile.
             Ok(true) => Some(Health {
-                regained: true,
+                regained: false,
                 detail: "another program changed the deny rules in the kernel; they are as the \
                          configuration says again"
                     .into(),
