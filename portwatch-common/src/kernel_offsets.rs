@@ -11,7 +11,7 @@ use bytemuck::{Pod, Zeroable};
 pub struct KernelOffsets {
     /// Not 0 when all the others are set but those that say otherwise.
     pub known: u32,
-    /// `task_struct.loginuid`; 0 where the kernel has no audit. Those up to `subflow_conn` can be 0: what
+    /// `task_struct.loginuid`; 0 where the kernel has no audit. Those up to `kernfs_name` can be 0: what
     /// is read through them is then unknown.
     pub task_loginuid: u32,
     /// `sock.__sk_common.skc_net.net`.
@@ -50,6 +50,18 @@ pub struct KernelOffsets {
     pub sock_ulp_data: u32,
     /// `mptcp_subflow_context.conn`; 0 without MPTCP.
     pub subflow_conn: u32,
+    /// `task_struct.cgroups`.
+    pub task_cgroups: u32,
+    /// `css_set.dfl_cgrp`.
+    pub css_set_cgroup: u32,
+    /// `cgroup.level`.
+    pub cgroup_level: u32,
+    /// `cgroup.self.parent`.
+    pub cgroup_parent: u32,
+    /// `cgroup.kn`.
+    pub cgroup_kernfs: u32,
+    /// `kernfs_node.name`.
+    pub kernfs_name: u32,
     /// `task_struct.mm`.
     pub task_mm: u32,
     /// `task_struct.real_parent`.
@@ -119,6 +131,12 @@ impl KernelOffsets {
         proto_put_port: 0,
         sock_ulp_data: 0,
         subflow_conn: 0,
+        task_cgroups: 0,
+        css_set_cgroup: 0,
+        cgroup_level: 0,
+        cgroup_parent: 0,
+        cgroup_kernfs: 0,
+        kernfs_name: 0,
         task_mm: 0,
         task_parent: 0,
         task_tgid: 0,
@@ -143,7 +161,7 @@ impl KernelOffsets {
     };
 
     /// Structure and member behind each field from `task_loginuid` on, in their order.
-    pub const MEMBERS: [(&'static str, &'static str); 40] = [
+    pub const MEMBERS: [(&'static str, &'static str); 46] = [
         ("task_struct", "loginuid"),
         ("sock", "__sk_common.skc_net.net"),
         ("net", "ns.inum"),
@@ -163,6 +181,12 @@ impl KernelOffsets {
         ("proto", "put_port"),
         ("inet_connection_sock", "icsk_ulp_data"),
         ("mptcp_subflow_context", "conn"),
+        ("task_struct", "cgroups"),
+        ("css_set", "dfl_cgrp"),
+        ("cgroup", "level"),
+        ("cgroup", "self.parent"),
+        ("cgroup", "kn"),
+        ("kernfs_node", "name"),
         ("task_struct", "mm"),
         ("task_struct", "real_parent"),
         ("task_struct", "tgid"),
@@ -187,7 +211,7 @@ impl KernelOffsets {
     ];
 
     /// How many of [`Self::MEMBERS`], from the first on, a kernel may lack.
-    pub const OPTIONAL: usize = 19;
+    pub const OPTIONAL: usize = 25;
 
     /// The offsets of these [`Self::MEMBERS`].
     #[must_use]

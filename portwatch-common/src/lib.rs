@@ -115,7 +115,9 @@ mod exec_info;
 mod kernel_offsets;
 
 pub use control::{Control, RepeatKey, Stats};
-pub use deny::{DENY_BANKS, DENY_SLOTS, DenyRule, MAX_DENY_RULES, deny_flags, deny_slot};
+pub use deny::{
+    CGROUP_NAME_BYTES, DENY_BANKS, DENY_SLOTS, DenyRule, MAX_DENY_RULES, deny_flags, deny_slot,
+};
 pub use exec_info::{ARGS_BYTES, EXE_BYTES, EXECFN_BYTES, ExecInfo, NAME_BYTES, exec_info_flags};
 pub use kernel_offsets::KernelOffsets;
 

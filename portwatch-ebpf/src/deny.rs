@@ -7,8 +7,11 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use portwatch_common::{
-    DENY_BANKS, DENY_SLOTS, DenyRule, MAX_DENY_RULES, SYSTEM_PORTS, deny_flags as flags, deny_slot,
+    CGROUP_NAME_BYTES, DENY_BANKS, DENY_SLOTS, DenyRule, MAX_DENY_RULES, SYSTEM_PORTS,
+    deny_flags as flags, deny_slot,
 };
+
+use crate::kernel::cgroup_name;
 
 #[btf_map]
 static DENY_BANK: Array<u32, 1> = Array::new();
@@ -65,10 +68,11 @@ fn decide(port: u32, protocol: u8) -> bool {
         if rules >> index & 1 == 0 {
             continue;
         }
-        let Some(rule) = DENY_RULES.get((bank - 1) * MAX_DENY_RULES + index) else {
+        let index = (bank - 1) * MAX_DENY_RULES + index;
+        let Some(rule) = DENY_RULES.get(index) else {
             return false;
         };
-        if matches(rule, uid) {
+        if matches(rule, index, uid) {
             return rule.flags & flags::DENY != 0;
         }
     }
@@ -76,13 +80,42 @@ fn decide(port: u32, protocol: u8) -> bool {
 }
 
 #[inline(always)]
-fn matches(rule: &DenyRule, uid: u32) -> bool {
+fn matches(rule: &DenyRule, index: u32, uid: u32) -> bool {
     if rule.flags & flags::UID != 0 && rule.uid != uid {
         return false;
     }
     if rule.flags & flags::CGROUP == 0 {
         return true;
     }
-    // SAFETY: takes a level; 0 comes back for one that the task is not as deep as.
-    unsafe { bpf_get_current_ancestor_cgroup_id(rule.level as i32) == rule.cgroup_id }
+    ancestor(rule.level) == rule.cgroup_id
+        || rule.parent_id != 0
+            && ancestor(rule.level.wrapping_sub(1)) == rule.parent_id
+            && portwatch_has_name(index) != 0
+}
+
+/// Id of the current task's cgroup at that level; 0 where it is not as deep.
+#[inline(always)]
+fn ancestor(level: u32) -> u64 {
+    // SAFETY: takes a level.
+    unsafe { bpf_get_current_ancestor_cgroup_id(level as i32) }
+}
+
+/// Whether the current task's cgroup at the level of the rule at `index` has the name in it. A function of
+/// its own for the verifier too.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn portwatch_has_name(index: u32) -> u32 {
+    let Some(rule) = DENY_RULES.get(index) else {
+        return 0;
+    };
+    let mut name = [0_u64; CGROUP_NAME_BYTES / 8];
+    if !cgroup_name(rule.level, &mut name) {
+        return 0;
+    }
+    for word in 0..name.len() {
+        if name[word] != rule.name[word] {
+            return 0;
+        }
+    }
+    1
 }

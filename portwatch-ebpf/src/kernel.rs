@@ -5,8 +5,11 @@
 
 use core::ffi::c_void;
 
-use aya_ebpf::{bindings::bpf_sock, helpers::generated::bpf_probe_read_kernel};
-use portwatch_common::{PROTOCOL_TCP, PROTOCOL_UDPLITE};
+use aya_ebpf::{
+    bindings::bpf_sock,
+    helpers::generated::{bpf_get_current_task, bpf_probe_read_kernel, bpf_probe_read_kernel_str},
+};
+use portwatch_common::{CGROUP_NAME_BYTES, PROTOCOL_TCP, PROTOCOL_UDPLITE};
 
 use crate::globals::offset;
 
@@ -85,4 +88,36 @@ pub fn netns_inode(sock: u64) -> u32 {
     }
     let net = word(sock + offset!(sock_net));
     read((net + offset!(net_inum)) as *const c_void)
+}
+
+/// How far above its own cgroup a task's cgroup may be for its name to be read.
+const MAX_STEPS: u32 = 16;
+
+/// Reads the name of the current task's cgroup at that level into `name`, which is all 0. False where it
+/// is not known.
+#[inline(always)]
+pub fn cgroup_name(level: u32, name: &mut [u64; CGROUP_NAME_BYTES / 8]) -> bool {
+    if offset!(known) == 0 || offset!(cgroup_level) == 0 || offset!(kernfs_name) == 0 {
+        return false;
+    }
+    // SAFETY: takes no argument.
+    let task = unsafe { bpf_get_current_task() };
+    let mut cgroup = word(word(task + offset!(task_cgroups)) + offset!(css_set_cgroup));
+    for _ in 0..MAX_STEPS {
+        if read::<u32>((cgroup + offset!(cgroup_level)) as *const c_void) == level {
+            let from = word(word(cgroup + offset!(cgroup_kernfs)) + offset!(kernfs_name));
+            // SAFETY: the destination has that many bytes; the kernel checks the source.
+            let read = unsafe {
+                bpf_probe_read_kernel_str(
+                    name.as_mut_ptr().cast(),
+                    CGROUP_NAME_BYTES as u32,
+                    from as *const c_void,
+                )
+            };
+            return read > 0;
+        }
+        // The cgroup's own state is its first member (struct cgroup, Linux 5.10 to 6.18).
+        cgroup = word(cgroup + offset!(cgroup_parent));
+    }
+    false
 }

@@ -3,7 +3,10 @@
 
 use std::{
     io,
-    os::{fd::AsFd as _, unix::fs::MetadataExt as _},
+    os::{
+        fd::AsFd as _,
+        unix::{ffi::OsStrExt as _, fs::MetadataExt as _},
+    },
     path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -13,7 +16,8 @@ use aya::{
     maps::{Array, Map, MapData, MapError},
 };
 use portwatch_common::{
-    DENY_BANKS, DENY_SLOTS, DenyRule, MAX_DENY_RULES, deny_flags as flags, deny_slot, names,
+    CGROUP_NAME_BYTES, DENY_BANKS, DENY_SLOTS, DenyRule, MAX_DENY_RULES, deny_flags as flags,
+    deny_slot, names,
 };
 
 use super::{Plain, map};
@@ -120,7 +124,7 @@ impl Deny {
 
     /// Looks again for the cgroups of the rules. Whether one has come, gone or changed.
     ///
-    /// Only the id of a rule changes, one aligned word, so no bind meets half of it.
+    /// Only the ids of a rule change, each an aligned word and each right by itself.
     ///
     /// # Errors
     ///
@@ -220,24 +224,45 @@ fn compile(rules: &DenyRules) -> (Vec<DenyRule>, Vec<String>) {
         if let Some(path) = &from.cgroup {
             rule.flags |= flags::CGROUP;
             rule.level = below_root(path).components().count() as u32;
-            let id = v2.as_ref().and_then(|v2| find(v2, path, from.unverified));
+            let found = v2.as_ref().map(|v2| find(v2, path, from.unverified));
+            let (id, above) = found.unwrap_or_default();
             rule.cgroup_id = id.unwrap_or_else(|| {
                 missing.push(path.clone());
                 NO_CGROUP
             });
+            if let Some((parent, name)) = above {
+                (rule.parent_id, rule.name) = (parent, name);
+            }
         }
         rule
     });
     (compiled.collect(), missing)
 }
 
-/// Id of the cgroup with that path below the root of the v2 hierarchy.
-fn find(v2: &Hierarchy, path: &str, unverified: bool) -> Option<u64> {
+/// A cgroup's name as the BPF programs compare it.
+type Name = [u64; CGROUP_NAME_BYTES / 8];
+
+/// Id of the cgroup with that path below the root of the v2 hierarchy, and of the one above with the name in
+/// it.
+fn find(v2: &Hierarchy, path: &str, unverified: bool) -> (Option<u64>, Option<(u64, Name)>) {
     let below = below_root(path);
-    let directory = std::fs::metadata(v2.root.join(below)).ok()?;
-    let is_chosen_by_root =
-        || v2.chosen_by_root(path.as_bytes()).len() == below.components().count();
-    (unverified || is_chosen_by_root()).then(|| directory.ino())
+    let id = |path: &Path| Some(std::fs::metadata(v2.root.join(path)).ok()?.ino());
+    let depth = below.components().count();
+    if !unverified && v2.chosen_by_root(path.as_bytes()).len() != depth {
+        return (None, None);
+    }
+    let above = below.parent().and_then(id).zip(name(below));
+    (id(below), above)
+}
+
+/// The last name on the path; None where it is too long.
+fn name(path: &Path) -> Option<Name> {
+    let bytes = path.file_name()?.as_bytes();
+    let mut name = [0; CGROUP_NAME_BYTES];
+    name.get_mut(..bytes.len())
+        .filter(|_| bytes.len() <= CGROUP_NAME_BYTES - 2)?
+        .copy_from_slice(bytes);
+    Some(bytemuck::cast(name))
 }
 
 fn below_root(path: &str) -> &Path {

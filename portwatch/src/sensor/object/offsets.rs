@@ -229,6 +229,12 @@ mod tests {
             found.proto_put_port,
             found.sock_ulp_data,
             found.subflow_conn,
+            found.task_cgroups,
+            found.css_set_cgroup,
+            found.cgroup_level,
+            found.cgroup_parent,
+            found.cgroup_kernfs,
+            found.kernfs_name,
         ];
         assert!(!optional.contains(&0), "{optional:?}");
 
