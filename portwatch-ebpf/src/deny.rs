@@ -38,6 +38,21 @@ pub fn is_denied(port: u32, protocol: u8) -> bool {
     portwatch_deny(port, protocol.into()) != 0
 }
 
+/// Whether the rules are evaluated although the socket is a kernel socket: a user without root has made the
+/// kernel bind it, by AF_SMC for one, or by a device in a network namespace of its own.
+///
+/// A bind can sleep, so the current task is the one that asks for it, or a thread of the kernel.
+#[inline(always)]
+pub fn is_on_behalf_of_user() -> bool {
+    uid() != 0
+}
+
+#[inline(always)]
+fn uid() -> u32 {
+    // SAFETY: takes no argument.
+    (unsafe { bpf_get_current_uid_gid() }) as u32
+}
+
 /// As [`is_denied`]. A function of its own for the verifier too, which then checks it once and not
 /// once for each path that continues from here.
 #[inline(never)]
@@ -62,8 +77,7 @@ fn decide(port: u32, protocol: u8) -> bool {
     if rules == 0 {
         return false;
     }
-    // SAFETY: takes no argument.
-    let uid = unsafe { bpf_get_current_uid_gid() } as u32;
+    let uid = uid();
     for index in 0..MAX_DENY_RULES {
         if rules >> index & 1 == 0 {
             continue;

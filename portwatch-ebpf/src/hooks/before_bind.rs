@@ -12,7 +12,7 @@ use aya_ebpf::{
 use portwatch_common::{FAMILY_IPV4, FAMILY_IPV6, kind};
 
 use crate::{
-    deny::is_denied,
+    deny::{is_denied, is_on_behalf_of_user},
     globals::AvailableHelpers,
     kernel::{address_of, is_kernel_socket, netns_inode},
     report::{Key, Local, Socket, report},
@@ -74,8 +74,10 @@ fn protocol(ctx: &SockAddrContext) -> u8 {
 #[inline(always)]
 fn decide(ctx: &SockAddrContext, local: Local) -> i32 {
     let sock = address_of(field!(ctx.sock_addr, __bindgen_anon_1.sk));
-    // Bound on behalf of whichever task happens to run.
-    if is_kernel_socket(sock, local.protocol) || !is_denied(local.port.into(), local.protocol) {
+    if is_kernel_socket(sock, local.protocol) && !is_on_behalf_of_user() {
+        return ALLOW;
+    }
+    if !is_denied(local.port.into(), local.protocol) {
         return ALLOW;
     }
     // SAFETY: the helper takes this program type's context.

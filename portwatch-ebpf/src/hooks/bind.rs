@@ -10,7 +10,7 @@ use aya_ebpf::{
 use portwatch_common::{FAMILY_IPV4, FAMILY_IPV6, kind};
 
 use crate::{
-    deny::is_denied,
+    deny::{is_denied, is_on_behalf_of_user},
     globals::AvailableHelpers,
     kernel::{address_of, is_kernel_socket, keeps_port, netns_inode},
     marks::mark,
@@ -68,10 +68,12 @@ fn bound(ctx: &SockContext, local: Local) -> i32 {
     // SAFETY: the helper takes this program type's context.
     let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
     let sock = address_of(ctx.sock);
-    let socket = socket(sock, cookie, local);
-    // A kernel socket is bound on behalf of whichever task happens to run.
-    let denied = !socket.is_kernel_socket && is_denied(local.port.into(), local.protocol);
+    let mut socket = socket(sock, cookie, local);
+    let is_judged = !socket.is_kernel_socket || is_on_behalf_of_user();
+    let denied = is_judged && is_denied(local.port.into(), local.protocol);
     if denied && !keeps_port(sock, local.protocol) {
+        // The task that asked for it is named.
+        socket.is_kernel_socket = false;
         report(ctx, kind::DENY, &socket, helpers);
         return DENY;
     }

@@ -260,6 +260,44 @@ fn a_denied_udplite_socket_receives_nothing() {
     });
 }
 
+#[test]
+fn a_kernel_socket_that_a_user_asks_for_is_denied() {
+    in_namespace(|_| {
+        let cgroup = Cgroup::new("asked-for");
+        let (_directory, path) = file("[[rule]]\nname = \"no\"\ndecide = \"deny\"\nport = 978\n");
+        let monitor = Monitor::start_default(&[
+            "--config",
+            path.to_str().unwrap(),
+            "--cgroup",
+            cgroup.path().to_str().unwrap(),
+            "--no-aggregate",
+        ]);
+        // Root in a namespace of its own, nobody outside.
+        let script = "ip link add vxlan0 type vxlan id 7 dstport 978; ip link set vxlan0 up 2>&1";
+        let as_nobody = [
+            "--reuid",
+            "65534",
+            "--clear-groups",
+            "unshare",
+            "-Urn",
+            "sh",
+            "-c",
+            script,
+        ];
+        let mut device = cgroup.start("setpriv", &as_nobody);
+        let result = device.line();
+        assert!(result.ends_with(DENIED), "{result}");
+        let alert = serde_json::from_str::<Value>(&monitor.line()).unwrap();
+        assert_alert!(alert, {
+            "event" => "deny",
+            "port" => 978,
+            "process/comm" => "ip",
+            "process/uid" => 65_534,
+        });
+        assert_eq!(monitor.stop_all(), [] as [Value; 0]);
+    });
+}
+
 /// The monitor's map of that name.
 fn map_of(monitor: &Monitor, name: &str) -> MapData {
     let descriptors = std::fs::read_dir(format!("/proc/{}/fdinfo", monitor.pid())).unwrap();
