@@ -126,10 +126,7 @@ extern "C" fn portwatch_has_name(index: u32) -> u32 {
     if !cgroup_name(rule.level, &mut name) {
         return 0;
     }
-    for word in 0..name.len() {
-        if name[word] != rule.name[word] {
-            return 0;
-        }
-    }
-    1
+    let words = name.iter().zip(&rule.name);
+    let difference = words.fold(0, |all, (here, wanted)| all | (here ^ wanted));
+    u32::from(difference == 0)
 }

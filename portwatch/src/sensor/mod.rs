@@ -319,6 +319,7 @@ impl Sensor {
     /// Detaches the programs; what is in the ring stays readable.
     pub fn disarm(&mut self) {
         self.ebpf = None;
+        self.before_bind.detach();
     }
 }
 

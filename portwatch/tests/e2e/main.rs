@@ -13,6 +13,7 @@ mod deny;
 mod deny_random;
 mod errors;
 mod escaping;
+mod fail_closed;
 mod guarantee;
 mod health;
 mod identity;

@@ -81,6 +81,11 @@ impl BeforeBind {
         Ok(())
     }
 
+    /// Detaches those without a pin.
+    pub(in crate::sensor) fn detach(&mut self) {
+        self.links.clear();
+    }
+
     /// Whether the program of that name is one of them, and is to be attached.
     pub(in crate::sensor) fn needs(&self, name: &str) -> bool {
         self.needed && names::BEFORE_BIND.contains(&name)
