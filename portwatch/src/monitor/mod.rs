@@ -2,6 +2,7 @@
 //! pipeline until it is stopped by a signal.
 #![cfg_attr(not(target_env = "gnu"), forbid(unsafe_code))]
 
+mod cgroups;
 mod gaps;
 mod reload;
 mod ring;
@@ -19,6 +20,7 @@ use tokio::{
 };
 
 use self::{
+    cgroups::CgroupWatch,
     gaps::Gaps,
     reload::Reloader,
     ring::BATCH,
@@ -112,6 +114,7 @@ async fn watch(
     );
     // One check is enough, however many were missed.
     health.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let cgroups = CgroupWatch::start(sensor.deny_rules().clone())?;
     let mut monitor = Monitor {
         sensor,
         sandbox,
@@ -131,6 +134,7 @@ async fn watch(
         has_skipped: false,
         health,
         gaps: Gaps::new(),
+        cgroups,
     };
     let mut reloader = Reloader::new();
     loop {
@@ -184,6 +188,8 @@ struct Monitor {
     is_inexact: bool,
     /// Whether a scan showed untracked sockets without holders while they counted.
     has_skipped: bool,
+    /// Follows the cgroups of deny rules.
+    cgroups: CgroupWatch,
     health: Interval,
     gaps: Gaps,
 }
@@ -287,8 +293,8 @@ impl Monitor {
             self.scheduler.request(Urgency::Unmarked);
         }
         self.check_sandbox();
-        if !self.sensor.missing_cgroups().is_empty() {
-            self.find_cgroups();
+        if let Err(error) = self.sensor.deny_rules().find_cgroups() {
+            self.warn(error.to_string());
         }
         let evicted = self.pipeline.tracker().take_evicted();
         if evicted > 0 {
