@@ -19,8 +19,8 @@ use libc::{
     SYS_recvmsg, SYS_renameat, SYS_restart_syscall, SYS_rseq, SYS_rt_sigaction, SYS_rt_sigprocmask,
     SYS_rt_sigreturn, SYS_sched_getaffinity, SYS_sched_yield, SYS_sendmmsg, SYS_sendmsg,
     SYS_sendto, SYS_set_robust_list, SYS_setns, SYS_setsockopt, SYS_shutdown, SYS_sigaltstack,
-    SYS_socket, SYS_statfs, SYS_statx, SYS_sysinfo, SYS_tgkill, SYS_timerfd_settime, SYS_uname,
-    SYS_unlinkat, SYS_write, SYS_writev,
+    SYS_socket, SYS_socketpair, SYS_statfs, SYS_statx, SYS_sysinfo, SYS_tgkill,
+    SYS_timerfd_settime, SYS_uname, SYS_unlinkat, SYS_write, SYS_writev,
 };
 
 /// A condition on an argument: `(argument, mask, value)` holds where `argument & mask == value`.
@@ -221,6 +221,7 @@ pub(super) fn of_monitor(pid: u32, keeps_pins: bool) -> Vec<Call> {
         (SYS_openat, vec![vec![(2, writes, 0)]]),
         (SYS_clone, vec![vec![(0, thread | namespaces, thread)]]),
         (SYS_socket, sockets),
+        (SYS_socketpair, one_of(0, &[constant(libc::AF_UNIX)])),
         (SYS_bpf, one_of(0, &commands)),
         (
             SYS_fcntl,
