@@ -2,6 +2,7 @@
 
 mod attach;
 mod error;
+mod integrity;
 mod maps;
 mod object;
 mod ring;
@@ -24,12 +25,13 @@ use aya::{
 use jiff::Timestamp;
 use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
 pub use portwatch_common::MAX_COUNTED_SOCKETS;
-use portwatch_common::names;
+use portwatch_common::{Report, names};
 
 #[cfg(feature = "testing")]
 pub use self::testing::Records;
 use self::{
     attach::{Cgroup, Pins, attach_program},
+    integrity::Integrity,
     maps::{
         counted::CountedSockets,
         deny, map,
@@ -83,6 +85,9 @@ pub struct Sensor {
     /// The programs that could not be attached again.
     missing: BTreeSet<&'static str>,
     watched: Watched,
+    /// Reports that were taken from the ring.
+    taken: u64,
+    integrity: Integrity,
     /// Links that stay when this goes.
     pins: Option<Pins>,
 }
@@ -160,6 +165,8 @@ impl Sensor {
             cgroup_fd: cgroup,
             missing: BTreeSet::new(),
             watched,
+            taken: 0,
+            integrity: Integrity::default(),
             pins,
         })
     }
@@ -208,14 +215,19 @@ impl Sensor {
     /// were: not each is an event.
     pub fn take(&mut self, limit: usize, events: &mut Vec<Event>) -> usize {
         let clock = Clock::now();
+        self.integrity.is_ring_changed |= self.wake.positions().restore();
         let ring = self.wake.ring();
         let mut taken = 0;
         while taken < limit
             && let Some(record) = ring.next()
         {
+            if record.len() == size_of::<Report>() {
+                self.taken += 1;
+            }
             events.extend(self.decoder.decode(&record, clock));
             taken += 1;
         }
+        self.wake.positions().note();
         if taken > 0 {
             self.wake.found();
         }
@@ -228,7 +240,10 @@ impl Sensor {
     ///
     /// The kernel's, when the counters cannot be read.
     pub fn news(&mut self) -> Result<News, SensorError> {
-        self.repeats.news()
+        let produced = self.wake.positions().produced();
+        let mut news = self.repeats.news()?;
+        news.lost += self.missing_reports(produced, self.repeats.submitted())?;
+        Ok(news)
     }
 
     /// Whether the BPF programs may count repeated events while the ring is filling. Until this is

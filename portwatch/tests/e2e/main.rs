@@ -26,3 +26,4 @@ mod rules;
 mod sandbox;
 mod snapshot;
 mod support;
+mod tamper;

@@ -67,6 +67,10 @@ impl Sensor {
                 Err(_) => {}
             }
         }
+        changes.extend(self.restore_maps());
+        let Some(ebpf) = &mut self.ebpf else {
+            return changes;
+        };
         if self.tracepoint == Tracepoint::NotNeeded && !tracepoint::registered().is_empty() {
             self.tracepoint = Tracepoint::attach_loaded(ebpf, tracepoint::registered());
             changes.push(match &self.tracepoint {

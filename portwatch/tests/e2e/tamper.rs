@@ -1,0 +1,137 @@
+//! Root changes what the BPF programs and the monitor share: each change is reported and undone, and
+//! what was missed is found.
+
+use std::time::Instant;
+
+use serde_json::Value;
+
+use crate::{
+    assert_alert,
+    support::{Cgroup, Monitor, REBIND, bpf::Map, in_namespace},
+};
+
+/// The words of the map CONTROL, as 64-bit words: polling and epoch, high watermark, marked sockets.
+const POLLING_AND_EPOCH: usize = 0;
+const HIGH_WATERMARK: usize = 1;
+const MARKED_SOCKETS: usize = 2;
+
+/// The CPUs of which per-CPU maps have a value.
+fn possible_cpus() -> usize {
+    let possible = std::fs::read_to_string("/sys/devices/system/cpu/possible").unwrap();
+    let last = possible.trim().rsplit(['-', ',']).next().unwrap();
+    last.parse::<usize>().unwrap() + 1
+}
+
+/// Reads alerts until one is what is looked for.
+fn wait_for(monitor: &Monitor, alerts: &mut Vec<Value>, is_it: impl Fn(&Value) -> bool) {
+    while !alerts.iter().any(&is_it) {
+        alerts.push(serde_json::from_str(&monitor.line()).unwrap());
+    }
+}
+
+fn is_health(alert: &Value, detail: &str) -> bool {
+    alert["event"] == "health" && alert["detail"].as_str().unwrap().contains(detail)
+}
+
+#[test]
+fn what_root_changes_in_the_maps_is_reported_and_undone() {
+    type Tamper = fn(&Map);
+    // What is changed, how, and what the alert says.
+    let cases: [(&str, Tamper, &str); 9] = [
+        (
+            "WATCHED",
+            |map| map.set(&976_u32.to_ne_bytes(), &[0; 4]),
+            "the map WATCHED was changed (ports: 1, the first 976)",
+        ),
+        (
+            "CONTROL",
+            |map| map.add_to_word(POLLING_AND_EPOCH, 1),
+            "CONTROL, polling",
+        ),
+        (
+            "CONTROL",
+            |map| map.add_to_word(POLLING_AND_EPOCH, 7 << 32),
+            "CONTROL, epoch",
+        ),
+        (
+            "CONTROL",
+            |map| map.add_to_word(HIGH_WATERMARK, 0_u64.wrapping_sub(1)),
+            "CONTROL, high_watermark",
+        ),
+        (
+            "CONTROL",
+            |map| map.add_to_word(MARKED_SOCKETS, 0_u64.wrapping_sub(1)),
+            "CONTROL, marked_sockets",
+        ),
+        (
+            "CONTROL",
+            |map| map.add_to_word(MARKED_SOCKETS, 1),
+            "CONTROL, marked_sockets",
+        ),
+        // Beyond what the programs have written: the ring seems full to them.
+        (
+            "RING",
+            |map| map.add_to_word(0, 8),
+            "the position in the map RING",
+        ),
+        // Behind what the agent has read: it is not woken.
+        (
+            "RING",
+            |map| map.add_to_word(0, 0_u64.wrapping_sub(8)),
+            "the position in the map RING",
+        ),
+        (
+            "STATS",
+            |map| map.set(&[0; 4], &vec![0; possible_cpus() * 48]),
+            "STATS",
+        ),
+    ];
+    for (name, tamper, expected) in cases {
+        in_namespace(|namespace| {
+            // What happens elsewhere on this host would wake the monitor, or count.
+            let cgroup = Cgroup::new("tamper");
+            let path = cgroup.path().to_str().unwrap();
+            let monitor = Monitor::start(&["--health-interval", "1", "--cgroup", path]);
+            let script = format!(
+                "{REBIND} $| = 1; \
+                 socket(my $s, PF_INET, SOCK_DGRAM, 0) or die; \
+                 rebind($s, sockaddr_in(977, INADDR_LOOPBACK)); <STDIN>; \
+                 socket(my $t, PF_INET, SOCK_STREAM, 0) or die; \
+                 rebind($t, sockaddr_in(976, INADDR_LOOPBACK)); listen($t, 5) or die; \
+                 print \"done\\n\"; <STDIN>; close $s; close $t; print \"closed\\n\"; <STDIN>"
+            );
+            let mut program = cgroup.start_perl(&script);
+            assert_alert!(monitor.alert(namespace.inode), { "event" => "bind", "port" => 977 });
+            let maps = Map::all(monitor.pid());
+            tamper(&maps[name]);
+            let tampered = Instant::now();
+            program.resume();
+            program.wait_for("done");
+            let mut alerts = Vec::new();
+            wait_for(&monitor, &mut alerts, |alert| is_health(alert, expected));
+            println!("{expected}: reported after {:?}", tampered.elapsed());
+            let health = alerts.iter().find(|alert| is_health(alert, expected));
+            assert_alert!(health.unwrap(), { "severity" => "critical" });
+            let is = |event: &'static str, port: u16| {
+                move |alert: &Value| {
+                    alert["event"] == event
+                        && alert["port"] == port
+                        && alert["socket"]["netns"] == namespace.inode
+                }
+            };
+            // What happened meanwhile is known, and what happens from now on.
+            wait_for(&monitor, &mut alerts, is("listen", 976));
+            println!("{expected}: listener reported after {:?}", tampered.elapsed());
+            program.resume();
+            program.wait_for("closed");
+            for port in [976, 977] {
+                wait_for(&monitor, &mut alerts, is("close", port));
+            }
+            program.resume();
+            program.wait();
+            for alert in monitor.stop_all() {
+                assert!(!is_health(&alert, "by another program"), "{alert}");
+            }
+        });
+    }
+}
