@@ -10,6 +10,7 @@ use crate::{
         check_config, doctor, explain, explain_alert, list, registry, run, run_scenario, unpin,
     },
     exit::{self, EXIT_CODES},
+    util::contained,
 };
 
 /// Alert when a process binds a system port (0-1023) that IANA has not assigned
@@ -56,6 +57,7 @@ enum Command {
 /// Runs the command that the arguments name.
 #[must_use]
 pub fn main() -> ExitCode {
+    contained::abort_on_panic();
     exit::report(dispatch(Cli::parse())).into()
 }
 

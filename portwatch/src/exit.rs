@@ -13,7 +13,7 @@ use crate::{
     output::StdoutGone,
     registry::ReadError,
     sensor::SensorError,
-    util::console,
+    util::{console, input},
 };
 
 /// The exit codes, for the help text.
@@ -27,7 +27,8 @@ Exit codes:
   5  an input file is missing or malformed
   6  stdout closed or full
   7  `doctor --self-test`: a scenario failed
-  8  `list --check`: a watched port is in use";
+  8  `list --check`: a watched port is in use
+  9  somebody else can change an input file, which is not used";
 
 /// Why the process ends, as its exit code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,6 +52,8 @@ pub enum Exit {
     SelfTest = 7,
     /// `list --check`: a watched port is in use.
     InUse = 8,
+    /// Somebody else can change an input file.
+    Untrusted = 9,
 }
 
 impl From<Exit> for ExitCode {
@@ -77,6 +80,8 @@ pub fn report(result: anyhow::Result<()>) -> Exit {
 fn code(error: &anyhow::Error) -> Exit {
     if error.is::<UsageError>() {
         Exit::Usage
+    } else if is_untrusted(error) {
+        Exit::Untrusted
     } else if error.is::<ReadError>() || error.is::<ConfigError>() || error.is::<InputError>() {
         Exit::Input
     } else if let Some(unfit) = error.downcast_ref::<Unfit>() {
@@ -100,6 +105,18 @@ fn code(error: &anyhow::Error) -> Exit {
     } else {
         Exit::Failure
     }
+}
+
+fn is_untrusted(error: &anyhow::Error) -> bool {
+    let of_config = error.downcast_ref::<ConfigError>();
+    let of_registry = error.downcast_ref::<ReadError>();
+    matches!(
+        of_config,
+        Some(ConfigError::File(input::InputError::Untrusted { .. }))
+    ) || matches!(
+        of_registry,
+        Some(ReadError::Input(input::InputError::Untrusted { .. }))
+    )
 }
 
 #[cfg(test)]
@@ -136,7 +153,7 @@ mod tests {
             .skip(1)
             .map(|line| line.split_whitespace().next().unwrap().parse().unwrap())
             .collect();
-        let all: Vec<u8> = (Exit::Success as u8..=Exit::InUse as u8).collect();
+        let all: Vec<u8> = (Exit::Success as u8..=Exit::Untrusted as u8).collect();
         assert_eq!(documented, all);
     }
 }

@@ -17,9 +17,9 @@ const LEVELS: [&[&str]; 17] = [
     &["config", "output"],
     &["pipeline"],
     &["monitor"],
-    &["conformance", "testing"],
+    &["conformance"],
     &["commands"],
-    &["exit"],
+    &["exit", "testing"],
     &["cli"],
 ];
 

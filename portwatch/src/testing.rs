@@ -1,7 +1,10 @@
 //! The monitor's parts with typical inputs, for `benches/parts.rs`, which times them and counts their
-//! instructions. Compiled with feature `testing` only.
+//! instructions, and its readers of what comes from outside, for fuzzing. Compiled with feature `testing`
+//! only.
 
 #![forbid(unsafe_code)]
+
+pub mod fuzz;
 
 use std::{hint::black_box, time::Instant};
 

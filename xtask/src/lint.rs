@@ -20,7 +20,9 @@ pub(crate) fn run_all() -> Result<()> {
         .args(["format", "--check", "--diff"])
         .env("RUST_LOG", "warn"))?;
     run(&mut Command::new(tools::CARGO_MACHETE.install()?))?;
-    run(cargo().args(["fmt", "--all", "--check"]))?;
+    for manifest in ["Cargo.toml", "fuzz/Cargo.toml"] {
+        run(cargo().args(["fmt", "--all", "--check", "--manifest-path", manifest]))?;
+    }
     clippy()?;
     run(cargo()
         .args(["doc", "--locked", "--no-deps", "--document-private-items"])

@@ -1,6 +1,7 @@
 //! `cargo xtask`: sets up what the build needs, builds, runs and tests portwatch.
 
 mod bench;
+mod fuzz;
 mod lint;
 mod tools;
 mod vm;
@@ -44,6 +45,8 @@ enum Task {
     /// Run as the first process of a guest of `bench`
     #[command(hide = true)]
     BenchGuest(bench::GuestOptions),
+    /// Run the fuzz targets on what reads input from outside
+    Fuzz(fuzz::Options),
     /// Check formatting, lints, spelling, wording, documentation, dependencies and licences
     Lint,
     /// Generate the embedded registry from IANA's CSV
@@ -87,6 +90,7 @@ fn dispatch(task: Task) -> Result<()> {
         Task::Vm(options) => vm::run(&options),
         Task::Bench(options) => bench::run(&options),
         Task::BenchGuest(options) => bench::run_guest(&options),
+        Task::Fuzz(options) => fuzz::run_all(&options),
         Task::Lint => lint::run_all(),
         Task::Registry { file, as_of } => registry(&file, as_of.as_deref()),
     }

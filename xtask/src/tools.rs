@@ -26,6 +26,9 @@ const BPF_LINKER: Tool = Tool::new("bpf-linker", "bpf-linker");
 
 pub(crate) const CARGO_DENY: Tool = Tool::new("cargo-deny", "cargo-deny");
 
+/// Builds the fuzz targets with libFuzzer.
+pub(crate) const CARGO_FUZZ: Tool = Tool::new("cargo-fuzz", "cargo-fuzz");
+
 /// Finds unused dependencies.
 pub(crate) const CARGO_MACHETE: Tool = Tool::new("cargo-machete", "cargo-machete");
 
@@ -214,7 +217,14 @@ mod tests {
 
     #[test]
     fn every_tool_has_a_version() {
-        for tool in [BPF_LINKER, CARGO_DENY, CARGO_MACHETE, TAPLO, TYPOS] {
+        for tool in [
+            BPF_LINKER,
+            CARGO_DENY,
+            CARGO_FUZZ,
+            CARGO_MACHETE,
+            TAPLO,
+            TYPOS,
+        ] {
             let version = version(tool.package).unwrap();
             assert_eq!(version.split('.').count(), 3, "{}: {version}", tool.package);
         }

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     config::{Config, DEFAULT_PATH, Overrides, Source},
-    model::Transport,
+    model::{Printable, Transport},
     registry::Registry,
     util::console,
 };
@@ -40,7 +40,7 @@ pub fn run(args: Args, out: &mut impl io::Write) -> Result<()> {
         console::log(&format!("{}: {warning}", args.path.display()));
     }
     let text = describe(&config, &args.registry.read()?)?;
-    write(format!("{}: {text}", args.path.display()), out)?;
+    write(format!("{}: {text}", Printable::from(&*args.path)), out)?;
     Ok(())
 }
 
@@ -49,12 +49,8 @@ fn describe(config: &Config, registry: &Registry) -> Result<String> {
     let mut text = format!("{}\n", count_of(rules.len(), "rule"));
     for rule in rules {
         let reason = rule.reason.as_deref().unwrap_or("no reason given");
-        writeln!(
-            text,
-            "  {:<8} {}: {reason}",
-            rule.decision.name(),
-            rule.name
-        )?;
+        let (name, reason) = (Printable::from(&*rule.name), Printable::from(reason));
+        writeln!(text, "  {:<8} {name}: {reason}", rule.decision.name())?;
     }
     let count = |transport| config.watched(registry, &[transport]).count();
     let [tcp, udp] = [Transport::Tcp, Transport::Udp].map(count);

@@ -1,6 +1,6 @@
 //! `portwatch explain`: a port's registry entry and its sockets on this host.
 
-use std::{fmt::Write as _, io, str::FromStr};
+use std::{borrow::Cow, fmt::Write as _, io, str::FromStr};
 
 use anyhow::{Context as _, Result};
 
@@ -127,7 +127,8 @@ fn explain(spec: PortSpec, registry: &Registry, out: &mut impl io::Write) -> Res
 fn describe(entry: &Entry, transport: Transport) -> String {
     let mut text = String::from(entry.status.name());
     if !entry.services.is_empty() {
-        text = format!("{text} to {}", entry.services.join(", "));
+        let services: Vec<_> = entry.services.iter().map(|name| quoted(name)).collect();
+        text = format!("{text} to {}", services.join(", "));
     }
     text = match entry.range {
         Some((first, last)) => format!("{text} ({} {first}-{last})", entry.basis),
@@ -148,10 +149,15 @@ fn socket(held: &SocketEntry) -> String {
     }
 }
 
+/// As in the text line, so that no name looks like more than one.
+fn quoted(name: &str) -> Cow<'_, str> {
+    shlex::try_quote(name).unwrap_or(Cow::Borrowed(name))
+}
+
 fn describe_holder(process: &Process) -> String {
-    let mut text = format!("{}[{}]", process.comm, process.pid);
+    let mut text = format!("{}[{}]", quoted(&process.comm), process.pid);
     match &process.user {
-        Some(user) => text = format!("{text} user {user}"),
+        Some(user) => text = format!("{text} user {}", quoted(user)),
         None => text = format!("{text} uid {}", process.uid),
     }
     let unverified = process.unverified();
@@ -160,13 +166,14 @@ fn describe_holder(process: &Process) -> String {
         false => "",
     };
     if let Some(exe) = &process.exe {
-        text = format!("{text}, {exe}{}", mark("exe", " (unverified)"));
+        text = format!("{text}, {}{}", quoted(exe), mark("exe", " (unverified)"));
     }
     if let Some(cmdline) = &process.cmdline {
-        text = format!("{text}: {}", cmdline.join(" "));
+        let words: Vec<_> = cmdline.iter().map(|word| quoted(word)).collect();
+        text = format!("{text}: {}", words.join(" "));
     }
     if let Some(unit) = &process.unit {
-        text = format!("{text} (unit {unit}{})", mark("unit", ", unverified"));
+        text = format!("{text} (unit {}{})", quoted(unit), mark("unit", ", unverified"));
     }
     text
 }

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     config::Overrides,
-    model::{EventKind, Severity, Transport},
+    model::{EventKind, Printable, Severity, Transport},
     policy::{Claims, Decision, Facts, Policy, default_severity},
     registry::Status,
 };
@@ -40,7 +40,7 @@ pub fn run(args: Args, out: &mut impl io::Write) -> Result<()> {
 }
 
 /// The lines for the alerts in `input`, which has one JSON object per line.
-fn explain_alerts(policy: &Policy, input: impl Read) -> Result<String> {
+pub(crate) fn explain_alerts(policy: &Policy, input: impl Read) -> Result<String> {
     let mut text = String::new();
     for (number, line) in (1..).zip(BufReader::new(input).lines()) {
         let line = line?;
@@ -75,16 +75,14 @@ fn explain(policy: &Policy, facts: &Facts<'_>, alert: &Value) -> String {
     };
     let index = policy.rules().iter().position(|one| one.name == rule.name);
     let place = index.map_or(0, |index| index + 1);
-    let reason = rule.reason.as_deref().unwrap_or("no reason given");
+    let name = Printable::from(&*rule.name);
+    let reason = Printable::from(rule.reason.as_deref().unwrap_or("no reason given"));
     let decision = match rule.decision {
         Decision::Deny if facts.event == Some(EventKind::Bind) => "deny: the bind is denied".into(),
         Decision::Deny => format!("deny, which applies to binds only: {}", default.name()),
         decision => decision.name().to_owned(),
     };
-    format!(
-        "rule {place}, {:?}, decides {decision} ({reason})",
-        rule.name
-    )
+    format!("rule {place}, \"{name}\", decides {decision} ({reason})")
 }
 
 /// The facts in an alert's JSON; None when it is not about a socket.

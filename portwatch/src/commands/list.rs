@@ -96,6 +96,11 @@ pub fn run(args: Args, out: &mut impl io::Write) -> Result<()> {
     Ok(())
 }
 
+/// As in the text line, so that no name looks like another column.
+fn quoted(name: &str) -> String {
+    shlex::try_quote(name).map_or_else(|_| name.to_owned(), std::borrow::Cow::into_owned)
+}
+
 const TITLES: [&str; 8] = [
     "PORT", "STATE", "ADDRESS", "REGISTRY", "PROCESS", "USER", "UNIT", "NETNS",
 ];
@@ -138,13 +143,16 @@ fn row(alert: &Alert) -> [String; 8] {
         SocketAddr::new(address, port).to_string()
     });
     let registry = alert.registry.as_ref().map_or("?".into(), |word| {
-        let service = word.service.as_ref().map(|name| format!(" {name}"));
+        let service = word
+            .service
+            .as_ref()
+            .map(|name| format!(" {}", quoted(name)));
         format!("{}{}", word.status.name(), service.unwrap_or_default())
     });
     let names: Vec<String> = alert
         .holders
         .iter()
-        .map(|holder| format!("{}[{}]", holder.comm, holder.pid))
+        .map(|holder| format!("{}[{}]", quoted(&holder.comm), holder.pid))
         .collect();
     let first = alert.holders.first();
     let place = first.and_then(|holder| {
@@ -152,8 +160,8 @@ fn row(alert: &Alert) -> [String; 8] {
         let unit = holder.unit.as_ref().map(|unit| (unit, "unit"));
         let (name, key) = unit.or(container)?;
         Some(match holder.unverified.contains(&key) {
-            true => format!("{name} (unverified)"),
-            false => name.to_string(),
+            true => format!("{} (unverified)", quoted(name)),
+            false => quoted(name).into(),
         })
     });
     let unknown = || "-".to_owned();
@@ -167,7 +175,7 @@ fn row(alert: &Alert) -> [String; 8] {
         } else {
             names.join(" ")
         },
-        first.map_or_else(unknown, |holder| holder.user.to_string()),
+        first.map_or_else(unknown, |holder| quoted(&holder.user)),
         place.unwrap_or_else(unknown),
         match (alert.socket.netns, alert.socket.host_netns) {
             (_, Some(true)) => "host".into(),

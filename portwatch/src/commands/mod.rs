@@ -4,7 +4,7 @@
 
 use std::io::Write;
 
-use crate::output::StdoutGone;
+use crate::{output::StdoutGone, util::escape_to};
 
 pub mod args;
 pub mod check_config;
@@ -27,9 +27,12 @@ pub struct UsageError(pub String);
 #[error("{0}")]
 pub struct InputError(pub String);
 
-/// Writes a command's output.
+/// Writes a command's output, escaped but for its line ends.
 fn write(output: impl AsRef<[u8]>, out: &mut impl Write) -> Result<(), StdoutGone> {
-    out.write_all(output.as_ref())
+    let output = output.as_ref();
+    let mut escaped = String::with_capacity(output.len());
+    escape_to(&mut escaped, output, &['\n']);
+    out.write_all(escaped.as_bytes())
         .and_then(|()| out.flush())
         .map_err(StdoutGone::Io)
 }

@@ -16,11 +16,11 @@ pub struct Args {
     /// Watch assigned ports too
     #[arg(long)]
     all: bool,
-    /// Size of the ring buffer in bytes: a power of two, at least one page
+    /// Size of the ring buffer in bytes: a power of two, at least one page, at most 1 GiB
     ///
     /// An event takes 128 bytes, and 1,584 more when its process has executed a new program. Events
     /// that do not fit are lost; a `loss` alert gives their number.
-    #[arg(long, value_name = "BYTES", default_value_t = 1 << 20)]
+    #[arg(long, value_name = "BYTES", default_value_t = 1 << 20, value_parser = clap::value_parser!(u32).range(..=1 << 30))]
     ring_size: u32,
     /// Seconds between two health checks of the BPF programs
     ///

@@ -1,18 +1,15 @@
 //! Why a configuration cannot be used.
 
-use std::{fmt, io, ops::Range, path::PathBuf};
+use std::{fmt, ops::Range, path::PathBuf};
+
+use crate::util::{escape_to, input::InputError};
 
 /// Why a configuration cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    /// The file cannot be read.
-    #[error("cannot read {}", path.display())]
-    Io {
-        /// The file.
-        path: PathBuf,
-        /// What the system returned.
-        source: io::Error,
-    },
+    /// The file cannot be read, or somebody else can change it.
+    #[error(transparent)]
+    File(#[from] InputError),
     /// The file is malformed, or its rules cannot be used.
     #[error("{}:{place}: {problem}\n{cited}", path.display())]
     Malformed {
@@ -71,17 +68,32 @@ impl Cited {
         let line = text.lines().nth(line - 1).unwrap_or("");
         let rest = line.chars().count().saturating_sub(column - 1);
         let marked = text.get(span.clone()).unwrap_or("").chars().count();
+        // A part of a long line, around the place.
+        let skipped = (column - 1).saturating_sub(MAX_CITED / 2);
+        let part = line.chars().skip(skipped).take(MAX_CITED);
         Self {
-            // A tab would be wider than the space above the caret, an escape could act on the
-            // terminal.
-            line: line
-                .chars()
-                .map(|char| if char.is_control() { ' ' } else { char })
+            // A tab would be wider than the space above the caret, and so would an escape.
+            line: part
+                .map(|char| if is_plain(char) { char } else { ' ' })
                 .collect(),
-            column,
-            marked: marked.min(rest).max(1),
+            column: column - skipped,
+            marked: marked.min(rest).clamp(1, MAX_CITED / 2),
         }
     }
+}
+
+/// Characters of a line that are cited.
+const MAX_CITED: usize = 160;
+
+/// Whether it is printed as itself, wherever it stands.
+fn is_plain(character: char) -> bool {
+    let mut escaped = String::new();
+    escape_to(
+        &mut escaped,
+        character.encode_utf8(&mut [0; 4]).as_bytes(),
+        &[],
+    );
+    escaped.chars().eq([character])
 }
 
 impl fmt::Display for Cited {

@@ -1,13 +1,13 @@
 //! The configuration file: TOML to rules and settings. Every error has its place.
 
-use std::ops::Range;
+use std::{collections::HashMap, ops::Range, time::Duration};
 
 use serde::Deserialize;
 use toml::Spanned;
 
 use super::{
     error::Place,
-    values::{HumanDuration, OneOrMany, unknown},
+    values::{HumanDuration, OneOrMany, Within, unknown},
 };
 use crate::{
     aggregate::Settings,
@@ -38,6 +38,36 @@ pub(super) struct Deprecated {
 /// The bytes of the file that are to blame, and the problem.
 pub(super) type Problem = (Range<usize>, String);
 
+/// Rules in a file.
+const MAX_RULES: usize = 10_000;
+
+/// Values with wildcards in a file: each is compiled.
+const MAX_PATTERNS: usize = 1000;
+
+/// Bytes of a rule's name and of its reason: they are in each alert that it decides.
+const MAX_NAME: usize = 256;
+const MAX_REASON: usize = 1024;
+
+/// Beyond a day nobody waits for a summary, and a deadline could be past the end of the clock.
+const INTERVAL: Within<Duration> = Within {
+    min: Duration::from_millis(100),
+    max: Duration::from_secs(86_400),
+};
+const IDLE_TIMEOUT: Within<Duration> = Within {
+    min: Duration::from_millis(10),
+    max: Duration::from_secs(86_400),
+};
+/// What lasts is reported within a second.
+const BIND_DELAY: Within<Duration> = Within {
+    min: Duration::ZERO,
+    max: Duration::from_secs(1),
+};
+/// Alerts that are printed one by one before aggregation begins.
+const BURST: Within<u32> = Within {
+    min: 1,
+    max: 1_000_000,
+};
+
 /// Names that are still read. They are not suggested.
 const DEPRECATED: [&str; 3] = ["collapse", "pause", "hold"];
 
@@ -54,7 +84,7 @@ struct File {
 #[serde(deny_unknown_fields)]
 struct RawRule {
     name: Spanned<String>,
-    reason: Option<String>,
+    reason: Option<Spanned<String>>,
     decide: Decision,
     #[serde(default)]
     unverified: bool,
@@ -78,7 +108,7 @@ struct RawAggregate {
     enabled: Option<bool>,
     burst: Option<Spanned<u32>>,
     max_rate: Option<u32>,
-    interval: Option<HumanDuration>,
+    interval: Option<Spanned<HumanDuration>>,
     idle_timeout: Option<Spanned<HumanDuration>>,
     bind_delay: Option<Spanned<HumanDuration>>,
     pause: Option<Spanned<HumanDuration>>,
@@ -97,7 +127,7 @@ pub(super) fn parse(text: &str) -> Result<Contents, Problem> {
     };
     let table = deprecated.either(file.collapse, file.aggregate, ("[collapse]", "[aggregate]"))?;
     let aggregate = match table {
-        Some(table) => settings(table, &mut deprecated)?,
+        Some(table) => settings(table.into_inner(), &mut deprecated)?,
         None => Settings::default(),
     };
     Ok(Contents {
@@ -108,13 +138,28 @@ pub(super) fn parse(text: &str) -> Result<Contents, Problem> {
 }
 
 fn policy(text: &str, raw: Vec<RawRule>) -> Result<Policy, Problem> {
-    let mut rules: Vec<Rule> = Vec::new();
-    let mut places: Vec<RulePlaces> = Vec::new();
+    if let Some(further) = raw.get(MAX_RULES) {
+        let problem = format!(
+            "{} rules; a file has at most {MAX_RULES}: one rule can list ports, users and names",
+            raw.len()
+        );
+        return Err((further.name.span(), problem));
+    }
+    let mut rules: Vec<Rule> = Vec::with_capacity(raw.len());
+    let mut places: Vec<RulePlaces> = Vec::with_capacity(raw.len());
+    let mut starts: HashMap<String, usize> = HashMap::with_capacity(raw.len());
+    let mut patterns = 0;
     for raw in raw {
+        check_lengths(&raw)?;
         let (rule, place) = rule(raw);
-        if let Some(first) = rules.iter().position(|known| known.name == rule.name) {
-            let line = Place::of(text, places[first].name.start).line;
+        if let Some(first) = starts.insert(rule.name.clone(), place.name.start) {
+            let line = Place::of(text, first).line;
             let problem = format!("a second rule {:?}; the first is in line {line}", rule.name);
+            return Err((place.name, problem));
+        }
+        patterns += rule.patterns();
+        if patterns > MAX_PATTERNS {
+            let problem = format!("a file has at most {MAX_PATTERNS} values with wildcards");
             return Err((place.name, problem));
         }
         rules.push(rule);
@@ -124,6 +169,19 @@ fn policy(text: &str, raw: Vec<RawRule>) -> Result<Policy, Problem> {
         let span = places.get(rule).map(|places| places.of(key));
         (span.unwrap_or(0..0), problem)
     })
+}
+
+fn check_lengths(raw: &RawRule) -> Result<(), Problem> {
+    let texts = [
+        ("name", Some(&raw.name), MAX_NAME),
+        ("reason", raw.reason.as_ref(), MAX_REASON),
+    ];
+    for (key, text, max) in texts {
+        if let Some(text) = text.filter(|text| text.get_ref().len() > max) {
+            return Err((text.span(), format!("{key} has more than {max} bytes")));
+        }
+    }
+    Ok(())
 }
 
 /// Where a rule's name and its conditions' values are.
@@ -177,7 +235,7 @@ fn rule(raw: RawRule) -> (Rule, RulePlaces) {
     });
     let rule = Rule {
         name: raw.name.into_inner(),
-        reason: raw.reason,
+        reason: raw.reason.map(Spanned::into_inner),
         decision: raw.decide,
         unverified: raw.unverified,
         conditions: conditions.collect(),
@@ -190,11 +248,14 @@ fn settings(raw: RawAggregate, deprecated: &mut Renames<'_>) -> Result<Settings,
     let idle_timeout = deprecated.either(raw.pause, raw.idle_timeout, ("pause", "idle_timeout"))?;
     let bind_delay = deprecated.either(raw.hold, raw.bind_delay, ("hold", "bind_delay"))?;
     let burst = match raw.burst {
-        Some(burst) if *burst.get_ref() == 0 => {
+        Some(burst) if *burst.get_ref() < BURST.min => {
             return Err((
                 burst.span(),
                 "burst must be at least 1: the first alert of a burst is always printed".into(),
             ));
+        }
+        Some(burst) if *burst.get_ref() > BURST.max => {
+            return Err((burst.span(), format!("burst must be at most {}", BURST.max)));
         }
         Some(burst) => burst.into_inner(),
         None => default.burst,
@@ -203,10 +264,24 @@ fn settings(raw: RawAggregate, deprecated: &mut Renames<'_>) -> Result<Settings,
         enabled: raw.enabled.unwrap_or(default.enabled),
         burst,
         max_rate: raw.max_rate.unwrap_or(default.max_rate),
-        interval: raw.interval.map_or(default.interval, |interval| interval.0),
-        idle_timeout: idle_timeout.map_or(default.idle_timeout, |timeout| timeout.0),
-        bind_delay: bind_delay.map_or(default.bind_delay, |delay| delay.0),
+        interval: duration(raw.interval, "interval", &INTERVAL)?.unwrap_or(default.interval),
+        idle_timeout: duration(idle_timeout, "idle_timeout", &IDLE_TIMEOUT)?
+            .unwrap_or(default.idle_timeout),
+        bind_delay: duration(bind_delay, "bind_delay", &BIND_DELAY)?.unwrap_or(default.bind_delay),
     })
+}
+
+fn duration(
+    raw: Option<Spanned<HumanDuration>>,
+    key: &str,
+    within: &Within<Duration>,
+) -> Result<Option<Duration>, Problem> {
+    let Some(raw) = raw else {
+        return Ok(None);
+    };
+    let span = raw.span();
+    let value = within.check(key, raw.into_inner().0);
+    value.map(Some).map_err(|problem| (span, problem))
 }
 
 /// Collects the uses of old names.
@@ -222,9 +297,9 @@ impl Renames<'_> {
         old: Option<Spanned<T>>,
         new: Option<Spanned<T>>,
         names: (&'static str, &'static str),
-    ) -> Result<Option<T>, Problem> {
+    ) -> Result<Option<Spanned<T>>, Problem> {
         let Some(old) = old else {
-            return Ok(new.map(Spanned::into_inner));
+            return Ok(new);
         };
         let place = Place::of(self.text, old.span().start);
         if let Some(new) = new {
@@ -239,7 +314,7 @@ impl Renames<'_> {
             old: names.0,
             new: names.1,
         });
-        Ok(Some(old.into_inner()))
+        Ok(Some(old))
     }
 }
 

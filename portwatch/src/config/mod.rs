@@ -16,10 +16,14 @@ use crate::{
     model::{DenyRules, Transport},
     policy::{DefaultScope, Policy},
     registry::Registry,
+    util::input::{self, Allowed, InputError},
 };
 
 /// The file that is read, if it exists, when the command line names none.
 pub const DEFAULT_PATH: &str = "/etc/portwatch/portwatch.toml";
+
+/// Bytes of a file.
+const MAX_BYTES: u64 = 2 << 20;
 
 /// Where the configuration comes from.
 #[derive(Clone, Debug, Default)]
@@ -59,28 +63,34 @@ pub struct Config {
 }
 
 impl Source {
-    /// Reads the configuration: the same at start and on SIGHUP.
+    /// Reads the configuration at start. Can block.
     ///
     /// # Errors
     ///
     /// [`ConfigError`].
     pub fn load(&self) -> Result<Config, ConfigError> {
-        self.load_or_default(Path::new(DEFAULT_PATH))
+        self.load_or_default(Path::new(DEFAULT_PATH), Allowed::FileOrPipe)
     }
 
-    fn load_or_default(&self, default: &Path) -> Result<Config, ConfigError> {
+    /// Reads it again. A pipe, which would be empty now, is an error. Can block.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError`].
+    pub fn reload(&self) -> Result<Config, ConfigError> {
+        self.load_or_default(Path::new(DEFAULT_PATH), Allowed::File)
+    }
+
+    fn load_or_default(&self, default: &Path, allowed: Allowed) -> Result<Config, ConfigError> {
         let path = self.path.as_deref().unwrap_or(default);
-        let config = match std::fs::read_to_string(path) {
+        let config = match input::read_text(path, MAX_BYTES, allowed) {
             Ok(text) => Config::parse(&text, path)?,
-            Err(error) if self.path.is_none() && error.kind() == io::ErrorKind::NotFound => {
+            Err(InputError::Io { source, .. })
+                if self.path.is_none() && source.kind() == io::ErrorKind::NotFound =>
+            {
                 Config::default()
             }
-            Err(source) => {
-                return Err(ConfigError::Io {
-                    path: path.into(),
-                    source,
-                });
-            }
+            Err(error) => return Err(error.into()),
         };
         Ok(self.overrides.apply(config))
     }
@@ -98,7 +108,8 @@ impl Overrides {
 }
 
 impl Config {
-    fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
+    /// Parses the text of the file `path`.
+    pub(crate) fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
         let contents = file::parse(text).map_err(|(span, problem)| ConfigError::Malformed {
             path: path.into(),
             place: Place::of(text, span.start),

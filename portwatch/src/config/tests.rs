@@ -33,6 +33,7 @@ fn a_malformed_file_is_rejected_with_place_and_suggestion() {
         ("HEADaddress = \"lo\"\n", "is not loopback, private, any"),
         ("HEADexe = \"nc\"\n", "did you mean \"**/nc\"?"),
         ("HEADexe = \"/[\"\n", "unclosed character class"),
+        ("HEADexe = \"/a}\"\n", "unopened alternate group"),
         ("HEADuser = \"no such user\"\n", "this host has no user"),
         (
             "HEADcgroup = \"system.slice\"\n",
@@ -42,6 +43,19 @@ fn a_malformed_file_is_rejected_with_place_and_suggestion() {
         ("HEADHEAD", "the first is in line 2"),
         ("[aggregate]\ninterval = \"soon\"\n", "is not a duration"),
         ("[aggregate]\nburst = 0\n", "burst must be at least 1"),
+        (
+            "[aggregate]\nburst = 1000001\n",
+            "burst must be at most 1000000",
+        ),
+        ("[aggregate]\nburst = 4294967296\n", "invalid value"),
+        ("[aggregate]\nburst = 99999999999999999999\n", "integer"),
+        ("HEADport = 99999999999999999999\n", "integer"),
+        ("HEADport = -9223372036854775808\n", "is not a port"),
+        ("HEADuser = 4294967296\n", "this host has no user"),
+        (
+            "HEADnetns = \"18446744073709551616\"\n",
+            "is not host, other or an inode",
+        ),
         ("[[rule]\n", "]"),
         (
             "[agregate]\n",
@@ -55,6 +69,30 @@ fn a_malformed_file_is_rejected_with_place_and_suggestion() {
         (
             "[aggregate]\npause = \"1s\"\nidle_timeout = \"1s\"\n",
             "idle_timeout is also given by its old name, pause, in line 2",
+        ),
+        (
+            "[aggregate]\ninterval = \"9223372036854775807s\"\n",
+            "interval must be between 100ms and 86400s",
+        ),
+        (
+            "[aggregate]\ninterval = \"0s\"\n",
+            "interval must be between 100ms and 86400s",
+        ),
+        (
+            "[aggregate]\nidle_timeout = \"2 days\"\n",
+            "is not a duration",
+        ),
+        (
+            "[aggregate]\nidle_timeout = \"48h\"\n",
+            "idle_timeout must be between 10ms and 86400s",
+        ),
+        (
+            "[aggregate]\nbind_delay = \"1001ms\"\n",
+            "bind_delay must be between 0ns and 1s",
+        ),
+        (
+            "[collapse]\nhold = \"9223372036854775807s\"\n",
+            "bind_delay must be between 0ns and 1s",
         ),
         (
             "[[rule]]\nname = \"a\"\ndecide = \"deny\"\nexe = \"/x\"\n",
@@ -142,10 +180,10 @@ fn the_default_file_is_read_once_it_exists_and_a_named_one_must_exist() {
     let directory = tempfile::tempdir().unwrap();
     let default = directory.path().join("portwatch.toml");
     let source = Source::default();
-    let config = source.load_or_default(&default).unwrap();
+    let config = source.load_or_default(&default, Allowed::File).unwrap();
     assert_eq!((config.path, config.policy.rules().len()), (None, 0));
     std::fs::write(&default, "[[rule]]\nname = \"x\"\ndecide = \"ignore\"\n").unwrap();
-    let config = source.load_or_default(&default).unwrap();
+    let config = source.load_or_default(&default, Allowed::File).unwrap();
     assert_eq!(config.policy.rules().len(), 1);
     assert_eq!(config.path, Some(default));
 
@@ -220,4 +258,126 @@ fn each_key_takes_one_value_or_a_list() {
             .collect();
         assert_eq!(keys, expected);
     }
+}
+
+/// A file with one rule that has these further lines.
+fn with(lines: &str) -> String {
+    format!("[[rule]]\nname = \"a\"\ndecide = \"ignore\"\n{lines}\n")
+}
+
+#[test]
+fn nesting_of_any_kind_is_an_error_and_not_the_end_of_the_process() {
+    for depth in [9, 200, 5_000, 100_000] {
+        let repeat = |open: &str, middle: &str, close: &str| {
+            format!("{}{middle}{}", open.repeat(depth), close.repeat(depth))
+        };
+        let texts = [
+            with(&format!("exe = \"/{}\"", repeat("{a,", "", "}"))),
+            with(&format!("unit = '{}'", repeat("{", "", "}"))),
+            with(&format!("cgroup = \"/{}", repeat("{", "", ""))),
+            with(&format!("port = {}", repeat("{a = ", "1", "}"))),
+            with(&format!("port = {}", repeat("{", "", ""))),
+            with(&format!("x = {}", repeat("[{a = ", "1", "}]"))),
+            format!("rule = {}", repeat("[", "", "]")),
+            format!("{}a = 1", repeat("a.", "", "")),
+            format!("[{}a]", repeat("a.", "", "")),
+            format!("[[{}a]]", repeat("a.", "", "")),
+        ];
+        for text in texts {
+            assert!(
+                Config::parse(&text, Path::new("f")).is_err(),
+                "{depth}: {text:.60}"
+            );
+        }
+    }
+    let deep = with("exe = \"/{a,{b,{c,{d,{e,{f,{g,h}}}}}}}\"");
+    assert!(Config::parse(&deep, Path::new("f")).is_ok());
+}
+
+#[test]
+fn patterns_that_would_be_huge_are_an_error() {
+    for pattern in ["*a", "?", "[a-z]", "**/", "{a,b}", "\\\\a", "\u{e9}*"] {
+        let text = with(&format!("exe = \"/{}\"", pattern.repeat(5_000)));
+        let error = Config::parse(&text, Path::new("f"))
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("at most 4096 bytes"), "{error:.200}");
+        let text = with(&format!("exe = \"/{}\"", pattern.repeat(500)));
+        assert!(Config::parse(&text, Path::new("f")).is_ok(), "{pattern}");
+    }
+}
+
+#[test]
+fn a_file_has_a_bounded_number_of_everything() {
+    let rules = |count: usize, lines: &str| -> String {
+        let rule = |index| format!("[[rule]]\nname = \"{index}\"\ndecide = \"notice\"\n{lines}\n");
+        (0..count).map(rule).collect()
+    };
+    let ports = |count| format!("port = [{}]", "7,".repeat(count));
+    for (text, problem) in [
+        (rules(10_000, "port = 7"), None),
+        (
+            rules(10_001, "port = 7"),
+            Some("10001 rules; a file has at most 10000"),
+        ),
+        (rules(1_000, "exe = \"/a*\""), None),
+        (
+            rules(1_001, "exe = \"/a*\""),
+            Some("at most 1000 values with wildcards"),
+        ),
+        (with(&ports(1024)), None),
+        (with(&ports(1025)), Some("a list has at most 1024 values")),
+        (
+            with(&format!("reason = \"{}\"", "r".repeat(1025))),
+            Some("reason has more than 1024"),
+        ),
+        (
+            format!(
+                "[[rule]]\nname = \"{}\"\ndecide = \"notice\"",
+                "n".repeat(257)
+            ),
+            Some("name has more than 256 bytes"),
+        ),
+    ] {
+        match (Config::parse(&text, Path::new("f")), problem) {
+            (Ok(_), None) => {}
+            (Err(error), Some(problem)) => assert!(error.to_string().contains(problem), "{error}"),
+            (other, _) => panic!("{problem:?}: {other:?}"),
+        }
+    }
+}
+
+#[test]
+fn what_is_cited_of_a_long_or_hostile_line_is_a_readable_part() {
+    let hostile = "\u{202e}\u{9b}\u{2800}\u{e0041}";
+    let text = format!("x = \"{hostile}{}\" y", "a".repeat(100_000));
+    let error = Config::parse(&text, Path::new("f"))
+        .unwrap_err()
+        .to_string();
+    let cited: Vec<&str> = error.lines().skip(1).collect();
+    assert!(
+        cited.len() == 2 && cited.iter().all(|line| line.chars().count() <= 162),
+        "{error:.500}"
+    );
+    assert!(!error.contains(|one| hostile.contains(one)), "{error:?}");
+    assert!(cited[1].ends_with('^'), "{}", cited[1]);
+}
+
+#[test]
+fn a_pipe_is_read_at_start_only() {
+    use std::{io::Write as _, os::fd::AsRawFd as _};
+
+    let (reader, mut writer) = io::pipe().unwrap();
+    writer.write_all(with("").as_bytes()).unwrap();
+    drop(writer);
+    let source = Source {
+        path: Some(format!("/dev/fd/{}", reader.as_raw_fd()).into()),
+        ..Source::default()
+    };
+    assert_eq!(source.load().unwrap().policy.rules().len(), 1);
+    let error = source.reload().unwrap_err().to_string();
+    assert!(
+        error.contains("it is a pipe, not a regular file"),
+        "{error}"
+    );
 }

@@ -16,6 +16,26 @@ use crate::{
 /// A duration: `60s`, `1 min`, `500 ms`.
 pub(super) struct HumanDuration(pub Duration);
 
+/// Values in one list.
+const MAX_VALUES: usize = 1024;
+
+/// The values that a number or a duration may have.
+pub(super) struct Within<T> {
+    pub min: T,
+    pub max: T,
+}
+
+impl Within<Duration> {
+    /// The value of `key`, or what is wrong with it.
+    pub(super) fn check(&self, key: &str, value: Duration) -> Result<Duration, String> {
+        if (self.min..=self.max).contains(&value) {
+            return Ok(value);
+        }
+        let (min, max) = (self.min, self.max);
+        Err(format!("{key} must be between {min:?} and {max:?}"))
+    }
+}
+
 impl<'de> Deserialize<'de> for HumanDuration {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
@@ -56,6 +76,11 @@ impl<'de, T: FromStr<Err = String>> Deserialize<'de> for OneOrMany<T> {
                 let mut all = Vec::new();
                 while let Some(OneOrMany(one)) = values.next_element::<OneOrMany<T>>()? {
                     all.extend(one);
+                    if all.len() > MAX_VALUES {
+                        return Err(de::Error::custom(format!(
+                            "a list has at most {MAX_VALUES} values; use ranges or patterns"
+                        )));
+                    }
                 }
                 if all.is_empty() {
                     return Err(de::Error::custom(

@@ -170,31 +170,47 @@ fn query(
     let mut packets = 0;
     loop {
         let received = recv(netlink.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
-        let mut rest = buffer.get(..received).unwrap_or(&[]);
         packets += 1;
-        while let Some((header, payload)) = rest.split_at_checked(HEADER) {
-            let Header { length, kind, .. } = bytemuck::pod_read_unaligned(header);
-            let kind = i32::from(kind);
-            if matches!(kind, libc::NLMSG_DONE | libc::NLMSG_ERROR) {
-                let number = payload
-                    .get(..4)
-                    .map_or(0, bytemuck::pod_read_unaligned::<i32>);
-                // `NLMSG_DONE` carries an error when the dump was cut short.
-                if kind == libc::NLMSG_DONE && number >= 0 {
-                    return Ok(packets);
-                }
-                return Err(io::Error::from_raw_os_error(-number));
-            }
-            let length = (length as usize).max(HEADER);
-            let message = payload.get(..length - HEADER).unwrap_or(payload);
-            if let Some((message, attributes)) = message.split_at_checked(size_of::<Message>()) {
-                let message = bytemuck::pod_read_unaligned(message);
-                rows.extend(row(transport, &message, cgroup_id(attributes)));
-            }
-            // `NLMSG_ALIGN` in include/uapi/linux/netlink.h.
-            rest = rest.get(length.next_multiple_of(4)..).unwrap_or(&[]);
+        if parse(transport, buffer.get(..received).unwrap_or(&[]), rows)? {
+            return Ok(packets);
         }
     }
+}
+
+/// Adds the sockets of one packet to `rows`; whether it was the dump's last one.
+fn parse(transport: Transport, packet: &[u8], rows: &mut Vec<Row>) -> io::Result<bool> {
+    let mut rest = packet;
+    while let Some((header, payload)) = rest.split_at_checked(HEADER) {
+        let Header { length, kind, .. } = bytemuck::pod_read_unaligned(header);
+        let kind = i32::from(kind);
+        if matches!(kind, libc::NLMSG_DONE | libc::NLMSG_ERROR) {
+            let number = payload
+                .get(..4)
+                .map_or(0, bytemuck::pod_read_unaligned::<i32>);
+            // `NLMSG_DONE` carries an error when the dump was cut short.
+            if kind == libc::NLMSG_DONE && number >= 0 {
+                return Ok(true);
+            }
+            return Err(io::Error::from_raw_os_error(number.saturating_neg()));
+        }
+        let length = (length as usize).max(HEADER);
+        let message = payload.get(..length - HEADER).unwrap_or(payload);
+        if let Some((message, attributes)) = message.split_at_checked(size_of::<Message>()) {
+            let message = bytemuck::pod_read_unaligned(message);
+            rows.extend(row(transport, &message, cgroup_id(attributes)));
+        }
+        // `NLMSG_ALIGN` in include/uapi/linux/netlink.h.
+        rest = rest.get(length.next_multiple_of(4)..).unwrap_or(&[]);
+    }
+    Ok(false)
+}
+
+/// What a packet of sock_diag holds: for the fuzz targets.
+#[cfg(feature = "testing")]
+pub fn parse_packet(packet: &[u8]) -> io::Result<Vec<SocketEntry>> {
+    let mut rows = Vec::new();
+    parse(Transport::Tcp, packet, &mut rows)?;
+    Ok(rows.into_iter().map(|row| row.entry(0)).collect())
 }
 
 /// The id of the socket's cgroup among the attributes (`struct nlattr`) of a message, from Linux 5.8.

@@ -27,6 +27,8 @@ pub use self::{
     scan::{Coverage, FoundSocket, MAX_HOLDERS, Scan, Scope},
     targets::{Reach, Targets},
 };
+#[cfg(feature = "testing")]
+pub use self::{diag::parse_packet, tables::parse_lines};
 use crate::{linux::protocols, model::Transport, util::parallel};
 
 /// The processor time of the calling thread so far.

@@ -85,6 +85,12 @@ fn parse(line: &str) -> Option<Row> {
     })
 }
 
+/// How many lines are of sockets: for the fuzz targets.
+#[cfg(feature = "testing")]
+pub fn parse_lines(text: &str) -> usize {
+    text.lines().filter_map(parse).count()
+}
+
 /// `0100007F:03D0`: the address in 32-bit words, each printed in host byte order, and the port.
 fn address(text: &str) -> Option<SocketAddr> {
     let (hex, port) = text.split_once(':')?;

@@ -28,7 +28,8 @@ pub fn own() -> Vec<Mount> {
 }
 
 /// One line; None for one that is not in the kernel's format.
-fn parse(line: &[u8]) -> Option<Mount> {
+#[must_use]
+pub fn parse(line: &[u8]) -> Option<Mount> {
     let mut fields = line.split(|byte| *byte == b' ');
     let root = fields.nth(3)?;
     let mount_point = fields.next()?;

@@ -3,18 +3,19 @@
 use std::{
     borrow::Borrow,
     ffi::OsStr,
-    fmt::{self, Write as _},
+    fmt,
     ops::Deref,
     os::unix::ffi::OsStrExt as _,
+    path::Path,
     sync::Arc,
 };
 
 use serde::Serialize;
 
-/// Text that cannot end a line, drive a terminal or reorder what is displayed: control and
-/// invisible formatting characters stand as `\u{..}` or `\n`, `\t`, `\r`, bytes that are not
-/// UTF-8 as `\xNN`. Everything else is itself, the backslash too: the escapes are for reading,
-/// not for decoding.
+use crate::util::escape_while;
+
+/// Text that cannot end a line, drive a terminal, reorder or hide what is displayed: see
+/// [`escape_to`](crate::util::escape_to).
 /// Copies share the text.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 pub struct Printable(Arc<str>);
@@ -77,43 +78,16 @@ fn json_bytes(text: &str) -> usize {
 fn escape(bytes: &[u8], max: usize) -> (String, usize) {
     let mut text = String::with_capacity(bytes.len().min(max));
     let (mut taken, mut size) = (0, 0);
-    // Whether there is room for what was added since `before`; if not, that is removed.
-    let mut fits = |text: &mut String, before: usize, bytes: usize| {
+    escape_while(&mut text, bytes, &[], |text, before, bytes| {
         size += json_bytes(&text[before..]);
-        if size > max {
+        let fits = size <= max;
+        if fits {
+            taken += bytes;
+        } else {
             text.truncate(before);
-            return false;
         }
-        taken += bytes;
-        true
-    };
-    'all: {
-        for chunk in bytes.utf8_chunks() {
-            for character in chunk.valid().chars() {
-                let before = text.len();
-                match character {
-                    '\n' => text.push_str("\\n"),
-                    '\r' => text.push_str("\\r"),
-                    '\t' => text.push_str("\\t"),
-                    _ if is_unprintable(character) => {
-                        // Writing to a String does not fail.
-                        let _ = write!(text, "\\u{{{:x}}}", u32::from(character));
-                    }
-                    _ => text.push(character),
-                }
-                if !fits(&mut text, before, character.len_utf8()) {
-                    break 'all;
-                }
-            }
-            for byte in chunk.invalid() {
-                let before = text.len();
-                let _ = write!(text, "\\x{byte:02x}");
-                if !fits(&mut text, before, 1) {
-                    break 'all;
-                }
-            }
-        }
-    }
+        fits
+    });
     (text, taken)
 }
 
@@ -126,6 +100,12 @@ impl From<&str> for Printable {
 impl From<&OsStr> for Printable {
     fn from(text: &OsStr) -> Self {
         Self::from_bytes(text.as_bytes())
+    }
+}
+
+impl From<&Path> for Printable {
+    fn from(path: &Path) -> Self {
+        Self::from(path.as_os_str())
     }
 }
 
@@ -147,30 +127,6 @@ impl fmt::Display for Printable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(&self.0)
     }
-}
-
-/// Controls (Unicode Cc), line and paragraph separators, and the characters of Unicode Cf that
-/// reorder or hide text (UAX #9; UTR #36 section 2.6).
-fn is_unprintable(character: char) -> bool {
-    character.is_control()
-        || matches!(
-            character,
-            '\u{ad}'
-                | '\u{34f}'
-                | '\u{115f}'
-                | '\u{1160}'
-                | '\u{3164}'
-                | '\u{fe00}'..='\u{fe0f}'
-                | '\u{ffa0}'
-                | '\u{61c}'
-                | '\u{180e}'
-                | '\u{200b}'..='\u{200f}'
-                | '\u{2028}'..='\u{202e}'
-                | '\u{2060}'..='\u{206f}'
-                | '\u{feff}'
-                | '\u{fff9}'..='\u{fffb}'
-                | '\u{e0000}'..='\u{e007f}'
-        )
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 #![cfg_attr(not(target_env = "gnu"), forbid(unsafe_code))]
 
 mod gaps;
+mod reload;
 mod ring;
 mod rules;
 mod scan;
@@ -19,6 +20,7 @@ use tokio::{
 
 use self::{
     gaps::Gaps,
+    reload::Reloader,
     ring::BATCH,
     rules::scope,
     scheduler::{ScanScheduler, Urgency},
@@ -130,15 +132,25 @@ async fn watch(
         health,
         gaps: Gaps::new(),
     };
+    let mut reloader = Reloader::new();
     loop {
-        tokio::select! {
+        let source = options.source.clone();
+        let loaded = tokio::select! {
             biased;
             _ = interrupt.recv() => break,
             _ = terminate.recv() => break,
-            _ = hangup.recv() => monitor.reload(options),
-            _ = resume.recv() => monitor.end_gap(),
+            _ = resume.recv() => {
+                monitor.end_gap();
+                continue;
+            }
+            _ = hangup.recv() => {
+                reloader.request();
+                continue;
+            }
+            loaded = reloader.loaded(move || Ok(source.reload()?)) => loaded,
             result = monitor.watch() => return result,
-        }
+        };
+        monitor.reload(loaded, options);
     }
     monitor.finish().await
 }

@@ -12,9 +12,9 @@ use crate::{
 };
 
 impl Monitor {
-    /// Reloads the configuration. One that cannot be used leaves the previous one in force.
-    pub(super) fn reload(&mut self, options: &Options) {
-        match self.try_reload(options) {
+    /// Applies a configuration that was loaded. One that cannot be used leaves the previous one in force.
+    pub(super) fn reload(&mut self, loaded: Result<Config>, options: &Options) {
+        match loaded.and_then(|config| self.apply(config, options)) {
             Ok(text) => console::log(&text),
             Err(error) => {
                 // One line: the cited source line is for `check-config`.
@@ -27,12 +27,15 @@ impl Monitor {
         }
     }
 
-    fn try_reload(&mut self, options: &Options) -> Result<String> {
-        let config = options.source.load()?;
+    fn apply(&mut self, config: Config, options: &Options) -> Result<String> {
+        if let Err(error) = self.program(&config) {
+            // Whole or not at all.
+            return Err(match self.program(&self.config.clone()) {
+                Ok(()) => error,
+                Err(undo) => error.context(format!("the previous rules are not whole: {undo}")),
+            });
+        }
         let registry = self.pipeline.decider().registry();
-        self.sensor
-            .watch(config.watched(registry, &Transport::ALL))?;
-        self.sensor.deny(&config.deny_rules(registry))?;
         let scope = scope(&config, registry, options);
         self.sensor.count_repeats(config.aggregate.enabled);
         for message in config.warnings.iter().chain(&missing_cgroups(&self.sensor)) {
@@ -53,6 +56,15 @@ impl Monitor {
         // Something can be on a port that was not watched before.
         self.scheduler.request(Urgency::Loss);
         Ok(text)
+    }
+
+    /// Writes what the BPF programs evaluate.
+    fn program(&mut self, config: &Config) -> Result<()> {
+        let registry = self.pipeline.decider().registry();
+        self.sensor
+            .watch(config.watched(registry, &Transport::ALL))?;
+        self.sensor.deny(&config.deny_rules(registry))?;
+        Ok(())
     }
 
     /// Looks again for the cgroups of deny rules.

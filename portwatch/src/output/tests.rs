@@ -352,3 +352,53 @@ fn longest_lines(text: &[u8]) -> Vec<String> {
         .flat_map(|format| alerts.each_ref().map(|alert| written(format, true, alert)))
         .collect()
 }
+
+#[test]
+fn each_name_of_a_list_is_quoted_on_its_own() {
+    let mut alert = alert(b"x[1] < sshd", &[b"a b", b"c'd"]);
+    alert.holders = Rc::new([7, 8].map(|pid| Holder {
+        pid,
+        comm: Printable::from("y[1] nc"),
+        exe: None,
+        user: Printable::from("root"),
+        unit: None,
+        container: None,
+        unverified: Vec::new(),
+        script: None,
+    }));
+    let process = Process {
+        cmdline: alert.process.as_ref().unwrap().cmdline.clone(),
+        ancestors: [("x[1] < sshd", 5), ("systemd", 1)]
+            .map(|(name, pid)| Ancestor {
+                pid,
+                comm: Printable::from(name),
+                exe: None,
+            })
+            .into(),
+        ..Process::minimal(812, Printable::from("x"), 0, 0)
+    };
+    alert.process = Some(Rc::new(process));
+    let line = written(FormatName::Text, false, &alert);
+    let fields = shlex::split(&line).unwrap();
+    for (key, names) in [
+        ("ancestors=", &["x[1] < sshd[5]", "<", "systemd[1]"][..]),
+        ("holders=", &["y[1] nc[7]", "y[1] nc[8]"]),
+        ("cmdline=", &["a b", "c'd"]),
+    ] {
+        let value = fields.iter().find_map(|field| field.strip_prefix(key));
+        assert_eq!(shlex::split(value.unwrap()).unwrap(), names, "{line}");
+    }
+}
+
+#[test]
+fn a_message_looks_like_no_field() {
+    let host = || Printable::from("db1");
+    let detail = "cgroup /a user=root exe=/bin/true is missing";
+    let line = written(
+        FormatName::Text,
+        false,
+        &Alert::health(Severity::Warning, detail, host()),
+    );
+    let fields = shlex::split(&line).unwrap();
+    assert!(fields.contains(&detail.to_owned()), "{fields:?}");
+}

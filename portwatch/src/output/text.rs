@@ -60,7 +60,7 @@ impl Text {
             compose_summary(summary, text)?;
         }
         if let Some(detail) = &alert.detail {
-            write!(text, " {detail}")?;
+            write!(text, " {}", quoted_detail(detail))?;
         }
         if let (Some(transport), Some(port)) = (alert.transport, alert.port) {
             write!(text, " {} ", transport.name())?;
@@ -176,9 +176,10 @@ fn compose_process(process: &Process, text: &mut String) -> fmt::Result {
     if !process.ancestors.is_empty() {
         let named = process.ancestors.iter();
         let mut chain: Vec<String> = named
-            .map(|one| format!("{}[{}]", one.comm, one.pid))
+            .map(|one| format!("{}[{}]", quote(&one.comm), one.pid))
             .collect();
         chain.extend(more(process.ancestors_omitted));
+        // Each name on its own, then all: no name can look like two.
         write!(text, " ancestors={}", quoted(&chain.join(" < "), LIST))?;
     }
     Ok(())
@@ -228,7 +229,7 @@ fn compose_holders(alert: &Alert, text: &mut String) -> fmt::Result {
     }
     let named = alert.holders.iter();
     let mut holders: Vec<String> = named
-        .map(|holder| format!("{}[{}]", holder.comm, holder.pid))
+        .map(|holder| format!("{}[{}]", quote(&holder.comm), holder.pid))
         .collect();
     holders.extend(more(alert.holders_omitted));
     write!(text, " holders={}", quoted(&holders.join(" "), LIST))
@@ -258,6 +259,15 @@ fn quoted(text: &str, max: usize) -> Cow<'_, str> {
 
 fn quote(text: &str) -> Cow<'_, str> {
     shlex::try_quote(text).unwrap_or(Cow::Borrowed(text))
+}
+
+/// A message as it is, as long as it cannot be taken for fields.
+fn quoted_detail(text: &str) -> Cow<'_, str> {
+    if text.contains(['=', '\'', '"', '\\']) {
+        quote(text)
+    } else {
+        Cow::Borrowed(text)
+    }
 }
 
 const RESET: &str = "\x1b[0m";

@@ -122,22 +122,6 @@ impl Condition {
     pub(super) const fn is_about_port(&self) -> bool {
         matches!(self, Self::Port(_) | Self::Transport(_) | Self::Status(_))
     }
-
-    /// Whether one (port, transport) can satisfy both.
-    pub(super) fn overlaps(&self, other: &Self) -> bool {
-        match (self, other) {
-            (Self::Port(ours), Self::Port(theirs)) => ours
-                .iter()
-                .any(|one| theirs.iter().any(|other| one.overlaps(*other))),
-            (Self::Transport(ours), Self::Transport(theirs)) => {
-                ours.iter().any(|one| theirs.contains(one))
-            }
-            (Self::Status(ours), Self::Status(theirs)) => {
-                ours.iter().any(|one| theirs.contains(one))
-            }
-            _ => true,
-        }
-    }
 }
 
 fn any<T, F: Copy>(wanted: &[T], fact: Option<F>, matches: impl Fn(&T, F) -> bool) -> bool {

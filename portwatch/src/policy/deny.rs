@@ -4,7 +4,7 @@ use std::path::Path;
 
 use portwatch_common::MAX_DENY_RULES;
 
-use super::{Condition, Decision, NamePattern, Policy, Rule, RuleError};
+use super::{Condition, Decision, NamePattern, Policy, Rule, RuleError, coverage::Coverage};
 use crate::{
     model::{DenyRule, DenyRules, Transport},
     registry::{Registry, system_ports},
@@ -40,9 +40,10 @@ impl Policy {
             let first = compiled.rules.len();
             compiled.rules.extend(by_user_and_cgroup(rule));
             let bits = (first..compiled.rules.len()).fold(0, |bits, index| bits | 1 << index);
+            let coverage = Coverage::of(rule);
             for (port, transport, applicable) in &mut compiled.ports {
                 let entry = registry.entry(*port, *transport);
-                if entry.is_some_and(|entry| rule.covers(*port, *transport, entry.status)) {
+                if entry.is_some_and(|entry| coverage.covers(*port, *transport, entry.status)) {
                     *applicable |= bits;
                 }
             }
@@ -84,6 +85,16 @@ fn by_user_and_cgroup(rule: &Rule) -> Vec<DenyRule> {
         .collect()
 }
 
+/// How many deny rules [`by_user_and_cgroup`] gives.
+fn pairs(rule: &Rule) -> usize {
+    let counts = rule.conditions.iter().map(|condition| match condition {
+        Condition::User(users) => users.len(),
+        Condition::Cgroup(paths) => paths.len(),
+        _ => 1,
+    });
+    counts.fold(1, usize::saturating_mul)
+}
+
 /// The rules that can affect whether a bind is denied.
 fn up_to_last_deny(rules: &[Rule]) -> &[Rule] {
     let last = rules.iter().rposition(denies);
@@ -120,17 +131,35 @@ pub(super) fn check(rules: &[Rule]) -> Result<(), RuleError> {
         }
     }
     let rules_to_compile = up_to_last_deny(rules);
-    let mut count = 0;
+    let too_many = |count: usize| {
+        named(
+            rules_to_compile.len() - 1,
+            None,
+            format!(
+                "is the last of {count} pairs of user and cgroup: the BPF programs hold {MAX_DENY_RULES}"
+            ),
+        )
+    };
+    // First, since each of them is compared with all rules before it.
+    let denying: Vec<(usize, Coverage)> = (0..)
+        .zip(rules_to_compile)
+        .filter(|(_, rule)| denies(rule))
+        .map(|(index, rule)| (index, Coverage::of(rule)))
+        .collect();
+    if denying.len() > MAX_DENY_RULES as usize {
+        return too_many(denying.len());
+    }
+    let mut count = 0_usize;
     for (index, rule) in rules_to_compile.iter().enumerate() {
         if !rule.is_about_binds() {
             continue;
         }
-        let mut later = rules_to_compile[index + 1..]
-            .iter()
-            .filter(|rule| denies(rule));
+        let coverage = Coverage::of(rule);
+        let mut later = denying.iter().filter(|(later, _)| *later > index);
         if let Some(condition) = rule.unchecked_by_kernel()
-            && let Some(later) = later.find(|later| rule.overlaps(later))
+            && let Some((later, _)) = later.find(|(_, later)| coverage.overlaps(later))
         {
+            let later = &rules_to_compile[*later];
             let key = condition.key();
             return named(
                 index,
@@ -161,16 +190,10 @@ pub(super) fn check(rules: &[Rule]) -> Result<(), RuleError> {
                 );
             }
         }
-        count += by_user_and_cgroup(rule).len();
+        count = count.saturating_add(pairs(rule));
     }
     if count > MAX_DENY_RULES as usize {
-        return named(
-            rules_to_compile.len() - 1,
-            None,
-            format!(
-                "is the last of {count} pairs of user and cgroup: the BPF programs hold {MAX_DENY_RULES}"
-            ),
-        );
+        return too_many(count);
     }
     Ok(())
 }

@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod condition;
+mod coverage;
 mod deny;
 mod error;
 mod facts;
@@ -11,6 +12,7 @@ mod severity;
 mod values;
 mod warnings;
 
+use self::coverage::{Coverage, PortSet};
 pub use self::{
     condition::Condition,
     error::RuleError,
@@ -92,36 +94,68 @@ impl Policy {
         default_scope: DefaultScope,
         transports: &'a [Transport],
     ) -> impl Iterator<Item = (u16, Transport)> + 'a {
-        system_ports()
-            .skip(1)
-            .flat_map(|port| transports.iter().map(move |transport| (port, *transport)))
-            .filter(move |(port, transport)| {
-                registry.entry(*port, *transport).is_some_and(|entry| {
-                    self.is_watched(*port, *transport, entry.status, default_scope)
-                })
-            })
+        let watched = self.watched_ports(registry, default_scope, transports);
+        system_ports().skip(1).flat_map(move |port| {
+            let here = watched.iter().filter(|(_, ports)| ports.contains(port));
+            let here: Vec<_> = here.map(|(transport, _)| (port, *transport)).collect();
+            here
+        })
     }
 
-    fn is_watched(
+    /// Each rule decides on the ports that no earlier one decided on.
+    fn watched_ports(
         &self,
-        port: u16,
-        transport: Transport,
-        status: Status,
+        registry: &Registry,
         default_scope: DefaultScope,
-    ) -> bool {
+        transports: &[Transport],
+    ) -> Vec<(Transport, PortSet)> {
+        let of_status = |transport, status| {
+            let mut ports = PortSet::NONE;
+            for port in system_ports() {
+                let entry = registry.entry(port, transport);
+                if entry.is_some_and(|entry| entry.status == status) {
+                    ports.insert(port, port);
+                }
+            }
+            (status, ports)
+        };
+        let mut all: Vec<_> = transports
+            .iter()
+            .map(|transport| {
+                let undecided = Status::ALL.map(|status| of_status(*transport, status));
+                (*transport, PortSet::NONE, undecided)
+            })
+            .collect();
         for rule in &self.rules {
-            if !rule.covers(port, transport, status) {
+            let is_ignored = rule.decision == Decision::Ignore;
+            // It ignores some of what happens on its ports.
+            if is_ignored && !rule.is_about_ports_only() {
                 continue;
             }
-            let is_ignored = rule.decision == Decision::Ignore;
-            if rule.is_about_ports_only() {
-                return !is_ignored;
-            }
-            if !is_ignored {
-                return true;
+            let coverage = Coverage::of(rule);
+            for (transport, watched, undecided) in &mut all {
+                for (status, undecided) in undecided {
+                    let Some(ports) = coverage.ports(*transport, *status) else {
+                        continue;
+                    };
+                    let decided = undecided.and(ports);
+                    undecided.remove(&decided);
+                    if !is_ignored {
+                        watched.add(&decided);
+                    }
+                }
             }
         }
-        default_scope == DefaultScope::All || status != Status::Assigned
+        all.into_iter()
+            .map(|(transport, mut watched, undecided)| {
+                for (status, undecided) in undecided {
+                    if default_scope == DefaultScope::All || status != Status::Assigned {
+                        watched.add(&undecided);
+                    }
+                }
+                (transport, watched)
+            })
+            .collect()
     }
 }
 

@@ -113,11 +113,16 @@ impl Rule {
         })
     }
 
-    /// Whether a bind can match both.
-    pub(super) fn overlaps(&self, other: &Self) -> bool {
-        self.conditions
-            .iter()
-            .all(|one| other.conditions.iter().all(|other| one.overlaps(other)))
+    /// How many of its values are patterns.
+    #[must_use]
+    pub fn patterns(&self) -> usize {
+        let patterns = self.conditions.iter().map(|condition| match condition {
+            Condition::Exe(names) | Condition::Unit(names) | Condition::Cgroup(names) => {
+                names.iter().filter(|name| !name.is_plain()).count()
+            }
+            _ => 0,
+        });
+        patterns.sum()
     }
 
     /// The first condition that the BPF programs cannot evaluate at a bind.

@@ -336,3 +336,61 @@ fn more_pairs_of_user_and_cgroup_than_the_kernel_holds_are_rejected() {
         assert_eq!(result.is_ok(), is_accepted, "{users}: {result:?}");
     }
 }
+
+/// The rules read one by one for one port.
+fn is_watched(policy: &Policy, port: u16, transport: Transport, status: Status) -> bool {
+    for rule in &policy.rules {
+        let is_ignored = rule.decision == Decision::Ignore;
+        if rule.covers(port, transport, status) && (!is_ignored || rule.is_about_ports_only()) {
+            return !is_ignored;
+        }
+    }
+    status != Status::Assigned
+}
+
+#[test]
+fn the_watched_ports_are_those_of_a_plain_reading_of_the_rules() {
+    const PORTS: [Conditions<'_>; 4] = [
+        &[],
+        &[("port", "1-63, 64, 900-1023")],
+        &[("port", "80, 300-700")],
+        &[("port", "976")],
+    ];
+    const STATUSES: [Conditions<'_>; 3] = [
+        &[],
+        &[("status", "assigned, reserved")],
+        &[("status", "unassigned")],
+    ];
+    const OTHERS: [Conditions<'_>; 4] = [
+        &[],
+        &[("transport", "udp, sctp")],
+        &[("user", "0")],
+        &[("transport", "tcp"), ("container", "true")],
+    ];
+    let registry = Registry::embedded().unwrap();
+    let mut random = 1_u32;
+    let mut pick = |count: usize| {
+        random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (random >> 16) as usize % count
+    };
+    for _ in 0..200 {
+        let rules: Vec<_> = (0..pick(6))
+            .map(|_| {
+                let conditions = [PORTS[pick(4)], STATUSES[pick(3)], OTHERS[pick(4)]].concat();
+                ([Decision::Ignore, Decision::Notice][pick(2)], conditions)
+            })
+            .collect();
+        let rules: Vec<_> = rules.iter().map(|(one, all)| (*one, &**all)).collect();
+        let policy = policy(&rules);
+        let expected: Vec<_> = system_ports()
+            .skip(1)
+            .flat_map(|port| Transport::ALL.map(|transport| (port, transport)))
+            .filter(|(port, transport)| {
+                let status = registry.entry(*port, *transport).unwrap().status;
+                is_watched(&policy, *port, *transport, status)
+            })
+            .collect();
+        let found = policy.watched(&registry, DefaultScope::NotAssigned, &Transport::ALL);
+        assert_eq!(found.collect::<Vec<_>>(), expected, "{rules:?}");
+    }
+}

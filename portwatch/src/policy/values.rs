@@ -2,8 +2,10 @@
 
 use std::{net::IpAddr, str::FromStr};
 
-use globset::{GlobBuilder, GlobMatcher};
+use globset::{GlobBuilder, GlobSet, GlobSetBuilder};
 use ipnet::IpNet;
+
+use super::coverage::PortSet;
 
 /// A system port or a range of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,8 +19,8 @@ impl PortRange {
         self.first <= port && port <= self.last
     }
 
-    pub(super) const fn overlaps(self, other: Self) -> bool {
-        self.first <= other.last && other.first <= self.last
+    pub(super) fn insert_into(self, ports: &mut PortSet) {
+        ports.insert(self.first, self.last);
     }
 }
 
@@ -127,12 +129,23 @@ impl FromStr for Network {
 #[derive(Clone, Debug)]
 pub struct NamePattern {
     pub(super) text: String,
-    pattern: GlobMatcher,
+    /// None for a plain name.
+    pattern: Option<GlobSet>,
 }
+
+/// Bytes of a name or pattern: `PATH_MAX` in include/uapi/linux/limits.h.
+const MAX_NAME: usize = 4096;
+
+/// How deep alternatives may be nested: each level nests the regular expression that it becomes.
+const MAX_DEPTH: usize = 8;
 
 impl NamePattern {
     pub(super) fn matches(&self, name: &str) -> bool {
-        self.text == name || self.pattern.is_match(name)
+        self.text == name
+            || self
+                .pattern
+                .as_ref()
+                .is_some_and(|pattern| pattern.is_match(name))
     }
 
     /// Whether it matches `path` or a parent of it.
@@ -150,8 +163,8 @@ impl NamePattern {
     }
 
     /// Whether it is a name, not a pattern.
-    pub(super) fn is_plain(&self) -> bool {
-        !self.text.contains(['*', '?', '[', '{', '\\'])
+    pub(super) const fn is_plain(&self) -> bool {
+        self.pattern.is_none()
     }
 }
 
@@ -162,13 +175,40 @@ impl FromStr for NamePattern {
         if text.is_empty() {
             return Err("an empty name never matches".into());
         }
-        let glob = GlobBuilder::new(text).literal_separator(true).build();
-        let glob = glob.map_err(|error| format!("{text:?}: {}", error.kind()))?;
+        if text.len() > MAX_NAME {
+            return Err(format!("a name has at most {MAX_NAME} bytes"));
+        }
+        let pattern = if text.contains(['*', '?', '[', '{', '}', '\\']) {
+            Some(compile(text)?)
+        } else {
+            None
+        };
         Ok(Self {
             text: text.into(),
-            pattern: glob.compile_matcher(),
+            pattern,
         })
     }
+}
+
+/// Compiles a pattern. A set of one, since what is wrong with a single matcher is a panic.
+fn compile(text: &str) -> Result<GlobSet, String> {
+    let nested = text.chars().scan(0_usize, |depth, character| {
+        match character {
+            '{' => *depth += 1,
+            '}' => *depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        Some(*depth)
+    });
+    if nested.max() > Some(MAX_DEPTH) {
+        return Err(format!(
+            "alternatives are nested more than {MAX_DEPTH} deep"
+        ));
+    }
+    let problem = |error: globset::Error| format!("{text:?}: {}", error.kind());
+    let glob = GlobBuilder::new(text).literal_separator(true).build();
+    let set = GlobSetBuilder::new().add(glob.map_err(problem)?).build();
+    set.map_err(problem)
 }
 
 /// A user, given by name or number.

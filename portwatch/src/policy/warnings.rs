@@ -1,23 +1,28 @@
 //! What in the rules is allowed and dangerous.
 
-use super::{Condition, Decision, Policy, Rule};
+use super::{Condition, Decision, Policy, Rule, coverage::Coverage};
 
 impl Policy {
     /// For the operator: rules that a hostile process can make match by choosing a name, and that spare
     /// it an alert, a severity or a denied bind.
     #[must_use]
     pub fn warnings(&self) -> Vec<String> {
-        let warnings = self.rules.iter().enumerate();
-        warnings
+        let rules = || self.rules.iter().enumerate();
+        let denying: Vec<(usize, Coverage)> = rules()
+            .filter(|(_, rule)| rule.decision == Decision::Deny)
+            .map(|(index, rule)| (index, Coverage::of(rule)))
+            .collect();
+        rules()
             .filter_map(|(index, rule)| {
-                let later = self.rules.get(index + 1..).unwrap_or_default();
-                warning(rule, later)
+                let later = denying.iter().filter(|(later, _)| *later > index);
+                warning(rule, later.map(|(_, coverage)| coverage))
             })
             .collect()
     }
 }
 
-fn warning(rule: &Rule, later: &[Rule]) -> Option<String> {
+/// `denying`: of the later rules that deny.
+fn warning<'a>(rule: &Rule, mut denying: impl Iterator<Item = &'a Coverage>) -> Option<String> {
     let (name, decision) = (&rule.name, rule.decision.name());
     let is_claim = |condition: &&Condition| condition.can_be_claimed();
     if rule.unverified && !rule.conditions.iter().any(|one| is_claim(&one)) {
@@ -26,10 +31,10 @@ fn warning(rule: &Rule, later: &[Rule]) -> Option<String> {
         ));
     }
     let condition = rule.rests_on_claim()?;
-    let denies = |later: &Rule| later.decision == Decision::Deny && rule.overlaps(later);
+    let coverage = Coverage::of(rule);
     let effect = match rule.decision {
         Decision::Deny => return None,
-        _ if later.iter().any(denies) => "allows a bind that a later rule denies".to_owned(),
+        _ if denying.any(|later| coverage.overlaps(later)) => "allows a bind that a later rule denies".to_owned(),
         Decision::Critical => return None,
         Decision::Ignore | Decision::Notice | Decision::Warning => format!("decides {decision}"),
     };

@@ -60,6 +60,16 @@ const CLOCK_TOLERANCE: SignedDuration = SignedDuration::from_millis(20);
 /// How long a caller that may be blocked waits for user names in total.
 const PATIENCE: Duration = Duration::from_secs(1);
 
+/// What proc_pid_cgroup(5) and a line of passwd(5) name: for the fuzz targets.
+#[cfg(feature = "testing")]
+#[must_use]
+pub fn parse_names(text: &[u8]) -> Vec<Printable> {
+    let line = text.split(|byte| *byte == b'\n').next().unwrap_or_default();
+    let container = container::of(text).map(|container| container.id);
+    let names = [cgroup::unit(text), container, users::name_in(line, 0)];
+    names.into_iter().flatten().collect()
+}
+
 /// Identifies processes, with a cache.
 #[derive(Debug)]
 pub struct Processes {

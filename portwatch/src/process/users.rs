@@ -130,7 +130,7 @@ impl Passwd {
 }
 
 /// The name in a line of passwd(5), if the line is of that user.
-fn name_in(line: &[u8], uid: u32) -> Option<Printable> {
+pub(super) fn name_in(line: &[u8], uid: u32) -> Option<Printable> {
     let mut fields = line.split(|byte| *byte == b':');
     let name = fields.next()?;
     let id: u32 = std::str::from_utf8(fields.nth(1)?).ok()?.parse().ok()?;

@@ -2,13 +2,20 @@
 //! first four and the two dates matter. Columns are read by position: their titles changed over
 //! the years.
 
-use std::{fs::File, io::Read as _, path::Path, rc::Rc};
+use std::{
+    collections::{HashMap, HashSet},
+    path::Path,
+    rc::Rc,
+};
 
 use csv::{ByteRecord, ReaderBuilder};
 use jiff::civil::Date;
 
-use super::{LAST_SYSTEM_PORT, ReadError, Registry, Row, Status, joined};
-use crate::model::{Printable, Transport};
+use super::{LAST_SYSTEM_PORT, ReadError, Registry, Row, Status};
+use crate::{
+    model::{Printable, Transport},
+    util::input::{self, Allowed},
+};
 
 const COLUMNS: usize = 12;
 const SERVICE: Column = Column(0, "Service Name");
@@ -24,18 +31,20 @@ const DATES: [Column; 2] = [
 #[derive(Clone, Copy)]
 struct Column(usize, &'static str);
 
+/// Bytes of a file: 25 times those of IANA's in 2026.
+const MAX_BYTES: u64 = 32 << 20;
+
+/// Records of a file: 15 times those of IANA's.
+const MAX_RECORDS: u64 = 250_000;
+
+/// Bytes of a service's name: RFC 6335 section 5.1 allows 15, older names are longer.
+const MAX_SERVICE: usize = 128;
+
 pub(super) fn read(path: &Path) -> Result<Registry, ReadError> {
-    let mut bytes = Vec::new();
-    File::open(path)
-        .and_then(|mut file| file.read_to_end(&mut bytes))
-        .map_err(|source| ReadError::Io {
-            path: path.into(),
-            source,
-        })?;
-    parse(&bytes, path)
+    parse(&input::read(path, MAX_BYTES, Allowed::FileOrPipe)?, path)
 }
 
-fn parse(bytes: &[u8], path: &Path) -> Result<Registry, ReadError> {
+pub(super) fn parse(bytes: &[u8], path: &Path) -> Result<Registry, ReadError> {
     let whole = |problem: &str| ReadError::File {
         path: path.into(),
         problem: problem.into(),
@@ -44,7 +53,7 @@ fn parse(bytes: &[u8], path: &Path) -> Result<Registry, ReadError> {
         .has_headers(false)
         .flexible(true)
         .from_reader(bytes);
-    let mut rows: Vec<Row> = Vec::new();
+    let mut rows = Rows::default();
     let mut newest: Option<Date> = None;
     let mut record = ByteRecord::new();
     while reader
@@ -77,13 +86,19 @@ fn parse(bytes: &[u8], path: &Path) -> Result<Registry, ReadError> {
             newest = newest.max(here.text(column)?.parse().ok());
         }
         if let Some(row) = row(&here)? {
-            add(&mut rows, row);
+            rows.add(row);
+        }
+        if record
+            .position()
+            .is_some_and(|position| position.record() >= MAX_RECORDS)
+        {
+            return Err(whole(&format!("has more than {MAX_RECORDS} records")));
         }
     }
-    if rows.is_empty() {
+    if rows.all.is_empty() {
         return Err(whole("names no system port"));
     }
-    Ok(Registry::from_rows(rows, newest))
+    Registry::from_rows(rows.finish(), newest).map_err(whole)
 }
 
 /// The row of one record, clipped to the system ports; None when it covers none.
@@ -113,6 +128,9 @@ fn row(here: &Here<'_>) -> Result<Option<Row>, ReadError> {
         },
     };
     let service = here.text(SERVICE)?;
+    if service.len() > MAX_SERVICE {
+        return Err(here.error(SERVICE, &format!("has more than {MAX_SERVICE} bytes")));
+    }
     let status = status(service, here.text(DESCRIPTION)?);
     if first > LAST_SYSTEM_PORT {
         return Ok(None);
@@ -146,14 +164,44 @@ fn status(service: &str, description: &str) -> Status {
     }
 }
 
-/// Adds `row`, joining services that share port, transport and status.
-fn add(rows: &mut Vec<Row>, row: Row) {
-    let same = rows.iter_mut().rev().find(|known| {
-        known.ports == row.ports && known.transport == row.transport && known.status == row.status
-    });
-    match same {
-        Some(known) => known.services = joined(&known.services, &row.services),
-        None => rows.push(row),
+/// First and last port, transport and status.
+type Key = (u16, u16, Option<Transport>, Status);
+
+/// The rows, with the services joined that share port, transport and status.
+#[derive(Default)]
+struct Rows {
+    all: Vec<Row>,
+    by_key: HashMap<Key, usize>,
+    /// The services of each row, in order, without duplicates.
+    services: Vec<(Vec<Printable>, HashSet<Printable>)>,
+}
+
+impl Rows {
+    fn add(&mut self, row: Row) {
+        let (first, last) = (*row.ports.start(), *row.ports.end());
+        let key = (first, last, row.transport, row.status);
+        let index = *self.by_key.entry(key).or_insert(self.all.len());
+        if index == self.all.len() {
+            self.services.push(<(Vec<_>, HashSet<_>)>::default());
+        }
+        if let Some((services, known)) = self.services.get_mut(index) {
+            for service in &*row.services {
+                if known.insert(service.clone()) {
+                    services.push(service.clone());
+                }
+            }
+        }
+        if index == self.all.len() {
+            self.all.push(row);
+        }
+    }
+
+    fn finish(self) -> Vec<Row> {
+        let mut all = self.all;
+        for (row, (services, _)) in all.iter_mut().zip(self.services) {
+            row.services = services.into();
+        }
+        all
     }
 }
 
@@ -260,6 +308,60 @@ mod tests {
         assert!(error.contains("record 2 (line 2), column 1 (Service Name): is not UTF-8"));
         let error = parse(b"<html>\n", Path::new("f")).unwrap_err().to_string();
         assert!(error.contains("has 1 columns instead of 12"), "{error}");
+    }
+
+    /// The fields after the first four.
+    const REST: &str = ",,,,,,,,\n";
+
+    #[test]
+    fn rows_that_share_everything_or_overlap_are_few_or_an_error() {
+        let rows = |count: usize, row: &dyn Fn(usize) -> String| -> String {
+            (0..count).map(|index| row(index) + REST).collect()
+        };
+        // As many services on each port as records allow; all names are kept, in order.
+        let registry = parse_rows(&rows(200_000, &|index| {
+            format!("s{index},{},tcp,d", index % 1024)
+        }));
+        let services = |registry: &Registry, port| {
+            let entry = registry.entry(port, Transport::Tcp).unwrap();
+            entry
+                .services
+                .iter()
+                .map(|name| name.to_string())
+                .collect::<Vec<_>>()
+        };
+        let of_seven = services(&registry.unwrap(), 7);
+        assert_eq!(of_seven[..2], ["s7", "s1031"]);
+        assert_eq!(of_seven.len(), 196);
+        // One port has them all.
+        let registry = parse_rows(&rows(200_000, &|index| format!("s{},7,tcp,d", index / 2)));
+        assert_eq!(services(&registry.unwrap(), 7).len(), 100_000);
+        let cases = [
+            (
+                rows(300_000, &|_| "s,7,tcp,d".into()),
+                "has more than 250000 records",
+            ),
+            (
+                rows(5_000, &|index| {
+                    format!(",{}-{},tcp,Reserved", index % 100, 500 + index / 100)
+                }),
+                "has too many overlapping ranges",
+            ),
+            (
+                rows(1_000, &|index| {
+                    format!("s{index},{}-{},,d", index % 40, 900 + index / 40)
+                }),
+                "has too many services on the same system ports",
+            ),
+            (
+                rows(1, &|_| format!("{},7,tcp,d", "s".repeat(129))),
+                "column 1 (Service Name): has more than 128 bytes",
+            ),
+        ];
+        for (rows, problem) in cases {
+            let error = parse_rows(&rows).map(|_| ()).unwrap_err();
+            assert!(error.contains(problem), "{error}");
+        }
     }
 
     #[test]

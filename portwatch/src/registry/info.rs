@@ -48,7 +48,11 @@ impl fmt::Display for RegistryInfo {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.status.name())?;
         let mut details: Vec<String> = Vec::new();
-        details.extend(self.service.as_ref().map(ToString::to_string));
+        // Quoted, so that no name looks like another field of the text line.
+        let service = self.service.as_ref().map(|name| {
+            shlex::try_quote(name).map_or_else(|_| name.to_string(), std::borrow::Cow::into_owned)
+        });
+        details.extend(service);
         details.extend(self.range.clone());
         if self.basis == Basis::OtherTransport {
             details.push("RFC 6335 7.2".into());

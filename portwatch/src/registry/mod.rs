@@ -7,14 +7,17 @@ mod diff;
 mod info;
 mod table;
 
-use std::{fmt, io, ops::RangeInclusive, path::PathBuf, rc::Rc};
+use std::{collections::HashSet, fmt, ops::RangeInclusive, path::PathBuf, rc::Rc};
 
 use jiff::civil::Date;
 use portwatch_common::SYSTEM_PORTS;
 use serde::Serialize;
 
 pub use self::{diff::diff, info::RegistryInfo, table::to_table};
-use crate::model::{Printable, Transport};
+use crate::{
+    model::{Printable, Transport},
+    util::input::InputError,
+};
 
 /// The status of a (port, transport).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
@@ -105,14 +108,9 @@ struct Row {
 /// Why a registry cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
-    /// The file cannot be read.
-    #[error("cannot read {}", path.display())]
-    Io {
-        /// The file.
-        path: PathBuf,
-        /// What the system returned.
-        source: io::Error,
-    },
+    /// The file cannot be read, or somebody else can change it.
+    #[error(transparent)]
+    Input(#[from] InputError),
     /// A record is malformed.
     #[error(
         "{}: record {record} (line {line}), column {column}: {problem}; \
@@ -187,6 +185,16 @@ impl Registry {
         Ok(registry)
     }
 
+    /// Reads the text of a CSV: for the fuzz targets.
+    ///
+    /// # Errors
+    ///
+    /// [`ReadError`].
+    #[cfg(feature = "testing")]
+    pub fn parse_csv(bytes: &[u8]) -> Result<Self, ReadError> {
+        csv::parse(bytes, std::path::Path::new("input"))
+    }
+
     /// The registry's date.
     #[must_use]
     pub const fn as_of(&self) -> Option<Date> {
@@ -230,32 +238,46 @@ impl Registry {
             .count()
     }
 
-    fn from_rows(rows: Vec<Row>, as_of: Option<Date>) -> Self {
+    /// Fails when rows overlap beyond all measure.
+    fn from_rows(rows: Vec<Row>, as_of: Option<Date>) -> Result<Self, &'static str> {
         // Grouped first: comparing each port with each row would be quadratic.
         let mut by_port: Vec<Vec<&Row>> = system_ports().map(|_| Vec::new()).collect();
+        let mut left = MAX_STATED;
         for row in &rows {
+            left = left
+                .checked_sub(row.ports.len())
+                .ok_or("has too many overlapping ranges of system ports")?;
             for port in row.ports.clone() {
                 if let Some(here) = by_port.get_mut(usize::from(port)) {
                     here.push(row);
                 }
             }
         }
+        let mut left = MAX_STATED;
         let mut entries = TRANSPORTS.map(|_| Vec::with_capacity(by_port.len()));
         let no_names: Rc<[Printable]> = Rc::default();
         for here in &by_port {
             let stated = TRANSPORTS.map(|transport| stated(here, transport));
             let statuses: Vec<Status> = stated.iter().flatten().map(|one| one.status).collect();
+            let services = stated.iter().flatten().map(|one| one.services.len());
+            left = left
+                .checked_sub(services.sum())
+                .ok_or("has too many services on the same system ports")?;
             for (entries, stated) in entries.iter_mut().zip(stated) {
                 entries.push(stated.unwrap_or_else(|| by_rule(&statuses, &no_names)));
             }
         }
-        Self {
+        Ok(Self {
             as_of,
             rows,
             entries,
-        }
+        })
     }
 }
+
+/// How often the rows may name a system port, and how many services all entries may have: a hundred
+/// times as many as in IANA's file.
+const MAX_STATED: usize = 1 << 20;
 
 /// The last system port.
 pub const LAST_SYSTEM_PORT: u16 = (SYSTEM_PORTS - 1) as u16;
@@ -273,9 +295,7 @@ fn stated(rows: &[&Row], transport: Transport) -> Option<Entry> {
     let rows = || rows.iter().copied().filter(applies);
     let best = rows().max_by_key(|row| rank(row))?;
     let agreed = rows().filter(|row| rank(row) == rank(best));
-    let services = agreed
-        .map(|row| Rc::clone(&row.services))
-        .reduce(|services, more| joined(&services, &more))?;
+    let services = joined(agreed.map(|row| &row.services));
     let (first, last) = (*best.ports.start(), *best.ports.end());
     Some(Entry {
         status: best.status,
@@ -285,10 +305,20 @@ fn stated(rows: &[&Row], transport: Transport) -> Option<Entry> {
     })
 }
 
-/// Both, without duplicates.
-fn joined(services: &[Printable], more: &[Printable]) -> Rc<[Printable]> {
-    let more = more.iter().filter(|service| !services.contains(service));
-    services.iter().chain(more).cloned().collect()
+/// All services, without duplicates.
+fn joined<'a>(mut of_rows: impl Iterator<Item = &'a Rc<[Printable]>>) -> Rc<[Printable]> {
+    let Some(first) = of_rows.next() else {
+        return Rc::default();
+    };
+    let Some(second) = of_rows.next() else {
+        return Rc::clone(first);
+    };
+    let mut known: HashSet<&Printable> = HashSet::new();
+    let all = [first, second].into_iter().chain(of_rows);
+    let all = all.flat_map(|services| services.iter());
+    all.filter(|service| known.insert(*service))
+        .cloned()
+        .collect()
 }
 
 /// The entry of a transport without a row, from the status on the others.

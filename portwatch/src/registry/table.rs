@@ -78,5 +78,8 @@ pub(super) fn read(table: &str) -> Result<Registry, ReadError> {
             services,
         });
     }
-    Ok(Registry::from_rows(rows, as_of))
+    Registry::from_rows(rows, as_of).map_err(|problem| ReadError::Table {
+        line: 0,
+        problem: problem.into(),
+    })
 }

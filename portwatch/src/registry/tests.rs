@@ -140,7 +140,8 @@ fn a_diff_names_what_changed_and_joins_neighbours() {
         status,
         services: names.iter().map(|name| Printable::from(*name)).collect(),
     };
-    let old = Registry::from_rows(vec![row(300..=310, None, Status::Unassigned, &[])], None);
+    let old =
+        Registry::from_rows(vec![row(300..=310, None, Status::Unassigned, &[])], None).unwrap();
     let new = Registry::from_rows(
         vec![
             row(300..=301, None, Status::Unassigned, &[]),
@@ -149,7 +150,8 @@ fn a_diff_names_what_changed_and_joins_neighbours() {
             row(305..=310, None, Status::Unassigned, &[]),
         ],
         None,
-    );
+    )
+    .unwrap();
     let lines: Vec<String> = diff(&old, &new).iter().map(ToString::to_string).collect();
     assert_eq!(
         lines,

@@ -69,6 +69,20 @@ fn exec_info() -> ExecInfo {
 }
 
 impl Records {
+    /// Decodes bytes as they come out of the ring.
+    pub fn decode(&mut self, bytes: &[u8]) -> Option<Event> {
+        self.decoder.decode(bytes, self.clock)
+    }
+
+    /// The bytes of an exec info and of a report of its process.
+    #[must_use]
+    pub fn bytes(&self) -> [&[u8]; 2] {
+        [
+            bytemuck::bytes_of(&self.exec_info),
+            bytemuck::bytes_of(&self.report),
+        ]
+    }
+
     /// Decodes the report.
     pub fn report(&mut self) -> Option<Event> {
         let bytes = bytemuck::bytes_of(&self.report);

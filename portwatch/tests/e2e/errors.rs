@@ -128,6 +128,142 @@ fn invalid_input_prints_one_line_and_sets_the_exit_code() {
 }
 
 #[test]
+fn an_input_file_that_others_can_change_is_not_used() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("rules.toml");
+    fs::write(
+        &path,
+        "[[rule]]\nname = \"all\"\ndecide = \"ignore\"\nport = \"1-1023\"\n",
+    )
+    .unwrap();
+    let name = path.to_str().unwrap();
+    let chmod = format!("chmod go-w {name}");
+    let chown = format!("belongs to uid 65534, who can change the rules: chown root {name}");
+    for (mode, owner, way_out) in [(0o666, 0, &*chmod), (0o644, 65_534, &*chown)] {
+        fs::set_permissions(&path, Permissions::from_mode(mode)).unwrap();
+        std::os::unix::fs::chown(&path, Some(owner), None).unwrap();
+        for arguments in [
+            &["check-config", name][..],
+            &["run", "--config", name],
+            &["list", "--config", name],
+            &["explain-alert", "--config", name],
+            &["registry", "--registry", name],
+            &["registry", "--diff", name],
+        ] {
+            let finished = run(arguments);
+            assert_eq!(
+                finished.status.code(),
+                Some(9),
+                "{arguments:?}: {}",
+                finished.stderr
+            );
+            assert!(
+                finished.stderr.contains(" is not used: "),
+                "{}",
+                finished.stderr
+            );
+            assert!(finished.stderr.contains(way_out), "{}", finished.stderr);
+        }
+    }
+}
+
+#[test]
+fn numbers_on_the_command_line_have_a_range() {
+    for (option, value) in [
+        ("--ring-size", "2147483648"),
+        ("--ring-size", "-1"),
+        ("--health-interval", "0"),
+        ("--health-interval", "86401"),
+        ("--health-interval", "18446744073709551615"),
+        ("--registry-as-of", "99999-01-01"),
+    ] {
+        let finished = run(&["run", "--registry", "/no/such.csv", option, value]);
+        assert_eq!(
+            finished.status.code(),
+            Some(2),
+            "{option} {value}: {}",
+            finished.stderr
+        );
+    }
+}
+
+#[test]
+fn no_file_ends_or_hangs_the_monitor_when_it_is_reloaded() {
+    let rules = |count: usize| -> String {
+        let rule =
+            |index| format!("[[rule]]\nname = \"{index}\"\ndecide = \"ignore\"\nexe = \"/x\"\n");
+        (0..count).map(rule).collect()
+    };
+    let pattern = |depth: usize| {
+        let (open, close) = ("{a,".repeat(depth), "}".repeat(depth));
+        format!("[[rule]]\nname = \"a\"\ndecide = \"ignore\"\nexe = \"/{open}{close}\"\n")
+    };
+    in_namespace(|namespace| {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("portwatch.toml");
+        let write = |text: &str| fs::write(&path, text).unwrap();
+        let link = |target: &str| std::os::unix::fs::symlink(target, &path).unwrap();
+        write("");
+        let arguments = ["--no-aggregate", "--config", path.to_str().unwrap()];
+        let mut monitor = Monitor::start_default(&arguments);
+        let cases: [(&dyn Fn(), &str); 8] = [
+            (
+                &|| write(&pattern(200)),
+                "alternatives are nested more than 8 deep",
+            ),
+            (&|| write(&"[".repeat(100_000)), "portwatch.toml:1:"),
+            (
+                &|| write("[aggregate]\ninterval = \"9223372036854775807s\"\n"),
+                "interval must be between 100ms and 86400s",
+            ),
+            (&|| write(&rules(10_001)), "a file has at most 10000"),
+            (
+                &|| write(&"# \n".repeat(1_000_000)),
+                "more than the 2048 KiB",
+            ),
+            (&|| link("/dev/zero"), "it is a device, not a regular file"),
+            (
+                &|| nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRUSR).unwrap(),
+                "it is a pipe, not a regular file",
+            ),
+            (
+                &|| {
+                    write("[[rule]]\nname = \"all\"\ndecide = \"ignore\"\n");
+                    fs::set_permissions(&path, Permissions::from_mode(0o666)).unwrap();
+                },
+                "is writable by others (mode 666)",
+            ),
+        ];
+        for (make, problem) in cases {
+            fs::remove_file(&path).unwrap();
+            make();
+            monitor.signal(Signal::SIGHUP);
+            let line = monitor.log_line();
+            assert!(
+                line.contains("reload failed, keeping the previous rules: "),
+                "{line}"
+            );
+            assert!(line.contains(problem), "{line}");
+            let health = monitor.health();
+            assert!(
+                health["detail"].as_str().unwrap().contains(problem),
+                "{health}"
+            );
+            drop(UdpSocket::bind("127.0.0.1:976").unwrap());
+            for event in ["bind", "close"] {
+                assert_alert!(monitor.alert(namespace.inode), { "event" => event });
+            }
+        }
+        fs::remove_file(&path).unwrap();
+        write(&rules(10_000));
+        monitor.signal(Signal::SIGHUP);
+        let line = monitor.log_line();
+        assert!(line.ends_with(": 10000 rules\n"), "{line}");
+        monitor.stop_without_more(namespace.inode);
+    });
+}
+
+#[test]
 fn missing_privileges_are_named() {
     // A copy that any user may execute.
     let directory = tempfile::tempdir().unwrap();

@@ -97,3 +97,55 @@ fn hostile_names_are_escaped_in_text() {
         }
     });
 }
+
+#[test]
+fn what_commands_quote_of_a_file_is_escaped() {
+    const NAME: &str = "a\\u001b[2J\\n\\u202e\\u2800\\ufe0f\\u0301\\U000e0041b";
+    const PRINTED: &str = "a\\u{1b}[2J\\n\\u{202e}\\u{2800}\\u{fe0f}\\u{301}\\u{e0041}b";
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("\u{1b}[31m\u{202e}.toml");
+    let name = path.to_str().unwrap();
+    let rule = |decision: &str| {
+        format!("[[rule]]\nname = \"{NAME}\"\nreason = \"{NAME}\"\ndecide = \"{decision}\"\n")
+    };
+    let alert =
+        r#"{"event":"bind","port":976,"transport":"udp","registry":{"status":"unassigned"}}"#;
+    let explain = format!("echo '{alert}' | \"$0\" explain-alert --config \"$1\"");
+    let shell = || {
+        let mut command = Command::new("sh");
+        command.args(["-c", &explain]).arg(binary()).arg(&path);
+        command
+    };
+    let check = || {
+        let mut command = Command::new(binary());
+        command.arg("check-config").arg(&path);
+        command
+    };
+    for (text, has_name) in [
+        (rule("notice"), true),
+        (rule("notice") + &rule("notice"), true),
+        (rule("ignroe\u{9b}31m\u{2028}"), false),
+        ("x = \"\u{202e}\u{e0041}\" y \u{9b}\n".to_owned(), false),
+    ] {
+        std::fs::write(&path, text).unwrap();
+        for mut command in [check(), shell()] {
+            let finished = crate::support::finish(&mut command);
+            let output = finished.stdout + &finished.stderr;
+            assert!(
+                !output.contains('\u{1b}') && !output.contains(name),
+                "{output:?}"
+            );
+            let hidden = [
+                '\u{202e}',
+                '\u{2800}',
+                '\u{fe0f}',
+                '\u{301}',
+                '\u{e0041}',
+                '\u{9b}',
+                '\u{2028}',
+            ];
+            assert!(!output.contains(hidden), "{output:?}");
+            assert_eq!(output.contains(PRINTED), has_name, "{output}");
+        }
+    }
+}
