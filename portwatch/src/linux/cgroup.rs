@@ -2,7 +2,10 @@
 
 use std::{
     fs::File,
-    os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
+    os::{
+        fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
+        unix::ffi::OsStrExt as _,
+    },
     path::{Path, PathBuf},
 };
 
@@ -15,6 +18,17 @@ pub fn root() -> Option<PathBuf> {
         .into_iter()
         .find(|mount| mount.fs_type == b"cgroup2" && mount.root == Path::new("/"))
         .map(|mount| mount.mount_point)
+}
+
+/// The directory of this process's cgroup in the v2 hierarchy; None where that is not mounted as a whole
+/// or the process is not in it.
+#[must_use]
+pub fn own() -> Option<PathBuf> {
+    let cgroups = std::fs::read("/proc/self/cgroup").ok()?;
+    let line = cgroups
+        .split(|byte| *byte == b'\n')
+        .find_map(|line| line.strip_prefix(b"0::/"))?;
+    Some(root()?.join(std::ffi::OsStr::from_bytes(line)))
 }
 
 /// Opens the cgroup with that id below `root`, an open directory of the hierarchy. A file handle in

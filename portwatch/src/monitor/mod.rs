@@ -2,6 +2,7 @@
 //! pipeline until it is stopped by a signal.
 #![cfg_attr(not(target_env = "gnu"), forbid(unsafe_code))]
 
+mod canary;
 mod gaps;
 mod reload;
 mod ring;
@@ -19,6 +20,7 @@ use tokio::{
 };
 
 use self::{
+    canary::Canary,
     gaps::Gaps,
     reload::Reloader,
     ring::BATCH,
@@ -69,18 +71,20 @@ const BACKLOG: Duration = Duration::from_millis(200);
 /// stdout is closed or full.
 pub fn run(options: &Options, registry: Registry) -> Result<()> {
     // Before the runtime, which may start threads.
+    let canary = sandbox::Canary::start(options.sensor.cgroup.as_deref());
     let sandbox = options.sandbox.then(sandbox::prepare);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .context("starting the async runtime")?;
-    runtime.block_on(watch(options, registry, sandbox))
+    runtime.block_on(watch(options, registry, sandbox, canary))
 }
 
 async fn watch(
     options: &Options,
     registry: Registry,
     sandbox: Option<sandbox::Prepared>,
+    canary: Result<sandbox::Canary, String>,
 ) -> Result<()> {
     let config = options.source.load()?;
     // Before arming, so that a signal meanwhile does not leave it half done.
@@ -94,7 +98,14 @@ async fn watch(
     let (sandbox, unsandboxed) = enter(sandbox);
     sensor.count_repeats(config.aggregate.enabled);
     console::log(&armed(&config, &registry, &sensor));
-    let limits = limits(options, &sensor);
+    let mut limits = limits(options, &sensor);
+    let canary = canary
+        .map_err(|why| {
+            limits.push(format!(
+                "no canary, so BPF programs that report nothing are not noticed: {why}"
+            ));
+        })
+        .ok();
     for message in config.warnings.iter().chain(&limits).chain(&unsandboxed) {
         console::log(message);
     }
@@ -104,6 +115,7 @@ async fn watch(
     let colour = stdout.is_terminal() && std::env::var_os("NO_COLOR").is_none();
     let sinks = Sinks::new(vec![Sink::Stdout(options.format.format(colour), stdout)]);
     let scope = scope(&config, &registry, options);
+    let canary = Canary::new(canary, &scope, &config.deny_rules(&registry));
     let decider = Decider::new(registry, config.policy.clone(), config.dry_run);
     let settings = config.aggregate;
     let mut health = interval_at(
@@ -131,6 +143,7 @@ async fn watch(
         has_skipped: false,
         health,
         gaps: Gaps::new(),
+        canary,
     };
     let mut reloader = Reloader::new();
     loop {
@@ -186,6 +199,7 @@ struct Monitor {
     has_skipped: bool,
     health: Interval,
     gaps: Gaps,
+    canary: Canary,
 }
 
 impl Monitor {
@@ -196,10 +210,15 @@ impl Monitor {
             let flush_due = self.pipeline.due().map(Instant::from_std);
             let (losses_due, counts_due) = (self.losses_due, self.counts_due);
             let counted_due = self.counted_due;
+            self.release_canary();
+            let canary_due = self.canary.due();
             tokio::select! {
                 // A signal can have come between the end of a scan and its join.
                 () = std::future::ready(()), if self.has_more || self.scan.is_some() => {}
-                ready = self.sensor.readable() => ready.context("waiting for the ring buffer")?,
+                ready = self.sensor.readable() => {
+                    ready.context("waiting for the ring buffer")?;
+                    self.canary.wake();
+                }
                 () = until(losses_due) => {
                     self.losses_due = None;
                     self.report_losses()?;
@@ -208,6 +227,7 @@ impl Monitor {
                 () = until(counted_due) => {
                     self.take_counted_sockets()?;
                 }
+                () = until(canary_due), if !self.has_more => self.judge_canary(),
                 due = self.health.tick() => self.check_after(due.elapsed()),
                 complete = self.scheduler.complete() => self.scan = Some(complete),
                 () = until(due), if !self.has_more && self.scan.is_none() => {}
@@ -287,6 +307,7 @@ impl Monitor {
             self.scheduler.request(Urgency::Unmarked);
         }
         self.check_sandbox();
+        self.canary.request();
         if !self.sensor.missing_cgroups().is_empty() {
             self.find_cgroups();
         }

@@ -44,6 +44,10 @@ impl Urgency {
     }
 }
 
+/// After so long without a scan one begins, whether or not anything asks for it: what was missed for
+/// whatever reason, and is still there, is found then.
+const ROUTINE: Duration = Duration::from_secs(60);
+
 /// The part of one processor that scans take in the long run is one in so many.
 const SHARE: u32 = 50;
 
@@ -130,15 +134,22 @@ impl ScanScheduler {
 
     /// When one should begin; None while one is running.
     pub(super) fn next(&self) -> Option<Instant> {
-        let due = self.due.filter(|_| self.running.is_none())?;
+        if self.running.is_some() {
+            return None;
+        }
+        let routine = self.ended + ROUTINE;
+        let due = self.due.map_or(routine, |due| due.min(routine));
         Some(due.max(self.budget.allows()))
     }
 
     /// Begins one, as far as `targets` are needed. `accepted`: as [`Scope::accepted`].
     pub(super) fn begin(&mut self, targets: Targets, accepted: HashSet<u64>) {
-        self.due = None;
+        let urgency = match self.due.take() {
+            Some(_) => self.urgency,
+            None => Urgency::Recheck,
+        };
         self.is_of_all = self.next_of_all <= Instant::now();
-        let reach = match self.urgency {
+        let reach = match urgency {
             _ if self.is_of_all => Reach::All,
             Urgency::Holders if targets.places.is_some() && accepted.is_empty() => {
                 Reach::Holders(targets)
@@ -180,6 +191,24 @@ impl ScanScheduler {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_scan_begins_each_minute_and_sooner_on_request() {
+        let mut scheduler = ScanScheduler::new(Scope::default());
+        assert!(scheduler.is_due());
+        // As if it had ended at once.
+        scheduler.due = None;
+        assert_eq!(scheduler.next(), Some(scheduler.ended + ROUTINE));
+        assert!(!scheduler.is_due());
+        scheduler.request(Urgency::Loss);
+        assert!(scheduler.is_due());
+        scheduler.due = None;
+        scheduler.ended -= ROUTINE;
+        assert!(scheduler.is_due());
+        // Within the budget, whatever asks for it.
+        scheduler.spend(SAVINGS * 3);
+        assert!(!scheduler.is_due());
+    }
 
     #[test]
     fn scans_take_their_share_of_the_time_whatever_is_requested() {

@@ -285,3 +285,34 @@ pub(super) fn of_helper() -> Vec<Call> {
     ]);
     calls
 }
+
+/// The system calls of the canary process.
+pub(super) fn of_canary() -> Vec<Call> {
+    let mut calls: Vec<Call> = [
+        SYS_bind,
+        SYS_clock_nanosleep,
+        SYS_close,
+        SYS_connect,
+        SYS_exit_group,
+        SYS_getsockopt,
+        libc::SYS_listen,
+        SYS_nanosleep,
+        SYS_recvmsg,
+        SYS_restart_syscall,
+        SYS_rt_sigreturn,
+        // Where send(3) is this.
+        SYS_sendto,
+        SYS_setsockopt,
+        // To `cgroup.procs`, the only file that it has open.
+        SYS_write,
+    ]
+    .map(|number| (number, Vec::new()))
+    .into();
+    let families = [libc::AF_INET, libc::AF_INET6].map(|family| family as u64);
+    calls.extend([
+        // The standard library checks descriptors that it closes, in debug builds.
+        (SYS_fcntl, one_of(1, &[libc::F_GETFD as u64])),
+        (SYS_socket, one_of(0, &families)),
+    ]);
+    calls
+}

@@ -119,7 +119,7 @@ impl Helper {
 fn serve(socket: OwnedFd, own: OwnedFd, filters: &Filters) -> Result<(), String> {
     let text = |error: Errno| error.to_string();
     // The monitor's stdout must not stay open here, nor anything else that it had open.
-    keep_open([&socket, &own]).map_err(|error| error.to_string())?;
+    keep_open(&mut [socket.as_fd(), own.as_fd()]).map_err(|error| error.to_string())?;
     // The monitor's end ends this, whatever stops the monitor.
     for ignored in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
         // SAFETY: ignoring a signal installs no handler.
@@ -152,8 +152,8 @@ fn sock_diag_in(namespace: OwnedFd) -> Result<OwnedFd, Errno> {
 }
 
 /// Closes all descriptors but these.
-fn keep_open(mut kept: [&OwnedFd; 2]) -> io::Result<()> {
-    kept.sort_by_key(|fd| fd.as_raw_fd());
+pub(super) fn keep_open(kept: &mut [BorrowedFd<'_>]) -> io::Result<()> {
+    kept.sort_unstable_by_key(|fd| fd.as_raw_fd());
     let mut first = 0;
     for fd in kept {
         let fd = fd.as_raw_fd() as u32;

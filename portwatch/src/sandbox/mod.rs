@@ -2,6 +2,7 @@
 //! it needs for starting only. SECURITY.md says what this is worth.
 
 mod calls;
+mod canary;
 mod capabilities;
 mod denied;
 mod filter;
@@ -18,7 +19,10 @@ use nix::sys::{
 };
 
 use self::helper::Helper;
-pub use self::probe::{Finding, probe};
+pub use self::{
+    canary::{Answer, Canary, Request, SOCKETS, sockets},
+    probe::{Finding, probe},
+};
 use crate::linux::netns;
 
 /// What has to be done before the monitor is armed, while it still may.

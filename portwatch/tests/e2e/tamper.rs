@@ -1,7 +1,11 @@
 //! Root changes what the BPF programs and the monitor share: each change is reported and undone, and
 //! what was missed is found.
 
-use std::time::Instant;
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::{Duration, Instant},
+};
 
 use serde_json::Value;
 
@@ -15,6 +19,9 @@ const POLLING_AND_EPOCH: usize = 0;
 const HIGH_WATERMARK: usize = 1;
 const MARKED_SOCKETS: usize = 2;
 
+/// How long a step may take before the test fails.
+const TIMEOUT: Duration = Duration::from_secs(30);
+
 /// The CPUs of which per-CPU maps have a value.
 fn possible_cpus() -> usize {
     let possible = std::fs::read_to_string("/sys/devices/system/cpu/possible").unwrap();
@@ -24,7 +31,9 @@ fn possible_cpus() -> usize {
 
 /// Reads alerts until one is what is looked for.
 fn wait_for(monitor: &Monitor, alerts: &mut Vec<Value>, is_it: impl Fn(&Value) -> bool) {
+    let began = Instant::now();
     while !alerts.iter().any(&is_it) {
+        assert!(began.elapsed() < TIMEOUT, "{alerts:?}");
         alerts.push(serde_json::from_str(&monitor.line()).unwrap());
     }
 }
@@ -133,5 +142,53 @@ fn what_root_changes_in_the_maps_is_reported_and_undone() {
                 assert!(!is_health(&alert, "by another program"), "{alert}");
             }
         });
+    }
+}
+
+#[test]
+fn what_the_programs_do_not_report_of_the_canary_is_noticed() {
+    // Outside of the watched cgroup, which the canary joins, and for the whole host.
+    for within in [true, false] {
+        let cgroup = Cgroup::new(&format!("canary-{within}"));
+        let path = cgroup.path().to_str().unwrap();
+        let arguments = ["--health-interval", "1", "--cgroup", path];
+        let monitor = Monitor::start(&arguments[..if within { 4 } else { 2 }]);
+        let maps = Map::all(monitor.pid());
+        let is_over = AtomicBool::new(false);
+        let mut alerts = Vec::new();
+        let tampered = Instant::now();
+        let (failed, again) = thread::scope(|scope| {
+            // Against what each check puts back.
+            scope.spawn(|| {
+                while !is_over.load(Ordering::Relaxed) {
+                    maps["CONTROL"].set_byte(0, 1);
+                    thread::sleep(Duration::from_micros(100));
+                }
+            });
+            let is_it = |alert: &Value| is_health(alert, "do not wake the monitor");
+            while !alerts.iter().any(is_it) && tampered.elapsed() < TIMEOUT {
+                alerts.push(serde_json::from_str(&monitor.line()).unwrap());
+            }
+            let failed = tampered.elapsed();
+            is_over.store(true, Ordering::Relaxed);
+            wait_for(&monitor, &mut alerts, |alert| {
+                is_health(alert, "report everything again")
+            });
+            (failed, tampered.elapsed())
+        });
+        println!("agent not woken: reported after {failed:?}, working again after {again:?}");
+        let severities = ["do not wake the monitor", "report everything again"].map(|detail| {
+            let alert = alerts.iter().find(|alert| is_health(alert, detail));
+            alert.unwrap()["severity"].clone()
+        });
+        assert_eq!(severities, ["critical", "warning"]);
+        // Nothing of it is an alert.
+        if within {
+            alerts.extend(monitor.stop_all());
+            assert!(alerts.iter().all(|alert| alert["event"] == "health"), "{alerts:?}");
+            // It does not stay there.
+            std::fs::remove_dir(path).unwrap();
+            std::fs::create_dir(path).unwrap();
+        }
     }
 }

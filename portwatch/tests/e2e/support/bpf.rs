@@ -7,7 +7,7 @@ use std::{
     num::NonZeroUsize,
     os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
     ptr::NonNull,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::atomic::{AtomicU8, AtomicU64, Ordering},
 };
 
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
@@ -99,6 +99,19 @@ impl Map {
             )
         };
         assert_eq!(result, 0, "{}", io::Error::last_os_error());
+    }
+
+    /// Sets one byte of the map's first page, by a mapping of it.
+    pub fn set_byte(&self, index: usize, value: u8) {
+        let access = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+        let page = NonZeroUsize::new(4096).unwrap();
+        // SAFETY: as in `add_to_word`.
+        unsafe {
+            let at = mmap(None, page, access, MapFlags::MAP_SHARED, &self.0, 0).unwrap();
+            let bytes: NonNull<AtomicU8> = at.cast();
+            bytes.add(index).as_ref().store(value, Ordering::SeqCst);
+            munmap(at, page.get()).unwrap();
+        }
     }
 
     /// Adds to the 64-bit word at that index of the map's first page, by a mapping of it.
