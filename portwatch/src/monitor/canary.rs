@@ -233,6 +233,13 @@ impl Canary {
             return Verdict::Problem("the canary process does not answer: it is not known whether \
                                      the BPF programs report what happens".into());
         };
+        if done.join_error != 0 {
+            let error = std::io::Error::from_raw_os_error(done.join_error);
+            return Verdict::Problem(format!(
+                "the canary is outside of --cgroup and can no longer join it, so BPF programs that \
+                 report nothing are not noticed until the next start: {error}"
+            ));
+        }
         let expected = expected(&done);
         if expected.is_empty() {
             let error = done.errors.into_iter().chain(done.bind_errors);

@@ -267,6 +267,8 @@ pub(super) fn of_helper() -> Vec<Call> {
     let mut calls: Vec<Call> = [
         SYS_close,
         SYS_exit_group,
+        // Of a directory that it was given; not by a path.
+        SYS_fgetxattr,
         SYS_recvmsg,
         SYS_restart_syscall,
         SYS_rt_sigreturn,

@@ -97,6 +97,10 @@ pub struct Answer {
     pub errors: [i32; SOCKETS],
     /// Of which the bind is.
     pub bind_errors: [i32; SOCKETS],
+    /// errno(3) by which the watched cgroup could not be joined; 0 for none.
+    pub join_error: i32,
+    /// Zero.
+    pub reserved: i32,
 }
 
 /// A running canary, as the monitor sees it.
@@ -300,7 +304,7 @@ fn create(membership: &mut Membership, request: Request, answer: &mut Answer) ->
     ];
     let mut sockets = Sockets::default();
     if let Err(error) = membership.join() {
-        answer.errors = [error.raw_os_error().unwrap_or(libc::EIO); SOCKETS];
+        answer.join_error = error.raw_os_error().unwrap_or(libc::EIO);
         return sockets;
     }
     for (index, (family, kind, port)) in kinds.into_iter().enumerate() {

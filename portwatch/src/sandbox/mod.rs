@@ -23,7 +23,7 @@ pub use self::{
     canary::{Answer, Canary, Request, SOCKETS, sockets},
     probe::{Finding, probe},
 };
-use crate::linux::netns;
+use crate::linux::{hierarchy, netns};
 
 /// What has to be done before the monitor is armed, while it still may.
 #[derive(Debug)]
@@ -127,6 +127,9 @@ fn share(helper: io::Result<Helper>) -> Option<&'static Helper> {
         Some(helper) => helper.sock_diag_in(namespace),
         None => Err(io::ErrorKind::PermissionDenied.into()),
     }));
+    if let Some(helper) = helper {
+        hierarchy::read_with(Box::new(|directory| helper.trusted(directory)));
+    }
     helper
 }
 

@@ -82,6 +82,8 @@ pub struct Sensor {
     tracepoint: Tracepoint,
     /// Where the programs are attached.
     cgroup_fd: OwnedFd,
+    /// By which path, where the caller named one.
+    cgroup_path: Option<PathBuf>,
     /// The programs that could not be attached again.
     missing: BTreeSet<&'static str>,
     watched: Watched,
@@ -163,6 +165,7 @@ impl Sensor {
             programs,
             tracepoint,
             cgroup_fd: cgroup,
+            cgroup_path: options.cgroup.clone(),
             missing: BTreeSet::new(),
             watched,
             taken: 0,

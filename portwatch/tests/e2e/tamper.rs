@@ -2,16 +2,21 @@
 //! what was missed is found.
 
 use std::{
+    process::Command,
     sync::atomic::{AtomicBool, Ordering},
     thread,
     time::{Duration, Instant},
 };
 
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use serde_json::Value;
 
 use crate::{
     assert_alert,
-    support::{Cgroup, Monitor, REBIND, bpf::Map, in_namespace},
+    support::{Cgroup, Monitor, REBIND, binary, bpf::Map, cgroup_root, in_namespace},
 };
 
 /// The words of the map CONTROL, as 64-bit words: polling and epoch, high watermark, marked sockets.
@@ -191,4 +196,76 @@ fn what_the_programs_do_not_report_of_the_canary_is_noticed() {
             std::fs::create_dir(path).unwrap();
         }
     }
+}
+
+#[test]
+fn a_cgroup_mounted_over_the_hierarchy_hides_nothing() {
+    in_namespace(|namespace| {
+        let (covering, other) = (Cgroup::new("covering"), Cgroup::new("other"));
+        let root = cgroup_root();
+        // In a mount namespace of its own; the monitor sees the cover wherever it looks.
+        let script = format!(
+            "mount --bind {} {} && exec {} run --format json --no-aggregate --config /dev/null \
+             --ring-size 16777216",
+            covering.path().display(),
+            root.display(),
+            binary().display()
+        );
+        let monitor = Monitor::spawn(Command::new("unshare").args(["-m", "sh", "-c", &script]));
+        let line = &monitor.start_line;
+        assert!(line.contains("is covered by another mount"), "{line}");
+        other.perl(&format!(
+            "{REBIND} socket(my $s, PF_INET, SOCK_DGRAM, 0) or die; \
+             rebind($s, sockaddr_in(976, INADDR_LOOPBACK));"
+        ));
+        for event in ["bind", "close"] {
+            assert_alert!(monitor.alert(namespace.inode), { "event" => event, "port" => 976 });
+        }
+    });
+}
+
+#[test]
+fn a_watched_cgroup_that_is_made_again_is_watched_again() {
+    in_namespace(|namespace| {
+        let cgroup = Cgroup::new("remade");
+        let path = cgroup.path().to_str().unwrap();
+        let monitor = Monitor::start(&["--health-interval", "1", "--cgroup", path]);
+        let mut alerts = Vec::new();
+        std::fs::remove_dir(path).unwrap();
+        wait_for(&monitor, &mut alerts, |alert| is_health(alert, "was removed: nothing is watched"));
+        std::fs::create_dir(path).unwrap();
+        wait_for(&monitor, &mut alerts, |alert| is_health(alert, "is there again"));
+        // Of four programs, and of the canary, which could join the first cgroup only.
+        let is_attached = |alert: &&Value| is_health(alert, "is attached again");
+        while alerts.iter().filter(is_attached).count() < 4 {
+            alerts.push(serde_json::from_str(&monitor.line()).unwrap());
+        }
+        wait_for(&monitor, &mut alerts, |alert| is_health(alert, "can no longer join it"));
+        cgroup.perl(&format!(
+            "{REBIND} socket(my $s, PF_INET, SOCK_DGRAM, 0) or die; \
+             rebind($s, sockaddr_in(976, INADDR_LOOPBACK));"
+        ));
+        for event in ["bind", "close"] {
+            assert_alert!(monitor.alert(namespace.inode), { "event" => event, "port" => 976 });
+        }
+        for alert in alerts {
+            let expected = if is_health(&alert, "again") { "warning" } else { "critical" };
+            assert_alert!(alert, { "event" => "health", "severity" => expected });
+        }
+    });
+}
+
+#[test]
+fn a_canary_that_does_not_answer_is_reported() {
+    let monitor = Monitor::start(&["--health-interval", "1"]);
+    let children = format!("/proc/{0}/task/{0}/children", monitor.pid());
+    let children = std::fs::read_to_string(children).unwrap();
+    let is_canary = |child: &&str| {
+        let comm = std::fs::read_to_string(format!("/proc/{child}/comm")).unwrap();
+        comm.starts_with("portwatch-canar")
+    };
+    let canary = children.split_ascii_whitespace().find(is_canary).unwrap();
+    kill(Pid::from_raw(canary.parse().unwrap()), Signal::SIGKILL).unwrap();
+    let mut alerts = Vec::new();
+    wait_for(&monitor, &mut alerts, |alert| is_health(alert, "the canary process does not answer"));
 }

@@ -7,7 +7,8 @@ use std::os::fd::AsFd as _;
 use aya::{Ebpf, programs::Program};
 
 use super::{
-    Pins, attach_program,
+    Cgroup, Pins, attach_program,
+    cgroup::is_replaced,
     hooks::{HOOKS, attached},
     tracepoint::{self, Tracepoint},
 };
@@ -21,6 +22,9 @@ pub struct Health {
     /// What happened, for people.
     pub detail: String,
 }
+
+/// What is missing when the watched cgroup is.
+const CGROUP: &str = "cgroup";
 
 impl Sensor {
     /// Attaches again each program that is no longer attached. Returns each change once.
@@ -38,6 +42,31 @@ impl Sensor {
                 regained: error.is_none(),
                 detail,
             });
+        }
+        if let Some(path) = &self.cgroup_path
+            && is_replaced(path, &self.cgroup_fd)
+        {
+            let name = path.display();
+            match Cgroup::open(Some(path)) {
+                Ok(cgroup) => {
+                    self.cgroup_fd = cgroup.fd;
+                    self.missing.remove(CGROUP);
+                    changes.push(Health {
+                        regained: true,
+                        detail: format!("the cgroup {name} was removed, and is there again"),
+                    });
+                }
+                // Attached to it, the programs would see nothing.
+                Err(_) => {
+                    if self.missing.insert(CGROUP) {
+                        changes.push(Health {
+                            regained: false,
+                            detail: format!("the cgroup {name} was removed: nothing is watched"),
+                        });
+                    }
+                    return changes;
+                }
+            }
         }
         for (name, attach_type) in HOOKS {
             let Some((id, program)) = program(ebpf, name) else {
