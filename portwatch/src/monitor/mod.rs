@@ -95,7 +95,7 @@ async fn watch(
     let mut resume = signal(SignalKind::from_raw(libc::SIGCONT)).context("waiting for SIGCONT")?;
     let watched = config.watched(&registry, &Transport::ALL);
     let mut sensor = Sensor::arm(&options.sensor, watched, &config.deny_rules(&registry))?;
-    let (sandbox, unsandboxed) = enter(sandbox);
+    let (sandbox, unsandboxed) = enter(sandbox, options.sensor.fail_closed);
     sensor.count_repeats(config.aggregate.enabled);
     console::log(&armed(&config, &registry, &sensor));
     let mut limits = limits(options, &sensor);

@@ -95,13 +95,16 @@ pub(super) fn missing_cgroups(sensor: &Sensor) -> Vec<String> {
 }
 
 /// Gives up the privileges that an armed monitor does not need. Also what to log about it.
-pub(super) fn enter(prepared: Option<Prepared>) -> (Option<Sandbox>, Vec<String>) {
+pub(super) fn enter(
+    prepared: Option<Prepared>,
+    keeps_pins: bool,
+) -> (Option<Sandbox>, Vec<String>) {
     let Some(prepared) = prepared else {
         let warning = "WARNING: --no-sandbox: this monitor keeps all privileges that it was started \
                        with; use it for debugging only";
         return (None, vec![warning.to_owned()]);
     };
-    let (sandbox, messages) = prepared.enter();
+    let (sandbox, messages) = prepared.enter(keeps_pins);
     #[cfg(feature = "testing")]
     let messages = [
         messages,

@@ -67,7 +67,7 @@ fn is_hosts_file(exe: &[u8], info: &ExecInfo, entry: &ProcEntry) -> bool {
     match resolve(&root, exe) {
         Ok(found) => file_id(found, "").is_some_and(|(found, _)| found == file),
         // Before Linux 5.12, and where it is not in the cache: only what is on the host's first mount.
-        Err(Errno::INVAL | Errno::AGAIN) => {
+        Err(Errno::INVAL | Errno::AGAIN | Errno::NOSYS) => {
             file_id(root, "").is_some_and(|(_, hosts)| mount.is_some() && hosts == mount)
         }
         Err(_) => false,

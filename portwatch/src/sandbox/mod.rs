@@ -58,10 +58,10 @@ pub fn prepare() -> Prepared {
 
 impl Prepared {
     /// Gives up what an armed monitor does not need, in all threads to come. Also what the operator
-    /// should know: what could not be given up, and what is missing. To be called while there is one
-    /// thread.
+    /// should know: what could not be given up, and what is missing. A monitor that `keeps_pins` of
+    /// programs may put them back. To be called while there is one thread.
     #[must_use]
-    pub fn enter(self) -> (Sandbox, Vec<String>) {
+    pub fn enter(self, keeps_pins: bool) -> (Sandbox, Vec<String>) {
         let mut kept = Vec::new();
         let mut note = |what: &str, result: Result<(), String>| {
             kept.extend(result.err().map(|error| format!("{what} ({error})")));
@@ -87,7 +87,7 @@ impl Prepared {
         }
         let helper = share(self.helper);
         denied::watch();
-        note("system calls", filter::install_in_all_threads());
+        note("system calls", filter::install_in_all_threads(keeps_pins));
         let sandbox = Sandbox {
             helper,
             had_helper: helper.is_some(),
@@ -103,10 +103,15 @@ impl Sandbox {
     /// What has gone wrong since the last call.
     pub fn check(&mut self) -> Vec<String> {
         let mut problems = Vec::new();
-        if let Some(denied::Denied { first, count }) = denied::take() {
+        if let Some(denied::Denied {
+            first,
+            argument,
+            count,
+        }) = denied::take()
+        {
             problems.push(format!(
-                "the sandbox denied {count} system calls, the first with number {first}: either a \
-                 fault of portwatch, or it runs code that is not its own"
+                "the sandbox denied {count} system calls, the first with number {first} and {argument:#x} as \
+                 its first argument: either a fault of portwatch, or it runs code that is not its own"
             ));
         }
         let has_helper = self.helper.is_some_and(Helper::is_running);
@@ -156,5 +161,5 @@ fn protect_from_oom() {
 pub fn confine_thread() -> Result<(), String> {
     capabilities::drop_others()?;
     denied::watch();
-    filter::Filters::of_monitor()?.install()
+    filter::Filters::of_monitor(false)?.install()
 }
