@@ -252,7 +252,15 @@ pub(super) fn of_monitor(pid: u32, keeps_pins: bool) -> Vec<Call> {
         ),
         (
             SYS_prctl,
-            one_of(0, &[constant(libc::PR_SET_NAME), PR_SET_VMA]),
+            one_of(
+                0,
+                &[
+                    constant(libc::PR_SET_NAME),
+                    // libcap, which libraries of a name service bring, when it is loaded.
+                    constant(libc::PR_CAPBSET_READ),
+                    PR_SET_VMA,
+                ],
+            ),
         ),
         // As far as the kept capabilities go.
         (SYS_perf_event_open, Vec::new()),
