@@ -13,6 +13,7 @@ pub mod testing;
 
 use std::{fs, io};
 
+use caps::Capability;
 use nix::sys::{
     prctl::{set_dumpable, set_no_new_privs},
     resource::{Resource, setrlimit},
@@ -154,6 +155,26 @@ fn protect_from_oom() {
     if score.is_some_and(|score| score > OOM_SCORE_ADJUSTMENT) {
         let _ = fs::write(FILE, OOM_SCORE_ADJUSTMENT.to_string());
     }
+}
+
+/// What this process cannot read of others, for want of a capability.
+#[must_use]
+pub fn limits() -> Vec<String> {
+    let missing = capabilities::missing();
+    let lack = [
+        (
+            Capability::CAP_SYS_PTRACE,
+            "executables, network namespaces and open sockets of other users' processes are unknown",
+        ),
+        (
+            Capability::CAP_DAC_READ_SEARCH,
+            "cgroups of processes that have ended are unknown",
+        ),
+    ];
+    lack.into_iter()
+        .filter(|(capability, _)| missing.contains(capability))
+        .map(|(capability, lack)| format!("without {capability}, {lack}"))
+        .collect()
 }
 
 /// Confines the calling thread as an armed monitor is.

@@ -16,7 +16,7 @@ use serde_json::Value;
 
 use crate::{
     assert_alert,
-    support::{Cgroup, Monitor, REBIND, binary, bpf::Map, cgroup_root, in_namespace},
+    support::{Cgroup, Monitor, REBIND, binary, bpf::Map, cgroup_root, finish, in_namespace},
 };
 
 /// The words of the map CONTROL, as 64-bit words: polling and epoch, high watermark, marked sockets.
@@ -268,4 +268,63 @@ fn a_canary_that_does_not_answer_is_reported() {
     kill(Pid::from_raw(canary.parse().unwrap()), Signal::SIGKILL).unwrap();
     let mut alerts = Vec::new();
     wait_for(&monitor, &mut alerts, |alert| is_health(alert, "the canary process does not answer"));
+}
+
+#[test]
+fn a_monitor_in_a_time_namespace_shows_the_host_s_time_and_the_process() {
+    in_namespace(|namespace| {
+        let monitor = Monitor::spawn(Command::new("unshare").args([
+            "--time",
+            "--monotonic=100000",
+            "--boottime=300000",
+            "--fork",
+            "--kill-child",
+            binary().to_str().unwrap(),
+            "run",
+            "--format=json",
+            "--config=/dev/null",
+            "--no-aggregate",
+            "--ring-size=16777216",
+        ]));
+        let before: jiff::Timestamp = jiff::Timestamp::now();
+        drop(std::net::UdpSocket::bind("127.0.0.1:976").unwrap());
+        let after = jiff::Timestamp::now();
+        let bind = monitor.alert(namespace.inode);
+        let time: jiff::Timestamp = bind["time"].as_str().unwrap().parse().unwrap();
+        // The clocks are read one after the other.
+        let jitter = jiff::SignedDuration::from_millis(100);
+        assert!((before - jitter..=after + jitter).contains(&time), "{before} {time} {after}");
+        let exe = std::env::current_exe().unwrap();
+        assert_alert!(bind, {
+            "event" => "bind",
+            "process/pid" => std::process::id(),
+            "process/exe" => exe.to_str().unwrap(),
+        });
+    });
+}
+
+#[test]
+fn a_monitor_without_sys_ptrace_or_sys_says_so_at_start() {
+    let without = |prefix: &[&str], arguments: &[&str]| {
+        let mut command = Command::new(prefix[0]);
+        command.args(&prefix[1..]).args([binary().to_str().unwrap(), "run"]);
+        command.args(["--format=json", "--config=/dev/null"]).args(arguments);
+        command
+    };
+    in_namespace(|namespace| {
+        let prefix = ["setpriv", "--bounding-set", "-sys_ptrace"];
+        let mut monitor = Monitor::spawn(&mut without(&prefix, &["--no-aggregate"]));
+        let line = monitor.log_line();
+        assert!(line.contains("without CAP_SYS_PTRACE"), "{line}");
+        drop(std::net::UdpSocket::bind("127.0.0.1:976").unwrap());
+        for event in ["bind", "close"] {
+            assert_alert!(monitor.alert(namespace.inode), { "event" => event });
+        }
+    });
+    // It reads there which CPUs there are; without it nothing is armed.
+    let prefix = ["unshare", "-m", "sh", "-c", "umount -l /sys && exec \"$0\" \"$@\""];
+    let finished = finish(&mut without(&prefix, &[]));
+    assert!(!finished.status.success());
+    let text = &finished.stderr;
+    assert!(text.contains("is /sys mounted?"), "{text}");
 }

@@ -1,7 +1,7 @@
 //! Repeated events, which the BPF programs count instead of reporting while the ring is filling.
 #![forbid(unsafe_code)]
 
-use std::{rc::Rc, sync::atomic::Ordering::Relaxed};
+use std::{io, rc::Rc, sync::atomic::Ordering::Relaxed};
 
 use aya::{
     Ebpf,
@@ -57,7 +57,7 @@ impl Repeats {
         control.high_watermark().store(high_watermark, Relaxed);
         let stats = ebpf.take_map(names::STATS);
         let counts = ebpf.take_map(names::REPEATS);
-        Ok(Self {
+        let mut repeats = Self {
             control,
             stats: map(stats, names::STATS, PerCpuArray::try_from)?,
             counts: map(counts, names::REPEATS, HashMap::try_from)?,
@@ -69,7 +69,14 @@ impl Repeats {
             is_changed: false,
             suspicion: None,
             surplus: 0,
-        })
+        };
+        // How many CPUs there are is read from /sys, once: without it nothing is armed, rather than
+        // ended by the first event.
+        repeats.before = repeats.sum().map_err(|error| {
+            let why = io::Error::other(format!("{error} (is /sys mounted?)"));
+            SensorError::kernel("counting the processors", &why)
+        })?;
+        Ok(repeats)
     }
 
     /// Whether repeats may be counted from now on.
