@@ -345,3 +345,100 @@ impl Monitor {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const COOKIES: [u64; SOCKETS] = [11, 12, 13];
+
+    fn done() -> Answer {
+        Answer {
+            is_done: 1,
+            cookies: COOKIES,
+            ..Answer::default()
+        }
+    }
+
+    /// What is seen of a round in which all went well.
+    fn all() -> HashSet<(u64, EventKind)> {
+        expected(&done()).into_iter().map(|(event, _)| event).collect()
+    }
+
+    /// A canary whose round is found wanting for the second time.
+    fn canary(done: Answer, seen: HashSet<(u64, EventKind)>, is_woken: bool) -> Canary {
+        let mut canary = Canary::new(None, &Scope::default(), &DenyRules::default());
+        let now = Instant::now();
+        canary.heard = "2026-11-25T10:00:00Z".parse().unwrap();
+        canary.round = Some(Round {
+            began: now,
+            due: now,
+            cookies: COOKIES,
+            seen,
+            done: Some(done),
+            is_woken,
+            is_suspect: true,
+            is_excused: false,
+        });
+        canary
+    }
+
+    #[test]
+    fn what_is_missing_of_a_round_is_named() {
+        let now = Instant::now;
+        let verdict = |done, seen, is_woken| canary(done, seen, is_woken).judge(now());
+        let without = |missing: &[(u64, EventKind)]| {
+            let mut seen = all();
+            seen.retain(|event| !missing.contains(event));
+            seen
+        };
+        assert_eq!(verdict(done(), all(), true), Verdict::Whole);
+        // (what was seen, whether the agent was woken, what is reported)
+        let cases = [
+            (HashSet::new(), false, "report nothing since 2026-11-25T10:00:00Z"),
+            (all(), false, "do not wake the monitor"),
+            (without(&[(12, EventKind::Bind)]), true, ": post_bind6"),
+            (without(&[(13, EventKind::Accept)]), true, ": sock_ops"),
+            (without(&[(11, EventKind::Close), (12, EventKind::Close)]), true, ": sock_release"),
+        ];
+        for (seen, is_woken, expected) in cases {
+            let Verdict::Problem(problem) = verdict(done(), seen, is_woken) else {
+                panic!("{expected}")
+            };
+            assert!(problem.contains(expected), "{problem}");
+        }
+        // A denied bind is reported as such, and nothing follows it.
+        let denied = Answer {
+            bind_errors: [libc::EPERM; SOCKETS],
+            ..done()
+        };
+        let seen = COOKIES.map(|cookie| (cookie, EventKind::Deny)).into();
+        assert_eq!(verdict(denied, seen, true), Verdict::Whole);
+        // Without IPv6 the rest is expected.
+        let mut without_ipv6 = done();
+        without_ipv6.cookies[sockets::UDP6] = 0;
+        let seen = without(&[(12, EventKind::Bind), (12, EventKind::Close)]);
+        assert_eq!(verdict(without_ipv6, seen, true), Verdict::Whole);
+        for error in ["cannot take a port", "can no longer join"] {
+            let failed = Answer {
+                bind_errors: [libc::EADDRINUSE; SOCKETS],
+                join_error: i32::from(error.contains("join")) * libc::ENODEV,
+                ..done()
+            };
+            let verdict = verdict(failed, HashSet::new(), true);
+            assert!(matches!(verdict, Verdict::Problem(why) if why.contains(error)));
+        }
+    }
+
+    #[test]
+    fn a_round_shows_nothing_while_events_are_lost_and_at_the_first_look() {
+        let mut lossy = canary(done(), HashSet::new(), true);
+        lossy.excuse();
+        assert_eq!(lossy.judge(Instant::now()), Verdict::Nothing);
+        let mut first = canary(done(), HashSet::new(), true);
+        first.round.as_mut().unwrap().is_suspect = false;
+        assert_eq!(first.judge(Instant::now()), Verdict::Wait);
+        let mut late = canary(done(), HashSet::new(), true);
+        assert_eq!(late.judge(Instant::now() + 2 * AGAIN), Verdict::Wait);
+    }
+}
