@@ -21,7 +21,11 @@ pub fn root() -> Option<PathBuf> {
         .filter(|mount| mount.fs_type == b"cgroup2" && mount.root == Path::new("/"))
         .map(|mount| mount.mount_point)
         .collect();
-    let is_root = |point: &PathBuf| point.metadata().is_ok_and(|found| is_hierarchy_root(&found));
+    let is_root = |point: &PathBuf| {
+        point
+            .metadata()
+            .is_ok_and(|found| is_hierarchy_root(&found))
+    };
     let best = points.iter().position(is_root).unwrap_or(0);
     (!points.is_empty()).then(|| points.swap_remove(best))
 }

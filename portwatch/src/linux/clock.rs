@@ -49,16 +49,18 @@ fn parse(text: &str) -> Offsets {
 
 /// Nanoseconds of a clock as the kernel has it.
 fn nanoseconds(id: ClockId, offset: i64) -> i64 {
-    let now = clock_gettime(id).map_or(0, |time| {
-        time.tv_sec() * 1_000_000_000 + time.tv_nsec()
-    });
+    let now = clock_gettime(id).map_or(0, |time| time.tv_sec() * 1_000_000_000 + time.tv_nsec());
     now - offset
 }
 
 /// What `bpf_ktime_get_ns` returns now.
 #[must_use]
 pub fn monotonic_ns() -> u64 {
-    u64::try_from(nanoseconds(ClockId::CLOCK_MONOTONIC, offsets().monotonic_ns)).unwrap_or(0)
+    u64::try_from(nanoseconds(
+        ClockId::CLOCK_MONOTONIC,
+        offsets().monotonic_ns,
+    ))
+    .unwrap_or(0)
 }
 
 /// `CLOCK_REALTIME` in nanoseconds.

@@ -200,7 +200,9 @@ impl Canary {
     /// Whether it is an event of the canary's, which is noted then.
     pub(super) fn is_own(&mut self, event: &Event) -> bool {
         let by_netns = self.netns_cookie.is_some() && event.netns_cookie == self.netns_cookie;
-        let cookie = event.cookie().filter(|cookie| self.cookies.contains(cookie));
+        let cookie = event
+            .cookie()
+            .filter(|cookie| self.cookies.contains(cookie));
         let Some(cookie) = cookie else {
             return by_netns;
         };
@@ -230,8 +232,11 @@ impl Canary {
                 round.due = now + LIMIT;
                 return Verdict::Wait;
             }
-            return Verdict::Problem("the canary process does not answer: it is not known whether \
-                                     the BPF programs report what happens".into());
+            return Verdict::Problem(
+                "the canary process does not answer: it is not known whether \
+                                     the BPF programs report what happens"
+                    .into(),
+            );
         };
         if done.join_error != 0 {
             let error = std::io::Error::from_raw_os_error(done.join_error);
@@ -362,7 +367,10 @@ mod tests {
 
     /// What is seen of a round in which all went well.
     fn all() -> HashSet<(u64, EventKind)> {
-        expected(&done()).into_iter().map(|(event, _)| event).collect()
+        expected(&done())
+            .into_iter()
+            .map(|(event, _)| event)
+            .collect()
     }
 
     /// A canary whose round is found wanting for the second time.
@@ -395,11 +403,19 @@ mod tests {
         assert_eq!(verdict(done(), all(), true), Verdict::Whole);
         // (what was seen, whether the agent was woken, what is reported)
         let cases = [
-            (HashSet::new(), false, "report nothing since 2026-11-25T10:00:00Z"),
+            (
+                HashSet::new(),
+                false,
+                "report nothing since 2026-11-25T10:00:00Z",
+            ),
             (all(), false, "do not wake the monitor"),
             (without(&[(12, EventKind::Bind)]), true, ": post_bind6"),
             (without(&[(13, EventKind::Accept)]), true, ": sock_ops"),
-            (without(&[(11, EventKind::Close), (12, EventKind::Close)]), true, ": sock_release"),
+            (
+                without(&[(11, EventKind::Close), (12, EventKind::Close)]),
+                true,
+                ": sock_release",
+            ),
         ];
         for (seen, is_woken, expected) in cases {
             let Verdict::Problem(problem) = verdict(done(), seen, is_woken) else {

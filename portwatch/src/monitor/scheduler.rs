@@ -48,6 +48,10 @@ impl Urgency {
 /// whatever reason, and is still there, is found then.
 const ROUTINE: Duration = Duration::from_secs(60);
 
+/// These scans take at most one part of so many of one processor, so that an idle monitor costs next to
+/// nothing on a host where a scan takes long.
+const ROUTINE_SHARE: u32 = 2000;
+
 /// The part of one processor that scans take in the long run is one in so many.
 const SHARE: u32 = 50;
 
@@ -137,19 +141,18 @@ impl ScanScheduler {
         if self.running.is_some() {
             return None;
         }
-        let routine = self.ended + ROUTINE;
+        let routine = self.ended + ROUTINE.max(self.cost * ROUTINE_SHARE);
         let due = self.due.map_or(routine, |due| due.min(routine));
         Some(due.max(self.budget.allows()))
     }
 
     /// Begins one, as far as `targets` are needed. `accepted`: as [`Scope::accepted`].
     pub(super) fn begin(&mut self, targets: Targets, accepted: HashSet<u64>) {
-        let urgency = match self.due.take() {
-            Some(_) => self.urgency,
-            None => Urgency::Recheck,
-        };
-        self.is_of_all = self.next_of_all <= Instant::now();
-        let reach = match urgency {
+        // A routine one looks for sockets; who else has a known one open is for those that ask.
+        let is_requested = self.due.take().is_some();
+        self.is_of_all = is_requested && self.next_of_all <= Instant::now();
+        let reach = match self.urgency {
+            _ if !is_requested => Reach::Changes(targets),
             _ if self.is_of_all => Reach::All,
             Urgency::Holders if targets.places.is_some() && accepted.is_empty() => {
                 Reach::Holders(targets)
@@ -205,6 +208,9 @@ mod tests {
         scheduler.due = None;
         scheduler.ended -= ROUTINE;
         assert!(scheduler.is_due());
+        scheduler.cost = ROUTINE / ROUTINE_SHARE * 2;
+        assert!(!scheduler.is_due());
+        scheduler.cost = Duration::ZERO;
         // Within the budget, whatever asks for it.
         scheduler.spend(SAVINGS * 3);
         assert!(!scheduler.is_due());

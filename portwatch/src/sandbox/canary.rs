@@ -5,7 +5,6 @@
 use std::{
     fs::File,
     io::{self, IoSliceMut, Write as _},
-    mem::MaybeUninit,
     os::{
         fd::{AsFd, AsRawFd as _, OwnedFd},
         unix::fs::MetadataExt as _,
@@ -166,11 +165,7 @@ impl Canary {
     /// The kernel's, also when the canary has ended.
     pub fn begin(&self, request: Request) -> io::Result<()> {
         let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
-        send(
-            self.socket.as_raw_fd(),
-            bytemuck::bytes_of(&request),
-            flags,
-        )?;
+        send(self.socket.as_raw_fd(), bytemuck::bytes_of(&request), flags)?;
         Ok(())
     }
 
@@ -207,14 +202,14 @@ impl Membership {
             format!("the monitor is outside of --cgroup, and cannot join it: {error}")
         };
         let own = cgroup::own().ok_or_else(|| outside(&"its own cgroup is unknown"))?;
-        let resolved = watched
-            .canonicalize()
-            .map_err(|error| outside(&error))?;
+        let resolved = watched.canonicalize().map_err(|error| outside(&error))?;
         if own.starts_with(resolved) {
             return Ok(Self(None));
         }
         let open = |directory: &Path| {
-            let file = File::options().write(true).open(directory.join("cgroup.procs"));
+            let file = File::options()
+                .write(true)
+                .open(directory.join("cgroup.procs"));
             file.map_err(|error| outside(&error))
         };
         let mut files = Files {
@@ -360,6 +355,8 @@ fn connect_to(listener: &SockaddrIn) -> Result<(), Errno> {
 
 /// Brings up the loopback interface of this thread's network namespace.
 fn bring_loopback_up() -> Result<(), Errno> {
+    /// The libc crate has it with another type for each libc (include/uapi/linux/sockios.h).
+    const SIOCSIFFLAGS: libc::Ioctl = 0x8914;
     let flags = SockFlag::SOCK_CLOEXEC;
     let socket = socket(AddressFamily::Inet, SockType::Datagram, flags, None)?;
     // SAFETY: a C struct of integers and a union of such, for which zeros are valid.
@@ -367,14 +364,13 @@ fn bring_loopback_up() -> Result<(), Errno> {
     request.ifr_name[..2].copy_from_slice(&[b'l' as libc::c_char, b'o' as libc::c_char]);
     request.ifr_ifru.ifru_flags = libc::IFF_UP as libc::c_short;
     // SAFETY: the kernel reads `request`, which outlives the call.
-    let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS as _, &raw const request) };
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), SIOCSIFFLAGS, &raw const request) };
     Errno::result(result).map(drop)
 }
 
 /// The next message; fails with `UnexpectedEof` when there are no more.
 fn receive<T: Pod>(from: &OwnedFd, flags: RecvFlags) -> io::Result<T> {
-    let mut space = [MaybeUninit::uninit(); 0];
-    let mut beside = RecvAncillaryBuffer::new(&mut space);
+    let mut beside = RecvAncillaryBuffer::default();
     let mut message = T::zeroed();
     let bytes = bytemuck::bytes_of_mut(&mut message);
     let size = bytes.len();

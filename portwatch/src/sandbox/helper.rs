@@ -194,7 +194,7 @@ fn serve(socket: OwnedFd, own: OwnedFd, filters: &Filters) -> Result<(), String>
             let found = about.map(|directory| Trusted::read(directory.as_fd()));
             let found = found.unwrap_or_default();
             let delegated = u32::from(found.is_delegated) * DELEGATED;
-            let bits = delegated | u32::from(found.has_invocation_id) * INVOCATION_ID;
+            let bits = delegated | (u32::from(found.has_invocation_id) * INVOCATION_ID);
             if send(socket.as_fd(), [number, 0, bits], None).is_err() {
                 return Ok(());
             }

@@ -192,7 +192,10 @@ fn five_capabilities_without_root_are_enough() {
         ]);
         let mut monitor = Monitor::spawn(&mut command);
         // What is missing; all else is given up.
-        let missing = ["no canary", "read other network namespaces from /proc/PID/net"];
+        let missing = [
+            "no canary",
+            "read other network namespaces from /proc/PID/net",
+        ];
         for expected in missing {
             let line = monitor.log_line();
             assert!(line.contains(expected), "{line}");

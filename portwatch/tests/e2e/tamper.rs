@@ -135,7 +135,10 @@ fn what_root_changes_in_the_maps_is_reported_and_undone() {
             };
             // What happened meanwhile is known, and what happens from now on.
             wait_for(&monitor, &mut alerts, is("listen", 976));
-            println!("{expected}: listener reported after {:?}", tampered.elapsed());
+            println!(
+                "{expected}: listener reported after {:?}",
+                tampered.elapsed()
+            );
             program.resume();
             program.wait_for("closed");
             for port in [976, 977] {
@@ -190,7 +193,10 @@ fn what_the_programs_do_not_report_of_the_canary_is_noticed() {
         // Nothing of it is an alert.
         if within {
             alerts.extend(monitor.stop_all());
-            assert!(alerts.iter().all(|alert| alert["event"] == "health"), "{alerts:?}");
+            assert!(
+                alerts.iter().all(|alert| alert["event"] == "health"),
+                "{alerts:?}"
+            );
             // It does not stay there.
             std::fs::remove_dir(path).unwrap();
             std::fs::create_dir(path).unwrap();
@@ -232,15 +238,21 @@ fn a_watched_cgroup_that_is_made_again_is_watched_again() {
         let monitor = Monitor::start(&["--health-interval", "1", "--cgroup", path]);
         let mut alerts = Vec::new();
         std::fs::remove_dir(path).unwrap();
-        wait_for(&monitor, &mut alerts, |alert| is_health(alert, "was removed: nothing is watched"));
+        wait_for(&monitor, &mut alerts, |alert| {
+            is_health(alert, "was removed: nothing is watched")
+        });
         std::fs::create_dir(path).unwrap();
-        wait_for(&monitor, &mut alerts, |alert| is_health(alert, "is there again"));
+        wait_for(&monitor, &mut alerts, |alert| {
+            is_health(alert, "is there again")
+        });
         // Of four programs, and of the canary, which could join the first cgroup only.
         let is_attached = |alert: &&Value| is_health(alert, "is attached again");
         while alerts.iter().filter(is_attached).count() < 4 {
             alerts.push(serde_json::from_str(&monitor.line()).unwrap());
         }
-        wait_for(&monitor, &mut alerts, |alert| is_health(alert, "can no longer join it"));
+        wait_for(&monitor, &mut alerts, |alert| {
+            is_health(alert, "can no longer join it")
+        });
         cgroup.perl(&format!(
             "{REBIND} socket(my $s, PF_INET, SOCK_DGRAM, 0) or die; \
              rebind($s, sockaddr_in(976, INADDR_LOOPBACK));"
@@ -249,7 +261,11 @@ fn a_watched_cgroup_that_is_made_again_is_watched_again() {
             assert_alert!(monitor.alert(namespace.inode), { "event" => event, "port" => 976 });
         }
         for alert in alerts {
-            let expected = if is_health(&alert, "again") { "warning" } else { "critical" };
+            let expected = if is_health(&alert, "again") {
+                "warning"
+            } else {
+                "critical"
+            };
             assert_alert!(alert, { "event" => "health", "severity" => expected });
         }
     });
@@ -267,7 +283,9 @@ fn a_canary_that_does_not_answer_is_reported() {
     let canary = children.split_ascii_whitespace().find(is_canary).unwrap();
     kill(Pid::from_raw(canary.parse().unwrap()), Signal::SIGKILL).unwrap();
     let mut alerts = Vec::new();
-    wait_for(&monitor, &mut alerts, |alert| is_health(alert, "the canary process does not answer"));
+    wait_for(&monitor, &mut alerts, |alert| {
+        is_health(alert, "the canary process does not answer")
+    });
 }
 
 #[test]
@@ -293,7 +311,10 @@ fn a_monitor_in_a_time_namespace_shows_the_host_s_time_and_the_process() {
         let time: jiff::Timestamp = bind["time"].as_str().unwrap().parse().unwrap();
         // The clocks are read one after the other.
         let jitter = jiff::SignedDuration::from_millis(100);
-        assert!((before - jitter..=after + jitter).contains(&time), "{before} {time} {after}");
+        assert!(
+            (before - jitter..=after + jitter).contains(&time),
+            "{before} {time} {after}"
+        );
         let exe = std::env::current_exe().unwrap();
         assert_alert!(bind, {
             "event" => "bind",
@@ -307,8 +328,12 @@ fn a_monitor_in_a_time_namespace_shows_the_host_s_time_and_the_process() {
 fn a_monitor_without_sys_ptrace_or_sys_says_so_at_start() {
     let without = |prefix: &[&str], arguments: &[&str]| {
         let mut command = Command::new(prefix[0]);
-        command.args(&prefix[1..]).args([binary().to_str().unwrap(), "run"]);
-        command.args(["--format=json", "--config=/dev/null"]).args(arguments);
+        command
+            .args(&prefix[1..])
+            .args([binary().to_str().unwrap(), "run"]);
+        command
+            .args(["--format=json", "--config=/dev/null"])
+            .args(arguments);
         command
     };
     in_namespace(|namespace| {
@@ -322,7 +347,13 @@ fn a_monitor_without_sys_ptrace_or_sys_says_so_at_start() {
         }
     });
     // It reads there which CPUs there are; without it nothing is armed.
-    let prefix = ["unshare", "-m", "sh", "-c", "umount -l /sys && exec \"$0\" \"$@\""];
+    let prefix = [
+        "unshare",
+        "-m",
+        "sh",
+        "-c",
+        "umount -l /sys && exec \"$0\" \"$@\"",
+    ];
     let finished = finish(&mut without(&prefix, &[]));
     assert!(!finished.status.success());
     let text = &finished.stderr;

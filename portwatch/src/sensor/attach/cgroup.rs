@@ -14,7 +14,10 @@ use rustix::{
     mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen},
 };
 
-use crate::{linux::cgroup::{is_hierarchy_root, root}, sensor::SensorError};
+use crate::{
+    linux::cgroup::{is_hierarchy_root, root},
+    sensor::SensorError,
+};
 
 /// An open cgroup and what to call it.
 pub(in crate::sensor) struct Cgroup {

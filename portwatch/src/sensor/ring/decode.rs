@@ -175,8 +175,7 @@ fn event(report: &Report, exec_info: Option<Rc<ExecInfo>>, clock: Clock) -> Opti
             .take_while(|byte| *byte != 0)
             .collect(),
         cgroup_id: Some(report.cgroup_id),
-        start_ns: (report.known & known::START != 0)
-            .then(|| clock::boottime_here(report.start_ns)),
+        start_ns: (report.known & known::START != 0).then(|| clock::boottime_here(report.start_ns)),
         exec_info,
     });
     Some(Event {
