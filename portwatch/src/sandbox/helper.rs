@@ -10,7 +10,7 @@ use std::{
     os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd},
     sync::{
         Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering::Relaxed},
+        atomic::{AtomicU64, Ordering::Relaxed},
     },
 };
 
@@ -35,7 +35,7 @@ use rustix::net::{
 };
 
 use super::{capabilities, filter::Filters};
-use crate::linux::{hierarchy::Trusted, netns};
+use crate::linux::{clock::monotonic_ns, hierarchy::Trusted, netns};
 
 /// What the helper needs: to enter namespaces, and for what its sockets shall show.
 pub(super) const KEPT: [Capability; 2] = [Capability::CAP_SYS_ADMIN, Capability::CAP_NET_ADMIN];
@@ -45,7 +45,10 @@ pub(super) const KEPT: [Capability; 2] = [Capability::CAP_SYS_ADMIN, Capability:
 const TIMEOUT_S: i64 = 1;
 
 /// For how many milliseconds it waits where it reads the ring as well.
-const SHORT_TIMEOUT_MS: u16 = 100;
+const SHORT_TIMEOUT_MS: u16 = 200;
+
+/// For how many nanoseconds it is not asked for attributes after that.
+const RETRY_NS: u64 = 2_000_000_000;
 
 /// A message: a request's number, what it asks for, and 0; or an answer's number, errno(3) or 0, and the
 /// result. Descriptors come beside it.
@@ -65,8 +68,8 @@ const INVOCATION_ID: u32 = 1 << 1;
 pub(super) struct Helper {
     /// The number of the last request, and the socket. One request at a time.
     socket: Mutex<(u32, OwnedFd)>,
-    /// Whether it did not answer in time.
-    is_stalled: AtomicBool,
+    /// When it did not answer in time; 0 if it did.
+    stalled_ns: AtomicU64,
 }
 
 impl Helper {
@@ -94,7 +97,7 @@ impl Helper {
         match unsafe { fork() }? {
             ForkResult::Parent { .. } => Ok(Self {
                 socket: Mutex::new((0, socket)),
-                is_stalled: AtomicBool::new(false),
+                stalled_ns: AtomicU64::new(0),
             }),
             ForkResult::Child => {
                 let _ = serve(theirs, own.into(), &filters);
@@ -111,14 +114,15 @@ impl Helper {
     /// The kernel's, also when the helper has ended or does not answer in time.
     pub(super) fn sock_diag_in(&self, namespace: BorrowedFd<'_>) -> io::Result<OwnedFd> {
         let (_, opened) = self.ask(SOCK_DIAG, namespace, None)?;
-        self.is_stalled.store(false, Relaxed);
+        self.stalled_ns.store(0, Relaxed);
         opened.ok_or_else(|| io::ErrorKind::InvalidData.into())
     }
 
     /// The `trusted.` attributes of an open directory. None when the helper has ended or does not answer
-    /// soon; then it is not asked again until it has answered something else.
+    /// soon; then it is not asked again for a while, unless it has answered something else.
     pub(super) fn trusted(&self, directory: BorrowedFd<'_>) -> Option<Trusted> {
-        if self.is_stalled.load(Relaxed) {
+        let stalled = self.stalled_ns.load(Relaxed);
+        if stalled != 0 && monotonic_ns().saturating_sub(stalled) < RETRY_NS {
             return None;
         }
         match self.ask(TRUSTED, directory, Some(SHORT_TIMEOUT_MS)) {
@@ -127,7 +131,7 @@ impl Helper {
                 has_invocation_id: bits & INVOCATION_ID != 0,
             }),
             Err(_) => {
-                self.is_stalled.store(true, Relaxed);
+                self.stalled_ns.store(monotonic_ns(), Relaxed);
                 None
             }
         }
