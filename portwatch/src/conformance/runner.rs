@@ -4,8 +4,10 @@
 
 use std::{
     fmt,
+    fs::File,
     io::{self, BufRead as _, BufReader, Write as _},
     net::IpAddr,
+    os::fd::AsRawFd as _,
     path::PathBuf,
     process::{Child, Command, Stdio},
     sync::mpsc::{Receiver, channel},
@@ -14,10 +16,11 @@ use std::{
 };
 
 use jiff::Timestamp;
+use rustix::fs::{MemfdFlags, memfd_create};
 use serde::Serialize;
 use serde_json::Value;
 
-use super::{ALL, Expected, Line, Scenario, script::SENTINEL};
+use super::{ALL, Expected, Line, Scenario, denied, script::SENTINEL};
 
 /// How long a scenario may take before it counts as failed.
 const TIMEOUT: Duration = Duration::from_secs(60);
@@ -68,10 +71,14 @@ impl Monitor {
     /// Fails if the program does not start, or ends at once: then the error is its first line on
     /// stderr.
     pub fn start(program: PathBuf) -> io::Result<Self> {
+        // It inherits the descriptor, and needs no directory that can be written to.
+        let mut rules = File::from(memfd_create("rules", MemfdFlags::empty())?);
+        rules.write_all(denied::rules().as_bytes())?;
+        let config = format!("/proc/self/fd/{}", rules.as_raw_fd());
         let mut child = Command::new(&program)
-            // Every event, no rules, frequent scans.
+            // Every event, frequent scans.
             .args(["run", "--format", "json", "--no-aggregate"])
-            .args(["--config", "/dev/null", "--health-interval", "1"])
+            .args(["--config", &config, "--health-interval", "1"])
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())

@@ -92,6 +92,12 @@ pub fn all() -> Vec<Hierarchy> {
         .collect()
 }
 
+/// The hierarchy of version 2.
+#[must_use]
+pub fn v2() -> Option<Hierarchy> {
+    all().into_iter().find(|one| one.is_v2)
+}
+
 /// One directory on a cgroup's path, whose name root chose.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Step<'a> {

@@ -3,6 +3,7 @@
 #![cfg_attr(not(target_env = "gnu"), forbid(unsafe_code))]
 
 mod canary;
+mod cgroups;
 mod gaps;
 mod reload;
 mod ring;
@@ -21,6 +22,7 @@ use tokio::{
 
 use self::{
     canary::Canary,
+    cgroups::CgroupWatch,
     gaps::Gaps,
     reload::Reloader,
     ring::BATCH,
@@ -124,6 +126,7 @@ async fn watch(
     );
     // One check is enough, however many were missed.
     health.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let cgroups = CgroupWatch::start(sensor.deny_rules().clone())?;
     let mut monitor = Monitor {
         sensor,
         sandbox,
@@ -144,6 +147,7 @@ async fn watch(
         health,
         gaps: Gaps::new(),
         canary,
+        cgroups,
     };
     let mut reloader = Reloader::new();
     loop {
@@ -197,6 +201,8 @@ struct Monitor {
     is_inexact: bool,
     /// Whether a scan showed untracked sockets without holders while they counted.
     has_skipped: bool,
+    /// Follows the cgroups of deny rules.
+    cgroups: CgroupWatch,
     health: Interval,
     gaps: Gaps,
     canary: Canary,
@@ -308,8 +314,8 @@ impl Monitor {
         }
         self.check_sandbox();
         self.canary.request();
-        if !self.sensor.missing_cgroups().is_empty() {
-            self.find_cgroups();
+        if let Err(error) = self.sensor.deny_rules().find_cgroups() {
+            self.warn(error.to_string());
         }
         let evicted = self.pipeline.tracker().take_evicted();
         if evicted > 0 {

@@ -82,6 +82,11 @@ pub(super) fn limits(options: &Options, sensor: &Sensor) -> Vec<String> {
                 .to_owned(),
         );
     }
+    limits.extend(sensor.late_deny().map(|why| {
+        format!(
+            "a bind is denied only after the kernel has accepted it; UDP-Lite keeps its port: {why}"
+        )
+    }));
     limits.extend(sensor.exec_info_error().map(|why| {
         format!("short-lived processes are described as far as /proc still shows them: {why}")
     }));
@@ -90,7 +95,7 @@ pub(super) fn limits(options: &Options, sensor: &Sensor) -> Vec<String> {
 
 /// Deny rules that apply to nobody yet.
 pub(super) fn missing_cgroups(sensor: &Sensor) -> Vec<String> {
-    let missing = sensor.missing_cgroups().iter();
+    let missing = sensor.deny_rules().missing_cgroups().into_iter();
     missing
         .map(|path| {
             format!(

@@ -30,11 +30,11 @@ use portwatch_common::{Report, names};
 #[cfg(feature = "testing")]
 pub use self::testing::Records;
 use self::{
-    attach::{Cgroup, Pins, attach_program},
+    attach::{BeforeBind, Cgroup, Pins, attach_program},
     integrity::Integrity,
     maps::{
         counted::CountedSockets,
-        deny, map,
+        map,
         marks::SocketMarks,
         repeats::Repeats,
         watched::{Watched, fill},
@@ -45,7 +45,7 @@ use self::{
 pub use self::{
     attach::{Health, Tracepoint, is_pinned, unpin},
     error::SensorError,
-    maps::{counted::Pass, marks::ExistingSocket, repeats::News},
+    maps::{counted::Pass, deny::Deny, marks::ExistingSocket, repeats::News},
     object::{Check, PRIVILEGES, probe},
 };
 use crate::model::{DenyRules, Event, Transport};
@@ -72,8 +72,8 @@ pub struct Sensor {
     repeats: Repeats,
     counted: CountedSockets,
     decoder: Decoder,
-    /// Cgroups that deny rules name and that do not exist.
-    missing_cgroups: Vec<String>,
+    deny: Deny,
+    before_bind: BeforeBind,
     marks: SocketMarks,
     /// Why the BPF programs read no exec info; None where they do.
     exec_info_error: Option<String>,
@@ -126,7 +126,8 @@ impl Sensor {
         let (features, loader) = HostFeatures::read();
         let mut ebpf = load(loader, object, options.ring_size, &features)?;
         let watched = fill(&mut ebpf, &Watched::default(), watched)?;
-        let missing_cgroups = deny::set(&mut ebpf, deny)?;
+        let in_force = Deny::new(&mut ebpf)?;
+        in_force.set(deny)?;
         let ring = map(ebpf.take_map(names::RING), names::RING, RingBuf::try_from)?;
         let control = map(ebpf.map(names::CONTROL), names::CONTROL, |map| match map {
             Map::Array(data) => Ok(data),
@@ -143,12 +144,16 @@ impl Sensor {
 
         // All are loaded before any is attached, so that one that is rejected leaves nothing behind.
         // The tracepoint too, since an armed monitor gives up loading programs.
-        load_programs(ebpf.programs_mut())?;
+        let programs = ebpf.programs_mut();
+        load_programs(programs.filter(|(name, _)| !names::BEFORE_BIND.contains(name)))?;
+        let mut before_bind = BeforeBind::load(&mut ebpf);
         let mut programs = 0;
         for (name, program) in required(&mut ebpf) {
             attach_program(name, program, &cgroup, pins.as_mut())?;
             programs += 1;
         }
+        before_bind.set(in_force.is_in_force(), &mut ebpf, &cgroup, pins.as_mut())?;
+        programs += before_bind.attached();
         let tracepoint = Tracepoint::attach(&mut ebpf, features.tracepoint_transports.clone());
         #[cfg(feature = "debug")]
         object::debug::forward_log(&mut ebpf);
@@ -158,7 +163,8 @@ impl Sensor {
             repeats,
             counted,
             decoder: Decoder::new(),
-            missing_cgroups,
+            deny: in_force,
+            before_bind,
             marks,
             exec_info_error: features.exec_info_error(),
             cgroup: label,
@@ -310,10 +316,19 @@ impl Sensor {
         Ok(cookies)
     }
 
-    /// Cgroups that deny rules name and that do not exist: such a rule applies to no process.
+    /// The deny rules in force, to follow their cgroups.
     #[must_use]
-    pub fn missing_cgroups(&self) -> &[String] {
-        &self.missing_cgroups
+    pub const fn deny_rules(&self) -> &Deny {
+        &self.deny
+    }
+
+    /// Why binds are denied only after the kernel has accepted them; None where that happens before, or
+    /// no rule denies.
+    #[must_use]
+    pub fn late_deny(&self) -> Option<&str> {
+        self.before_bind
+            .rejected()
+            .filter(|_| self.deny.is_in_force())
     }
 
     /// Watches other ports from now on. What is watched before and after is so without a gap.
@@ -337,10 +352,18 @@ impl Sensor {
     ///
     /// The kernel's.
     pub fn deny(&mut self, deny: &DenyRules) -> Result<(), SensorError> {
-        if let Some(ebpf) = &mut self.ebpf {
-            self.missing_cgroups = deny::set(ebpf, deny)?;
+        let Some(ebpf) = &mut self.ebpf else {
+            return Ok(());
+        };
+        let (cgroup, mut pins) = (&self.cgroup_fd, self.pins.as_mut());
+        // There is no moment in which a bind meets no program that denies.
+        if !deny.rules.is_empty() {
+            self.before_bind
+                .set(true, ebpf, cgroup, pins.as_deref_mut())?;
         }
-        Ok(())
+        self.deny.set(deny)?;
+        self.before_bind
+            .set(self.deny.is_in_force(), ebpf, cgroup, pins)
     }
 
     /// Why the BPF programs read no exec info, so that processes are identified only by what /proc
@@ -359,13 +382,14 @@ impl Sensor {
     /// Detaches the programs; what is in the ring stays readable.
     pub fn disarm(&mut self) {
         self.ebpf = None;
+        self.before_bind.detach();
     }
 }
 
-/// The programs without which nothing works: all but the tracepoint's.
+/// The programs without which nothing works.
 fn required(ebpf: &mut Ebpf) -> impl Iterator<Item = (&str, &mut Program)> {
     ebpf.programs_mut()
-        .filter(|(name, _)| *name != names::TRACEPOINT)
+        .filter(|(name, _)| *name != names::TRACEPOINT && !names::BEFORE_BIND.contains(name))
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@
 use std::os::fd::AsFd as _;
 
 use aya::{Ebpf, programs::Program};
+use portwatch_common::names;
 
 use super::{
     Cgroup, Pins, attach_program,
@@ -77,8 +78,18 @@ impl Sensor {
             if here {
                 continue;
             }
+            let is_before_bind = names::BEFORE_BIND.contains(&name);
+            if is_before_bind && !self.before_bind.needs(name) {
+                continue;
+            }
             let was_known = self.missing.contains(name);
-            match attach_program(name, program, &self.cgroup_fd, self.pins.as_mut()) {
+            let (cgroup, pins) = (&self.cgroup_fd, self.pins.as_mut());
+            let result = if is_before_bind {
+                self.before_bind.attach(name, program, cgroup, pins)
+            } else {
+                attach_program(name, program, cgroup, pins)
+            };
+            match result {
                 Ok(()) => {
                     self.missing.remove(name);
                     changes.push(Health {
@@ -96,6 +107,20 @@ impl Sensor {
                 Err(_) => {}
             }
         }
+        changes.extend(match self.deny.restore() {
+            Ok(false) => None,
+            // Binds were allowed meanwhile.
+            Ok(true) => Some(Health {
+                regained: false,
+                detail: "another program changed the deny rules in the kernel; they are as the \
+                         configuration says again"
+                    .into(),
+            }),
+            Err(error) => Some(Health {
+                regained: false,
+                detail: format!("the deny rules in the kernel are not known: {error}"),
+            }),
+        });
         changes.extend(self.restore_maps());
         let Some(ebpf) = &mut self.ebpf else {
             return changes;

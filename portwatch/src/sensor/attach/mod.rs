@@ -1,5 +1,6 @@
 //! Where the programs are attached.
 
+mod before_bind;
 mod cgroup;
 mod health;
 mod hooks;
@@ -14,6 +15,7 @@ use crate::sensor::SensorError;
 
 use self::pin::PROGRAMS;
 pub(super) use self::{
+    before_bind::BeforeBind,
     cgroup::Cgroup,
     hooks::{HOOKS, attached},
     pin::Pins,
@@ -39,12 +41,14 @@ pub(super) fn attach_program(
     attach_for_now(program, cgroup).map_err(|error| SensorError::attach(name, &error))
 }
 
+/// A link is multi-attach by nature; the kernel rejects any other mode's flags.
+const MODE: CgroupAttachMode = CgroupAttachMode::Single;
+
 fn attach_for_now(program: &mut Program, cgroup: impl AsFd) -> Result<(), ProgramError> {
-    // A link is multi-attach by nature; the kernel rejects any other mode's flags.
-    let mode = CgroupAttachMode::Single;
     match program {
-        Program::CgroupSock(program) => program.attach(cgroup, mode).map(drop),
-        Program::SockOps(program) => program.attach(cgroup, mode).map(drop),
+        Program::CgroupSockAddr(program) => program.attach(cgroup, MODE).map(drop),
+        Program::CgroupSock(program) => program.attach(cgroup, MODE).map(drop),
+        Program::SockOps(program) => program.attach(cgroup, MODE).map(drop),
         _ => Err(ProgramError::UnexpectedProgramType),
     }
 }

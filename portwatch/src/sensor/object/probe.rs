@@ -94,6 +94,18 @@ pub fn probe() -> Vec<Check> {
                 let detail = result.map(|()| "loads and attaches".into()).map_err(text);
                 add(&format!("program {name}"), true, detail);
             }
+            for name in names::BEFORE_BIND {
+                let Some(program) = object.program_mut(name) else {
+                    continue;
+                };
+                let result = load_program(program)
+                    .map_err(|error| SensorError::program(name, error))
+                    .and_then(|()| attach_program(name, program, &cgroup, None));
+                let detail = result
+                    .map(|()| "loads and attaches: deny comes before the port is taken".into())
+                    .map_err(text);
+                add(&format!("program {name}"), false, detail);
+            }
         }
         Err(error) => {
             add("ring buffer and maps", true, Err(error.to_string()));
