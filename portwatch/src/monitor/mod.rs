@@ -2,6 +2,7 @@
 //! pipeline until it is stopped by a signal.
 #![cfg_attr(not(target_env = "gnu"), forbid(unsafe_code))]
 
+mod canary;
 mod cgroups;
 mod gaps;
 mod reload;
@@ -20,6 +21,7 @@ use tokio::{
 };
 
 use self::{
+    canary::Canary,
     cgroups::CgroupWatch,
     gaps::Gaps,
     reload::Reloader,
@@ -71,18 +73,20 @@ const BACKLOG: Duration = Duration::from_millis(200);
 /// stdout is closed or full.
 pub fn run(options: &Options, registry: Registry) -> Result<()> {
     // Before the runtime, which may start threads.
+    let canary = sandbox::Canary::start(options.sensor.cgroup.as_deref());
     let sandbox = options.sandbox.then(sandbox::prepare);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .context("starting the async runtime")?;
-    runtime.block_on(watch(options, registry, sandbox))
+    runtime.block_on(watch(options, registry, sandbox, canary))
 }
 
 async fn watch(
     options: &Options,
     registry: Registry,
     sandbox: Option<sandbox::Prepared>,
+    canary: Result<sandbox::Canary, String>,
 ) -> Result<()> {
     let config = options.source.load()?;
     // Before arming, so that a signal meanwhile does not leave it half done.
@@ -96,7 +100,14 @@ async fn watch(
     let (sandbox, unsandboxed) = enter(sandbox, options.sensor.fail_closed);
     sensor.count_repeats(config.aggregate.enabled);
     console::log(&armed(&config, &registry, &sensor));
-    let limits = limits(options, &sensor);
+    let mut limits = limits(options, &sensor);
+    let canary = canary
+        .map_err(|why| {
+            limits.push(format!(
+                "no canary, so BPF programs that report nothing are not noticed: {why}"
+            ));
+        })
+        .ok();
     for message in config.warnings.iter().chain(&limits).chain(&unsandboxed) {
         console::log(message);
     }
@@ -106,6 +117,7 @@ async fn watch(
     let colour = stdout.is_terminal() && std::env::var_os("NO_COLOR").is_none();
     let sinks = Sinks::new(vec![Sink::Stdout(options.format.format(colour), stdout)]);
     let scope = scope(&config, &registry, options);
+    let canary = Canary::new(canary, &scope, &config.deny_rules(&registry));
     let decider = Decider::new(registry, config.policy.clone(), config.dry_run);
     let settings = config.aggregate;
     let mut health = interval_at(
@@ -134,6 +146,7 @@ async fn watch(
         has_skipped: false,
         health,
         gaps: Gaps::new(),
+        canary,
         cgroups,
     };
     let mut reloader = Reloader::new();
@@ -192,6 +205,7 @@ struct Monitor {
     cgroups: CgroupWatch,
     health: Interval,
     gaps: Gaps,
+    canary: Canary,
 }
 
 impl Monitor {
@@ -202,10 +216,15 @@ impl Monitor {
             let flush_due = self.pipeline.due().map(Instant::from_std);
             let (losses_due, counts_due) = (self.losses_due, self.counts_due);
             let counted_due = self.counted_due;
+            self.release_canary();
+            let canary_due = self.canary.due();
             tokio::select! {
                 // A signal can have come between the end of a scan and its join.
                 () = std::future::ready(()), if self.has_more || self.scan.is_some() => {}
-                ready = self.sensor.readable() => ready.context("waiting for the ring buffer")?,
+                ready = self.sensor.readable() => {
+                    ready.context("waiting for the ring buffer")?;
+                    self.canary.wake();
+                }
                 () = until(losses_due) => {
                     self.losses_due = None;
                     self.report_losses()?;
@@ -214,6 +233,7 @@ impl Monitor {
                 () = until(counted_due) => {
                     self.take_counted_sockets()?;
                 }
+                () = until(canary_due), if !self.has_more => self.judge_canary(),
                 due = self.health.tick() => self.check_after(due.elapsed()),
                 complete = self.scheduler.complete() => self.scan = Some(complete),
                 () = until(due), if !self.has_more && self.scan.is_none() => {}
@@ -293,6 +313,7 @@ impl Monitor {
             self.scheduler.request(Urgency::Unmarked);
         }
         self.check_sandbox();
+        self.canary.request();
         if let Err(error) = self.sensor.deny_rules().find_cgroups() {
             self.warn(error.to_string());
         }

@@ -53,6 +53,8 @@ impl Monitor {
         self.config = config;
         // After the policy, so that what waits is reported by the rules under which it happened.
         self.pipeline.tracker().forget_unwatched(&scope);
+        let deny = self.config.deny_rules(self.pipeline.decider().registry());
+        self.canary.choose_ports(&scope, &deny);
         self.scheduler.set_scope(scope);
         // Something can be on a port that was not watched before.
         self.scheduler.request(Urgency::Loss);

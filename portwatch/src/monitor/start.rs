@@ -50,6 +50,7 @@ pub(super) fn armed(config: &Config, registry: &Registry, sensor: &Sensor) -> St
 
 /// Inodes of the first namespaces of their kind (include/linux/proc_ns.h, `PROC_*_INIT_INO`).
 const INITIAL_CGROUP_NAMESPACE: u64 = 0xEFFF_FFFB;
+const INITIAL_TIME_NAMESPACE: u64 = 0xEFFF_FFFA;
 const INITIAL_PID_NAMESPACE: u64 = 0xEFFF_FFFC;
 
 /// What the monitor cannot see, or only in part.
@@ -68,6 +69,12 @@ pub(super) fn limits(options: &Options, sensor: &Sensor) -> Vec<String> {
     if elsewhere("pid", INITIAL_PID_NAMESPACE) {
         limits.push("in a pid namespace: /proc does not show the processes of the host".to_owned());
     }
+    if elsewhere("time", INITIAL_TIME_NAMESPACE)
+        && std::fs::metadata("/proc/self/timens_offsets").is_err()
+    {
+        limits.push("in a time namespace whose offsets are unknown: times are wrong".to_owned());
+    }
+    limits.extend(crate::sandbox::limits());
     limits.extend(missing_cgroups(sensor));
     if !options.sensor.fail_closed && is_pinned() {
         limits.push(

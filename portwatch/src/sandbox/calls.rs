@@ -253,7 +253,15 @@ pub(super) fn of_monitor(pid: u32, keeps_pins: bool) -> Vec<Call> {
         ),
         (
             SYS_prctl,
-            one_of(0, &[constant(libc::PR_SET_NAME), PR_SET_VMA]),
+            one_of(
+                0,
+                &[
+                    constant(libc::PR_SET_NAME),
+                    // libcap, which libraries of a name service bring, when it is loaded.
+                    constant(libc::PR_CAPBSET_READ),
+                    PR_SET_VMA,
+                ],
+            ),
         ),
         // As far as the kept capabilities go.
         (SYS_perf_event_open, Vec::new()),
@@ -281,6 +289,8 @@ pub(super) fn of_helper() -> Vec<Call> {
     let mut calls: Vec<Call> = [
         SYS_close,
         SYS_exit_group,
+        // Of a directory that it was given; not by a path.
+        SYS_fgetxattr,
         SYS_recvmsg,
         SYS_restart_syscall,
         SYS_rt_sigreturn,
@@ -296,6 +306,37 @@ pub(super) fn of_helper() -> Vec<Call> {
             SYS_socket,
             vec![vec![(0, INT, netlink), (2, INT, sock_diag)]],
         ),
+    ]);
+    calls
+}
+
+/// The system calls of the canary process.
+pub(super) fn of_canary() -> Vec<Call> {
+    let mut calls: Vec<Call> = [
+        SYS_bind,
+        SYS_clock_nanosleep,
+        SYS_close,
+        SYS_connect,
+        SYS_exit_group,
+        SYS_getsockopt,
+        libc::SYS_listen,
+        SYS_nanosleep,
+        SYS_recvmsg,
+        SYS_restart_syscall,
+        SYS_rt_sigreturn,
+        // Where send(3) is this.
+        SYS_sendto,
+        SYS_setsockopt,
+        // To `cgroup.procs`, the only file that it has open.
+        SYS_write,
+    ]
+    .map(|number| (number, Vec::new()))
+    .into();
+    let families = [libc::AF_INET, libc::AF_INET6].map(|family| family as u64);
+    calls.extend([
+        // The standard library checks descriptors that it closes, in debug builds.
+        (SYS_fcntl, one_of(1, &[libc::F_GETFD as u64])),
+        (SYS_socket, one_of(0, &families)),
     ]);
     calls
 }

@@ -39,6 +39,13 @@ impl Filters {
             .map(|filter| Self(vec![filter]))
     }
 
+    /// That of the canary, which has nobody either.
+    pub(super) fn of_canary() -> Result<Self, String> {
+        let calls = calls::of_canary();
+        compile(calls, SeccompAction::Allow, SeccompAction::KillProcess)
+            .map(|filter| Self(vec![filter]))
+    }
+
     /// Filters the calling thread and those that it starts. Sets no_new_privs.
     pub(super) fn install(&self) -> Result<(), String> {
         self.0

@@ -2,6 +2,7 @@
 //! it needs for starting only. SECURITY.md says what this is worth.
 
 mod calls;
+mod canary;
 mod capabilities;
 mod denied;
 mod filter;
@@ -12,14 +13,18 @@ pub mod testing;
 
 use std::{fs, io};
 
+use caps::Capability;
 use nix::sys::{
     prctl::{set_dumpable, set_no_new_privs},
     resource::{Resource, setrlimit},
 };
 
 use self::helper::Helper;
-pub use self::probe::{Finding, probe};
-use crate::linux::netns;
+pub use self::{
+    canary::{Answer, Canary, Request, SOCKETS, sockets},
+    probe::{Finding, probe},
+};
+use crate::linux::{hierarchy, netns};
 
 /// What has to be done before the monitor is armed, while it still may.
 #[derive(Debug)]
@@ -128,6 +133,9 @@ fn share(helper: io::Result<Helper>) -> Option<&'static Helper> {
         Some(helper) => helper.sock_diag_in(namespace),
         None => Err(io::ErrorKind::PermissionDenied.into()),
     }));
+    if let Some(helper) = helper {
+        hierarchy::read_with(Box::new(|directory| helper.trusted(directory)));
+    }
     helper
 }
 
@@ -147,6 +155,26 @@ fn protect_from_oom() {
     if score.is_some_and(|score| score > OOM_SCORE_ADJUSTMENT) {
         let _ = fs::write(FILE, OOM_SCORE_ADJUSTMENT.to_string());
     }
+}
+
+/// What this process cannot read of others, for want of a capability.
+#[must_use]
+pub fn limits() -> Vec<String> {
+    let missing = capabilities::missing();
+    let lack = [
+        (
+            Capability::CAP_SYS_PTRACE,
+            "executables, network namespaces and open sockets of other users' processes are unknown",
+        ),
+        (
+            Capability::CAP_DAC_READ_SEARCH,
+            "cgroups of processes that have ended are unknown",
+        ),
+    ];
+    lack.into_iter()
+        .filter(|(capability, _)| missing.contains(capability))
+        .map(|(capability, lack)| format!("without {capability}, {lack}"))
+        .collect()
 }
 
 /// Confines the calling thread as an armed monitor is.

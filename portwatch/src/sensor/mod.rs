@@ -2,6 +2,7 @@
 
 mod attach;
 mod error;
+mod integrity;
 mod maps;
 mod object;
 mod ring;
@@ -24,12 +25,13 @@ use aya::{
 use jiff::Timestamp;
 use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
 pub use portwatch_common::MAX_COUNTED_SOCKETS;
-use portwatch_common::names;
+use portwatch_common::{Report, names};
 
 #[cfg(feature = "testing")]
 pub use self::testing::Records;
 use self::{
     attach::{BeforeBind, Cgroup, Pins, attach_program},
+    integrity::Integrity,
     maps::{
         counted::CountedSockets,
         map,
@@ -80,9 +82,14 @@ pub struct Sensor {
     tracepoint: Tracepoint,
     /// Where the programs are attached.
     cgroup_fd: OwnedFd,
+    /// By which path, where the caller named one.
+    cgroup_path: Option<PathBuf>,
     /// The programs that could not be attached again.
     missing: BTreeSet<&'static str>,
     watched: Watched,
+    /// Reports that were taken from the ring.
+    taken: u64,
+    integrity: Integrity,
     /// Links that stay when this goes.
     pins: Option<Pins>,
 }
@@ -164,8 +171,11 @@ impl Sensor {
             programs,
             tracepoint,
             cgroup_fd: cgroup,
+            cgroup_path: options.cgroup.clone(),
             missing: BTreeSet::new(),
             watched,
+            taken: 0,
+            integrity: Integrity::default(),
             pins,
         })
     }
@@ -214,14 +224,19 @@ impl Sensor {
     /// were: not each is an event.
     pub fn take(&mut self, limit: usize, events: &mut Vec<Event>) -> usize {
         let clock = Clock::now();
+        self.integrity.is_ring_changed |= self.wake.positions().restore();
         let ring = self.wake.ring();
         let mut taken = 0;
         while taken < limit
             && let Some(record) = ring.next()
         {
+            if record.len() == size_of::<Report>() {
+                self.taken += 1;
+            }
             events.extend(self.decoder.decode(&record, clock));
             taken += 1;
         }
+        self.wake.positions().note();
         if taken > 0 {
             self.wake.found();
         }
@@ -234,7 +249,10 @@ impl Sensor {
     ///
     /// The kernel's, when the counters cannot be read.
     pub fn news(&mut self) -> Result<News, SensorError> {
-        self.repeats.news()
+        let produced = self.wake.positions().produced();
+        let mut news = self.repeats.news()?;
+        news.lost += self.missing_reports(produced, self.repeats.submitted())?;
+        Ok(news)
     }
 
     /// Whether the BPF programs may count repeated events while the ring is filling. Until this is

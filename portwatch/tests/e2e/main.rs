@@ -28,3 +28,4 @@ mod rules;
 mod sandbox;
 mod snapshot;
 mod support;
+mod tamper;

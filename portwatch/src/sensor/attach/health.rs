@@ -8,7 +8,8 @@ use aya::{Ebpf, programs::Program};
 use portwatch_common::names;
 
 use super::{
-    Pins, attach_program,
+    Cgroup, Pins, attach_program,
+    cgroup::is_replaced,
     hooks::{HOOKS, attached},
     tracepoint::{self, Tracepoint},
 };
@@ -22,6 +23,9 @@ pub struct Health {
     /// What happened, for people.
     pub detail: String,
 }
+
+/// What is missing when the watched cgroup is.
+const CGROUP: &str = "cgroup";
 
 impl Sensor {
     /// Attaches again each program that is no longer attached. Returns each change once.
@@ -39,6 +43,31 @@ impl Sensor {
                 regained: error.is_none(),
                 detail,
             });
+        }
+        if let Some(path) = &self.cgroup_path
+            && is_replaced(path, &self.cgroup_fd)
+        {
+            let name = path.display();
+            match Cgroup::open(Some(path)) {
+                Ok(cgroup) => {
+                    self.cgroup_fd = cgroup.fd;
+                    self.missing.remove(CGROUP);
+                    changes.push(Health {
+                        regained: true,
+                        detail: format!("the cgroup {name} was removed, and is there again"),
+                    });
+                }
+                // Attached to it, the programs would see nothing.
+                Err(_) => {
+                    if self.missing.insert(CGROUP) {
+                        changes.push(Health {
+                            regained: false,
+                            detail: format!("the cgroup {name} was removed: nothing is watched"),
+                        });
+                    }
+                    return changes;
+                }
+            }
         }
         for (name, attach_type) in HOOKS {
             let Some((id, program)) = program(ebpf, name) else {
@@ -92,6 +121,10 @@ impl Sensor {
                 detail: format!("the deny rules in the kernel are not known: {error}"),
             }),
         });
+        changes.extend(self.restore_maps());
+        let Some(ebpf) = &mut self.ebpf else {
+            return changes;
+        };
         if self.tracepoint == Tracepoint::NotNeeded && !tracepoint::registered().is_empty() {
             self.tracepoint = Tracepoint::attach_loaded(ebpf, tracepoint::registered());
             changes.push(match &self.tracepoint {
