@@ -12,7 +12,7 @@ use std::{
 
 use jiff::Timestamp;
 
-use super::{Inventory, Reach, SocketEntry, State, is_held_by, read_within, thread_time};
+use super::{Inventory, LeftOut, Reach, SocketEntry, State, is_held_by, read_within, thread_time};
 use crate::{
     model::{CloseKind, Event, EventKind, PortKey, SocketKey, Transport},
     process::{Process, Processes, is_running},
@@ -51,6 +51,8 @@ pub struct Coverage {
     pub unshown: Vec<Transport>,
     /// Whether TCP sockets that are bound, neither listening nor connected, are included.
     pub bound: bool,
+    /// Cookies of the sockets that it leaves out and that it did not find.
+    pub absent: Vec<u64>,
 }
 
 /// The existing sockets on watched ports, with their holders.
@@ -61,6 +63,7 @@ pub struct Scan {
     scope: Arc<Scope>,
     inventory: Inventory,
     processes: HashMap<u32, Process>,
+    absent: Vec<u64>,
 }
 
 /// The sockets that a scan keeps.
@@ -72,6 +75,8 @@ pub struct Scope {
     pub cgroup: Option<PathBuf>,
     /// Cookies of accepted sockets that it shows although a listener is on their port.
     pub accepted: HashSet<u64>,
+    /// What it does not show.
+    pub left_out: LeftOut,
 }
 
 impl Scope {
@@ -126,7 +131,13 @@ impl Scan {
         identify_holders(&mut inventory.sockets, &mut processes, |pid| {
             lookup.look_up(pid)
         });
+        let mut absent = Vec::new();
+        if !inventory.read.is_empty() {
+            let counted = scope.left_out.cookies.keys().copied();
+            absent.extend(counted.filter(|cookie| !inventory.left_out.contains(cookie)));
+        }
         Ok(Self {
+            absent,
             began,
             cost: thread_time().saturating_sub(time),
             scope,
@@ -163,6 +174,7 @@ impl Scan {
             unread: self.inventory.unread,
             unshown: self.inventory.unshown,
             bound: self.inventory.shows_bound,
+            absent: self.absent,
         };
         let found = self.inventory.sockets.iter().filter_map(|entry| {
             let event = event(entry, self.began);

@@ -30,7 +30,7 @@ use crate::{
     config::{Config, Source},
     decide::Decider,
     inventory::Scan,
-    model::{Event, Printable, Severity, Transport},
+    model::{Event, PortKey, Printable, Severity, Transport},
     output::{FormatName, Sink, Sinks, Stdout},
     pipeline::{Input, Pipeline},
     registry::Registry,
@@ -293,11 +293,26 @@ impl Monitor {
         let evicted = self.pipeline.tracker().take_evicted();
         if evicted > 0 {
             self.warn(format!(
-                "too many sockets on watched ports: the oldest {evicted} are no longer tracked"
+                "too many sockets on watched ports: {evicted} are not tracked"
             ));
         }
+        self.report_crowded();
         if self.pipeline.tracker().has_unmarked() {
             self.scheduler.request(Urgency::Unmarked);
+        }
+    }
+
+    /// Reports who has more sockets on a port than are tracked.
+    fn report_crowded(&mut self) {
+        for crowded in self.pipeline.tracker().take_crowded() {
+            let PortKey { transport, port } = crowded.port_key;
+            self.warn(format!(
+                "{} sockets of {} (user {}) on {port}/{} are counted only: it has too many there",
+                crowded.counted,
+                crowded.exe,
+                crowded.uid,
+                transport.name(),
+            ));
         }
     }
 
