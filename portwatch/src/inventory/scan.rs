@@ -106,6 +106,9 @@ fn subtree(cgroup: &Path) -> HashSet<u64> {
     ids
 }
 
+/// Bytes of the whole records that a scan brings; further ones are slim.
+const MAX_RECORDS: usize = 1 << 20;
+
 /// Holders of one socket that are reported.
 pub const MAX_HOLDERS: usize = 32;
 
@@ -203,6 +206,7 @@ fn identify_holders(
     processes: &mut HashMap<u32, Process>,
     mut look_up: impl FnMut(u32) -> Option<Process>,
 ) {
+    let mut bytes = 0;
     for entry in &mut *sockets {
         let mut holders = std::mem::take(&mut entry.holders);
         let omitted = holders.len().saturating_sub(MAX_HOLDERS);
@@ -210,8 +214,12 @@ fn identify_holders(
         holders.truncate(MAX_HOLDERS);
         holders.retain(|holder| {
             if !processes.contains_key(&holder.pid)
-                && let Some(process) = look_up(holder.pid)
+                && let Some(mut process) = look_up(holder.pid)
             {
+                bytes += process.bytes();
+                if bytes > MAX_RECORDS {
+                    process = process.slim();
+                }
                 processes.insert(holder.pid, process);
             }
             // After the look-up: the pid can have been reused between the walk and the look-up.

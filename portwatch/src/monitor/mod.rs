@@ -68,6 +68,7 @@ const BACKLOG: Duration = Duration::from_millis(200);
 /// [`sensor::SensorError`] when it cannot watch, [`StdoutGone`](crate::output::StdoutGone) when
 /// stdout is closed or full.
 pub fn run(options: &Options, registry: Registry) -> Result<()> {
+    use_one_arena();
     // Before the runtime, which may start threads.
     let sandbox = options.sandbox.then(sandbox::prepare);
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -356,6 +357,16 @@ impl Monitor {
 /// The present, for the pipeline's deadlines.
 fn now() -> std::time::Instant {
     Instant::now().into_std()
+}
+
+/// Lets scans, which have threads of their own, allocate where the ring's thread does: what they free
+/// is used again.
+fn use_one_arena() {
+    // SAFETY: mallopt(3) may be called before there are other threads.
+    #[cfg(target_env = "gnu")]
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 1);
+    }
 }
 
 /// Returns to the kernel what the allocator keeps for later.

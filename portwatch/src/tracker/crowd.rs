@@ -180,7 +180,10 @@ impl Crowds {
         }
         let owner = Some(Owner {
             crowd: Rc::clone(crowd),
-            process: process.cloned(),
+            process: process.map(|process| match process.is_slim {
+                true => Rc::clone(process),
+                false => Rc::new(process.slim()),
+            }),
             stage: socket.stage,
             sockets: 1,
         });

@@ -181,7 +181,12 @@ impl<H: Host> Tracker<H> {
         key: Option<SocketKey>,
         origin: Origin,
     ) -> TrackedEvent {
-        TrackedEvent::new(event, socket, key, origin, self.host.host_netns())
+        let mut event = TrackedEvent::new(event, socket, key, origin, self.host.host_netns());
+        // What is counted only names no more than a slim record has.
+        if let Some(process) = event.process.as_mut().filter(|_| !socket.is_crowded) {
+            *process = self.host.complete(process);
+        }
+        event
     }
 
     /// Sockets that were evicted since the last call, because there were too many.

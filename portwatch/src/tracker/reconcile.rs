@@ -105,6 +105,7 @@ impl<H: Host> Tracker<H> {
             && (self.close_absent(&found, coverage, out)
                 | self.close_absent_crowded(coverage, out));
         self.table.holders_found(self.table.round);
+        self.table.limit_records();
         self.attribute_steered(&accepted, out);
         for event in events {
             self.apply(&event, None, out);

@@ -272,7 +272,11 @@ impl TrackedSocket {
     /// Notes who has it open by a scan.
     pub(super) fn set_holders(&mut self, found: Found<'_>) {
         let all = found.holders.iter().map(|one| Holder::from(&**one));
-        self.holders = Holders::new(all, found.omitted);
+        let holders = Holders::new(all, found.omitted);
+        // Most of the time it is the same, and the texts are in memory once.
+        if self.holders != holders {
+            self.holders = holders;
+        }
     }
 }
 

@@ -15,6 +15,7 @@ use super::{
 use crate::{
     inventory::{FoundSocket, LeftOut, Targets},
     model::{EventKind, PortKey, SocketKey},
+    process::Process,
 };
 
 /// A listener of which nothing but its accepts is known, by its network namespace.
@@ -29,6 +30,9 @@ const LISTENED: usize = 16_384;
 
 /// Open sockets that are kept. Past that, some of whoever has most are counted only.
 pub(super) const OPEN: usize = 65_536;
+
+/// Bytes of the whole records of open sockets' processes. Past that the oldest are slimmed.
+pub(super) const MAX_RECORDS: usize = 1 << 20;
 
 /// Sockets that are evicted at once: choosing them takes a look at all.
 const EVICTED: usize = OPEN / 16;
@@ -62,6 +66,9 @@ pub(super) struct Table {
     /// Where a listener has been: connections can outlive it.
     listened: HashSet<(Option<u64>, PortKey)>,
     evicted: u64,
+    /// At most so many bytes of records are kept whole; the last one is not counted twice.
+    record_bytes: usize,
+    last_record: Option<*const Process>,
     /// Scans that were begun.
     pub(super) round: u64,
 }
@@ -222,6 +229,7 @@ impl Table {
         } else {
             self.unmarked.insert(key);
         }
+        self.note_record(&socket);
         let port_key = socket.port_key;
         if let Some(before) = self.open.insert(key, socket)
             && before.port_key != port_key
@@ -232,6 +240,59 @@ impl Table {
         if self.open.len() > OPEN {
             self.make_room();
         }
+        if self.record_bytes > MAX_RECORDS {
+            self.limit_records();
+        }
+    }
+
+    /// Adds the record of the socket's process to what is kept, unless it is that of the last one.
+    fn note_record(&mut self, socket: &TrackedSocket) {
+        let process = socket.process.as_ref().filter(|process| !process.is_slim);
+        if let Some(process) = process
+            && self.last_record.replace(Rc::as_ptr(process)) != Some(Rc::as_ptr(process))
+        {
+            self.record_bytes += process.bytes();
+        }
+    }
+
+    /// Slims the records of the oldest sockets, as far as there are too many bytes of them: what was
+    /// left out is read again when it is needed.
+    pub(super) fn limit_records(&mut self) {
+        let mut whole = HashSet::new();
+        let mut bytes = 0;
+        let mut order = Vec::new();
+        let records = self
+            .open
+            .values()
+            .filter_map(|socket| socket.process.as_ref());
+        for process in records.filter(|process| !process.is_slim) {
+            if whole.insert(Rc::as_ptr(process)) {
+                bytes += process.bytes();
+                order.push((Rc::as_ptr(process), process.bytes()));
+            }
+        }
+        if bytes > MAX_RECORDS {
+            let mut slim = HashMap::new();
+            for (record, its) in order {
+                if bytes <= MAX_RECORDS / 2 {
+                    break;
+                }
+                bytes -= its;
+                slim.insert(record, None);
+            }
+            let records = self
+                .open
+                .values_mut()
+                .filter_map(|socket| socket.process.as_mut());
+            for process in records {
+                if let Some(slim) = slim.get_mut(&Rc::as_ptr(process)) {
+                    let slim = slim.get_or_insert_with(|| Rc::new(process.slim()));
+                    *process = Rc::clone(slim);
+                }
+            }
+        }
+        self.record_bytes = bytes;
+        self.last_record = None;
     }
 
     /// Evicts the newest sockets of those who have most, listeners last: of each user, unit and

@@ -41,6 +41,13 @@ impl Host for FakeHost {
             .then(|| Rc::new(process(pid)))
     }
 
+    fn complete(&mut self, slim: &Rc<Process>) -> Rc<Process> {
+        match slim.is_slim {
+            true => Rc::new(process(slim.pid)),
+            false => Rc::clone(slim),
+        }
+    }
+
     fn host_netns(&mut self) -> Option<u64> {
         Some(NETNS)
     }
