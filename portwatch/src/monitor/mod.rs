@@ -3,6 +3,7 @@
 #![cfg_attr(not(target_env = "gnu"), forbid(unsafe_code))]
 
 mod gaps;
+mod memory;
 mod reload;
 mod ring;
 mod rules;
@@ -68,7 +69,7 @@ const BACKLOG: Duration = Duration::from_millis(200);
 /// [`sensor::SensorError`] when it cannot watch, [`StdoutGone`](crate::output::StdoutGone) when
 /// stdout is closed or full.
 pub fn run(options: &Options, registry: Registry) -> Result<()> {
-    use_one_arena();
+    memory::use_one_arena();
     // Before the runtime, which may start threads.
     let sandbox = options.sandbox.then(sandbox::prepare);
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -101,7 +102,8 @@ async fn watch(
     }
 
     // Loading took many times what running takes.
-    release_memory();
+    memory::release();
+    memory::release_code();
     let colour = stdout.is_terminal() && std::env::var_os("NO_COLOR").is_none();
     let sinks = Sinks::new(vec![Sink::Stdout(options.format.format(colour), stdout)]);
     let scope = scope(&config, &registry, options);
@@ -272,7 +274,7 @@ impl Monitor {
     /// Checks whether the sensor is whole, and reports each change.
     fn check_health(&mut self) {
         if std::mem::take(&mut self.has_scanned) {
-            release_memory();
+            memory::release();
         }
         for Health { regained, detail } in self.sensor.check() {
             let severity = if regained {
@@ -357,25 +359,6 @@ impl Monitor {
 /// The present, for the pipeline's deadlines.
 fn now() -> std::time::Instant {
     Instant::now().into_std()
-}
-
-/// Lets scans, which have threads of their own, allocate where the ring's thread does: what they free
-/// is used again.
-fn use_one_arena() {
-    // SAFETY: mallopt(3) may be called before there are other threads.
-    #[cfg(target_env = "gnu")]
-    unsafe {
-        libc::mallopt(libc::M_ARENA_MAX, 1);
-    }
-}
-
-/// Returns to the kernel what the allocator keeps for later.
-fn release_memory() {
-    // SAFETY: malloc_trim(3) may be called at any time.
-    #[cfg(target_env = "gnu")]
-    unsafe {
-        libc::malloc_trim(0);
-    }
 }
 
 /// Sleeps until `deadline`, for ever without one.
