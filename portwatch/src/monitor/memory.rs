@@ -19,32 +19,47 @@ pub(super) fn release() {
     }
 }
 
-/// Unmaps the program's code: what only the start needs is not mapped again.
-pub(super) fn release_code() {
+/// Unmaps the code and constants of the program and its libraries: what only the start needs is not
+/// mapped again.
+pub(super) fn release_files() {
     #[cfg(target_env = "gnu")]
-    if let Some(code) = std::fs::read_to_string("/proc/self/maps")
-        .ok()
-        .and_then(|maps| range(&maps, release_code as *const () as usize))
-    {
-        // SAFETY: the range is a private mapping of the executable that is not writable, so that its pages
-        // are the file's, and are read again when they are executed (madvise(2)). A running
-        // executable cannot be written to (ETXTBSY).
+    for range in unchanged(&std::fs::read_to_string("/proc/self/smaps").unwrap_or_default()) {
+        // SAFETY: the range is a private mapping of a file that cannot be written to and has no page of
+        // its own, so that all its pages are the file's, and are read again when they are used (madvise(2)).
         unsafe {
-            libc::madvise(code.start as *mut _, code.len(), libc::MADV_DONTNEED);
+            libc::madvise(range.start as *mut _, range.len(), libc::MADV_DONTNEED);
         }
     }
 }
 
-/// The mapping of code around an address, from proc_pid_maps(5).
+/// The private mappings of files that are not writable and that nobody has written to, from
+/// proc_pid_smaps(5).
 #[cfg(target_env = "gnu")]
-fn range(maps: &str, address: usize) -> Option<std::ops::Range<usize>> {
-    maps.lines().find_map(|line| {
-        let mut words = line.split(' ');
-        let (start, end) = words.next()?.split_once('-')?;
-        let parse = |text| usize::from_str_radix(text, 16).ok();
-        let range = parse(start)?..parse(end)?;
-        (words.next()? == "r-xp" && range.contains(&address)).then_some(range)
-    })
+fn unchanged(smaps: &str) -> Vec<std::ops::Range<usize>> {
+    let mut all = Vec::new();
+    let mut mapping = None;
+    for line in smaps.lines() {
+        let mut words = line.split_ascii_whitespace();
+        let Some(first) = words.next() else {
+            continue;
+        };
+        if let Some(bounds) = first.split_once('-') {
+            let parse = |text| usize::from_str_radix(text, 16).ok();
+            let is_fixed = words
+                .next()
+                .is_some_and(|mode| matches!(mode, "r--p" | "r-xp"));
+            let is_file = words.nth(3).is_some_and(|path| path.starts_with('/'));
+            mapping = parse(bounds.0)
+                .zip(parse(bounds.1))
+                .filter(|_| is_fixed && is_file);
+        } else if first == "Anonymous:"
+            && words.next() == Some("0")
+            && let Some((start, end)) = mapping.take()
+        {
+            all.push(start..end);
+        }
+    }
+    all
 }
 
 #[cfg(all(test, target_env = "gnu"))]
@@ -52,20 +67,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_code_is_unmapped() {
-        let maps = "55d0-55d8 r--p 00000000 fe:01 7 /usr/bin/portwatch\n\
-                    55d8-55f0 r-xp 00008000 fe:01 7 /usr/bin/portwatch\n\
-                    55f0-55f8 rw-p 00020000 fe:01 7 /usr/bin/portwatch\n";
-        let cases = [
-            (0x55d0, None),
-            (0x55d8, Some(0x55d8..0x55f0)),
-            (0x55ef, Some(0x55d8..0x55f0)),
-            (0x55f0, None),
+    fn only_what_the_files_have_is_unmapped() {
+        let smaps = [
+            ("5000-5800 r--p 00000000 fe:01 7    /usr/bin/portwatch", 0),
+            ("5800-6000 r-xp 00000800 fe:01 7    /usr/bin/portwatch", 0),
+            ("6000-6800 r--p 00001000 fe:01 7    /usr/bin/portwatch", 4),
+            ("6800-7000 rw-p 00001800 fe:01 7    /usr/bin/portwatch", 0),
+            ("7000-7800 r--s 00000000 fe:01 8    /usr/share/x", 0),
+            ("7800-8000 r--p 00000000 00:00 0    [vvar]", 0),
+            ("8000-8800 r--p 00000000 00:00 0 ", 0),
         ];
-        for (address, expected) in cases {
-            assert_eq!(range(maps, address), expected, "{address:x}");
-        }
+        let smaps = smaps.map(|(line, kb)| format!("{line}\nRss: 4 kB\nAnonymous:  {kb} kB\n"));
+        assert_eq!(unchanged(&smaps.concat()), [0x5000..0x5800, 0x5800..0x6000]);
         // It runs on afterwards.
-        release_code();
+        release_files();
     }
 }

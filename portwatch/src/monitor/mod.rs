@@ -103,7 +103,7 @@ async fn watch(
 
     // Loading took many times what running takes.
     memory::release();
-    memory::release_code();
+    memory::release_files();
     let colour = stdout.is_terminal() && std::env::var_os("NO_COLOR").is_none();
     let sinks = Sinks::new(vec![Sink::Stdout(options.format.format(colour), stdout)]);
     let scope = scope(&config, &registry, options);

@@ -29,7 +29,7 @@ use portwatch_common::names;
 #[cfg(feature = "testing")]
 pub use self::testing::Records;
 use self::{
-    attach::{Cgroup, Pins, attach_program},
+    attach::{Cgroup, Links, Pins, attach_program},
     maps::{
         counted::CountedSockets,
         deny, map,
@@ -83,6 +83,7 @@ pub struct Sensor {
     /// The programs that could not be attached again.
     missing: BTreeSet<&'static str>,
     watched: Watched,
+    links: Links,
     /// Links that stay when this goes.
     pins: Option<Pins>,
 }
@@ -138,8 +139,9 @@ impl Sensor {
         // The tracepoint too, since an armed monitor gives up loading programs.
         load_programs(ebpf.programs_mut())?;
         let mut programs = 0;
+        let mut links = Links::default();
         for (name, program) in required(&mut ebpf) {
-            attach_program(name, program, &cgroup, pins.as_mut())?;
+            attach_program(name, program, &cgroup, pins.as_mut(), &mut links)?;
             programs += 1;
         }
         let tracepoint = Tracepoint::attach(&mut ebpf, features.tracepoint_transports.clone());
@@ -160,6 +162,7 @@ impl Sensor {
             cgroup_fd: cgroup,
             missing: BTreeSet::new(),
             watched,
+            links,
             pins,
         })
     }
@@ -340,6 +343,7 @@ impl Sensor {
 
     /// Detaches the programs; what is in the ring stays readable.
     pub fn disarm(&mut self) {
+        self.links = Links::default();
         self.ebpf = None;
     }
 }

@@ -49,7 +49,8 @@ impl Sensor {
                 continue;
             }
             let was_known = self.missing.contains(name);
-            match attach_program(name, program, &self.cgroup_fd, self.pins.as_mut()) {
+            let (pins, links) = (self.pins.as_mut(), &mut self.links);
+            match attach_program(name, program, &self.cgroup_fd, pins, links) {
                 Ok(()) => {
                     self.missing.remove(name);
                     changes.push(Health {
