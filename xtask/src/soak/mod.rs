@@ -51,9 +51,9 @@ const EVERY: u64 = 4;
 /// How often it is killed and started again, in seconds.
 const RESTART: u64 = 600;
 
-/// By how much memory, descriptors and threads may grow from their second minute on.
+/// By how much memory, descriptors and threads may grow after a monitor's first minute: its caches fill.
 const GROWTH: Resources = Resources {
-    rss_kb: 4096,
+    rss_kb: 8192,
     fds: 4,
     threads: 2,
 };
@@ -132,6 +132,15 @@ impl Resources {
             fds: fs::read_dir(format!("/proc/{pid}/fd"))?.count() as u64,
             threads: field("Threads:"),
         })
+    }
+
+    /// The less of both: a scan takes more for a moment.
+    fn least(self, other: Self) -> Self {
+        Self {
+            rss_kb: self.rss_kb.min(other.rss_kb),
+            fds: self.fds.min(other.fds),
+            threads: self.threads.min(other.threads),
+        }
     }
 
     const fn exceeds(&self, before: &Self) -> bool {
@@ -353,6 +362,7 @@ fn soak(program: &Path, config: &Path, cgroup: &Cgroup, seconds: u64) -> Result<
     let mut problems = Vec::new();
     // Of this monitor, once it has been running for a while.
     let mut before: Option<Resources> = None;
+    let mut least: Option<Resources> = None;
     for second in 1..=seconds {
         sleep(Duration::from_secs(1));
         monitor.check()?;
@@ -363,12 +373,17 @@ fn soak(program: &Path, config: &Path, cgroup: &Cgroup, seconds: u64) -> Result<
             monitor = start()?;
             // Its first scan shows what is open; marks follow a second later.
             shared.oracle().disturb(now, now_ns() + 3 * SECOND_NS);
-            before = None;
+            (before, least) = (None, None);
         } else if second % EVERY == 0 {
             disturb(&monitor, &shared, &mut random)?;
         }
-        if second % 60 == 0 {
-            let held = Resources::of(monitor.child.id())?;
+        if second % 5 == 0 {
+            let now = Resources::of(monitor.child.id())?;
+            least = Some(least.map_or(now, |least| least.least(now)));
+        }
+        if second % 60 == 0
+            && let Some(held) = least.take()
+        {
             match before {
                 Some(before) if held.exceeds(&before) => {
                     problems.push(format!("from {before:?} to {held:?}"));

@@ -158,7 +158,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
             // What comes and goes.
             0..=5 => {
                 let is_tcp = random.below(3) == 0;
-                for _ in 0..1 + random.below(60) {
+                for _ in 0..=random.below(60) {
                     drop(Socket::take(is_tcp, address)?);
                 }
             }
