@@ -107,7 +107,7 @@ fn subtree(cgroup: &Path) -> HashSet<u64> {
 }
 
 /// Bytes of the whole records that a scan brings; further ones are slim.
-const MAX_RECORDS: usize = 1 << 20;
+const MAX_RECORDS: usize = 512 << 10;
 
 /// Holders of one socket that are reported.
 pub const MAX_HOLDERS: usize = 32;

@@ -81,7 +81,7 @@ struct Owner {
     sockets: usize,
 }
 
-/// What tells owners apart: crowd, pid, start time and stage.
+/// What distinguishes owners: crowd, pid, start time and stage.
 type OwnerKey = (Rc<Crowd>, u32, u64, Stage);
 
 /// The crowds.
@@ -248,7 +248,7 @@ impl Crowds {
         let owner = self.owners.get(*index as usize)?.as_ref()?;
         let mut socket = TrackedSocket::new(owner.crowd.port_key);
         socket.netns = owner.crowd.netns;
-        socket.process = owner.process.clone();
+        socket.process.clone_from(&owner.process);
         socket.stage = owner.stage;
         socket.crowd = Some(Rc::clone(&owner.crowd));
         socket.is_crowded = true;

@@ -122,7 +122,7 @@ fn a_listener_is_known_beside_more_sockets_than_are_tracked() {
         const WINDOW: Duration = Duration::from_secs(3);
         let before = processor_time(monitor.pid());
         std::thread::sleep(WINDOW);
-        let taken = processor_time(monitor.pid()) - before;
+        let taken = processor_time(monitor.pid()).saturating_sub(before);
         println!(
             "while they are held: {:.1} %",
             100.0 * taken.as_secs_f64() / 3.0
