@@ -5,6 +5,7 @@
 mod canary;
 mod cgroups;
 mod gaps;
+mod memory;
 mod reload;
 mod ring;
 mod rules;
@@ -34,7 +35,7 @@ use crate::{
     config::{Config, Source},
     decide::Decider,
     inventory::Scan,
-    model::{Event, Printable, Severity, Transport},
+    model::{Event, PortKey, Printable, Severity, Transport},
     output::{FormatName, Sink, Sinks, Stdout},
     pipeline::{Input, Pipeline},
     registry::Registry,
@@ -72,6 +73,7 @@ const BACKLOG: Duration = Duration::from_millis(200);
 /// [`sensor::SensorError`] when it cannot watch, [`StdoutGone`](crate::output::StdoutGone) when
 /// stdout is closed or full.
 pub fn run(options: &Options, registry: Registry) -> Result<()> {
+    memory::use_one_arena();
     // Before the runtime, which may start threads.
     let canary = sandbox::Canary::start(options.sensor.cgroup.as_deref());
     let sandbox = options.sandbox.then(sandbox::prepare);
@@ -113,7 +115,8 @@ async fn watch(
     }
 
     // Loading took many times what running takes.
-    release_memory();
+    memory::release();
+    memory::release_files();
     let colour = stdout.is_terminal() && std::env::var_os("NO_COLOR").is_none();
     let sinks = Sinks::new(vec![Sink::Stdout(options.format.format(colour), stdout)]);
     let scope = scope(&config, &registry, options);
@@ -297,7 +300,7 @@ impl Monitor {
     /// Checks whether the sensor is whole, and reports each change.
     fn check_health(&mut self) {
         if std::mem::take(&mut self.has_scanned) {
-            release_memory();
+            memory::release();
         }
         for Health { regained, detail } in self.sensor.check() {
             let severity = if regained {
@@ -320,11 +323,26 @@ impl Monitor {
         let evicted = self.pipeline.tracker().take_evicted();
         if evicted > 0 {
             self.warn(format!(
-                "too many sockets on watched ports: the oldest {evicted} are no longer tracked"
+                "too many sockets on watched ports: {evicted} are not tracked"
             ));
         }
+        self.report_crowded();
         if self.pipeline.tracker().has_unmarked() {
             self.scheduler.request(Urgency::Unmarked);
+        }
+    }
+
+    /// Reports who has more sockets on a port than are tracked.
+    fn report_crowded(&mut self) {
+        for crowded in self.pipeline.tracker().take_crowded() {
+            let PortKey { transport, port } = crowded.port_key;
+            self.warn(format!(
+                "{} sockets of {} (user {}) on {port}/{} are counted only: it has too many there",
+                crowded.counted,
+                crowded.exe,
+                crowded.uid,
+                transport.name(),
+            ));
         }
     }
 
@@ -368,15 +386,6 @@ impl Monitor {
 /// The present, for the pipeline's deadlines.
 fn now() -> std::time::Instant {
     Instant::now().into_std()
-}
-
-/// Returns to the kernel what the allocator keeps for later.
-fn release_memory() {
-    // SAFETY: malloc_trim(3) may be called at any time.
-    #[cfg(target_env = "gnu")]
-    unsafe {
-        libc::malloc_trim(0);
-    }
 }
 
 /// Sleeps until `deadline`, for ever without one.

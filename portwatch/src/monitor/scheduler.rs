@@ -147,10 +147,11 @@ impl ScanScheduler {
     }
 
     /// Begins one, as far as `targets` are needed. `accepted`: as [`Scope::accepted`].
-    pub(super) fn begin(&mut self, targets: Targets, accepted: HashSet<u64>) {
+    pub(super) fn begin(&mut self, mut targets: Targets, accepted: HashSet<u64>) {
         // A routine one looks for sockets; who else has a known one open is for those that ask.
         let is_requested = self.due.take().is_some();
         self.is_of_all = is_requested && self.next_of_all <= Instant::now();
+        let left_out = std::mem::take(&mut targets.left_out);
         let reach = match self.urgency {
             _ if !is_requested => Reach::Changes(targets),
             _ if self.is_of_all => Reach::All,
@@ -162,6 +163,9 @@ impl ScanScheduler {
         let mut scope = Arc::clone(&self.scope);
         if !accepted.is_empty() {
             Arc::make_mut(&mut scope).accepted = accepted;
+        }
+        if !left_out.is_empty() {
+            Arc::make_mut(&mut scope).left_out = left_out;
         }
         // One thread: the host's own work must not feel it.
         self.running = Some(spawn_blocking(move || Scan::take(scope, reach, 1)));

@@ -290,6 +290,7 @@ fn longest_lines(text: &[u8]) -> Vec<String> {
         is_first_remote: false,
         outcome: Some(ConnectOutcome::Established),
         lasted: false,
+        is_crowded: false,
     };
     let rule = Rule {
         name: String::from_utf8_lossy(&long).into_owned(),

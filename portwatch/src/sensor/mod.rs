@@ -30,7 +30,7 @@ use portwatch_common::{Report, names};
 #[cfg(feature = "testing")]
 pub use self::testing::Records;
 use self::{
-    attach::{BeforeBind, Cgroup, Pins, attach_program},
+    attach::{BeforeBind, Cgroup, Links, Pins, attach_program},
     integrity::Integrity,
     maps::{
         counted::CountedSockets,
@@ -90,6 +90,7 @@ pub struct Sensor {
     /// Reports that were taken from the ring.
     taken: u64,
     integrity: Integrity,
+    links: Links,
     /// Links that stay when this goes.
     pins: Option<Pins>,
 }
@@ -148,8 +149,9 @@ impl Sensor {
         load_programs(programs.filter(|(name, _)| !names::BEFORE_BIND.contains(name)))?;
         let mut before_bind = BeforeBind::load(&mut ebpf);
         let mut programs = 0;
+        let mut links = Links::default();
         for (name, program) in required(&mut ebpf) {
-            attach_program(name, program, &cgroup, pins.as_mut())?;
+            attach_program(name, program, &cgroup, pins.as_mut(), &mut links)?;
             programs += 1;
         }
         before_bind.set(in_force.is_in_force(), &mut ebpf, &cgroup, pins.as_mut())?;
@@ -176,6 +178,7 @@ impl Sensor {
             watched,
             taken: 0,
             integrity: Integrity::default(),
+            links,
             pins,
         })
     }
@@ -381,6 +384,7 @@ impl Sensor {
 
     /// Detaches the programs; what is in the ring stays readable.
     pub fn disarm(&mut self) {
+        self.links = Links::default();
         self.ebpf = None;
         self.before_bind.detach();
     }

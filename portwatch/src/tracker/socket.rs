@@ -9,6 +9,7 @@ use std::{
 use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
 
+use super::crowd::Crowd;
 use crate::{
     inventory::FoundSocket,
     model::{CloseKind, ConnectOutcome, Event, EventKind, Origin, PortKey, Printable, SocketKey},
@@ -20,7 +21,7 @@ pub const LASTING: SignedDuration =
     SignedDuration::from_nanos(portwatch_common::protocol::LASTING_NS as i64);
 
 /// How far a socket has come.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Stage {
     /// Bound and nothing else.
     Bound,
@@ -189,6 +190,10 @@ pub struct TrackedSocket {
     pub(super) round: u64,
     /// When a scan last looked for its holders.
     pub(super) holders_at: Option<Timestamp>,
+    /// Whose it is, since it took the port.
+    pub(super) crowd: Option<Rc<Crowd>>,
+    /// Whether it is counted only.
+    pub(super) is_crowded: bool,
 }
 
 impl TrackedSocket {
@@ -210,6 +215,8 @@ impl TrackedSocket {
             absent_once: false,
             round: 0,
             holders_at: None,
+            crowd: None,
+            is_crowded: false,
         }
     }
 
@@ -265,7 +272,11 @@ impl TrackedSocket {
     /// Notes who has it open by a scan.
     pub(super) fn set_holders(&mut self, found: Found<'_>) {
         let all = found.holders.iter().map(|one| Holder::from(&**one));
-        self.holders = Holders::new(all, found.omitted);
+        let holders = Holders::new(all, found.omitted);
+        // Most of the time it is the same, and the texts are in memory once.
+        if self.holders != holders {
+            self.holders = holders;
+        }
     }
 }
 
@@ -321,6 +332,8 @@ pub struct TrackedEvent {
     pub outcome: Option<ConnectOutcome>,
     /// On a close: whether the socket had been open for [`LASTING`].
     pub lasted: bool,
+    /// Whether the socket is one of too many of its program on the port: it is counted only.
+    pub is_crowded: bool,
 }
 
 impl TrackedEvent {
@@ -348,6 +361,7 @@ impl TrackedEvent {
             is_first_remote: false,
             outcome: event.outcome,
             lasted: event.kind == EventKind::Close && socket.lasted(event.time),
+            is_crowded: socket.is_crowded,
         }
     }
 

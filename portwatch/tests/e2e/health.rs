@@ -40,6 +40,9 @@ fn detached_hooks_are_reported_and_attached_again() {
                 "{detail}"
             );
         }
+        // Those that were detached do not stay open.
+        let after = self::links(monitor.pid());
+        assert_eq!(after.len(), 4, "{after:?}");
         drop(UdpSocket::bind("127.0.0.1:976").unwrap());
         for event in ["bind", "close"] {
             assert_alert!(monitor.alert(namespace.inode), { "event" => event });

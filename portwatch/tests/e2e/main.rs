@@ -6,6 +6,7 @@
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
 
 mod aggregation;
+mod attack;
 mod bounds;
 mod claims;
 mod commands;

@@ -83,11 +83,11 @@ impl Sensor {
                 continue;
             }
             let was_known = self.missing.contains(name);
-            let (cgroup, pins) = (&self.cgroup_fd, self.pins.as_mut());
+            let (cgroup, pins, links) = (&self.cgroup_fd, self.pins.as_mut(), &mut self.links);
             let result = if is_before_bind {
                 self.before_bind.attach(name, program, cgroup, pins)
             } else {
-                attach_program(name, program, cgroup, pins)
+                attach_program(name, program, cgroup, pins, links)
             };
             match result {
                 Ok(()) => {
