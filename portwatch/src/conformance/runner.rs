@@ -4,10 +4,10 @@
 
 use std::{
     fmt,
-    fs::File,
+    fs::{File, Permissions},
     io::{self, BufRead as _, BufReader, Write as _},
     net::IpAddr,
-    os::fd::AsRawFd as _,
+    os::{fd::AsRawFd as _, unix::fs::PermissionsExt as _},
     path::PathBuf,
     process::{Child, Command, Stdio},
     sync::mpsc::{Receiver, channel},
@@ -74,6 +74,8 @@ impl Monitor {
         // It inherits the descriptor, and needs no directory that can be written to.
         let mut rules = File::from(memfd_create("rules", MemfdFlags::empty())?);
         rules.write_all(denied::rules().as_bytes())?;
+        // Anybody could write it otherwise, and the monitor would not use it.
+        rules.set_permissions(Permissions::from_mode(0o600))?;
         let config = format!("/proc/self/fd/{}", rules.as_raw_fd());
         let mut child = Command::new(&program)
             // Every event, frequent scans.

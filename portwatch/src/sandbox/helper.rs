@@ -29,6 +29,7 @@ use nix::{
     },
     unistd::{ForkResult, fork},
 };
+use rustix::io::retry_on_intr;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
@@ -151,8 +152,12 @@ impl Helper {
         loop {
             if let Some(timeout) = timeout_ms {
                 let mut answered = [PollFd::new(socket.as_fd(), PollFlags::POLLIN)];
-                if poll(&mut answered, PollTimeout::from(timeout))? == 0 {
-                    return Err(io::ErrorKind::TimedOut.into());
+                match poll(&mut answered, PollTimeout::from(timeout)) {
+                    Ok(0) => return Err(io::ErrorKind::TimedOut.into()),
+                    Ok(_) => {}
+                    // A signal of the monitor's.
+                    Err(Errno::EINTR) => continue,
+                    Err(error) => return Err(error.into()),
                 }
             }
             let (answer, opened) = receive(socket.as_fd())?;
@@ -265,7 +270,8 @@ fn receive(from: BorrowedFd<'_>) -> io::Result<(Message, Option<OwnedFd>)> {
     let bytes = bytemuck::bytes_of_mut(&mut message);
     let size = bytes.len();
     let flags = RecvFlags::CMSG_CLOEXEC;
-    let received = recvmsg(from, &mut [IoSliceMut::new(bytes)], &mut beside, flags)?;
+    let received =
+        retry_on_intr(|| recvmsg(from, &mut [IoSliceMut::new(bytes)], &mut beside, flags))?;
     if received.bytes != size {
         return Err(io::ErrorKind::UnexpectedEof.into());
     }
