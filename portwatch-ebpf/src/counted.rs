@@ -6,6 +6,11 @@
 //! - A close counts what is younger, and puts what lasted into the ring, before itself.
 //! - An event of the same socket that is reported puts what came before it into the ring.
 
+#![expect(
+    clippy::needless_borrows_for_generic_args,
+    reason = "passed by value they are copied to the stack, which has no room for a report"
+)]
+
 use core::ptr::NonNull;
 
 use aya_ebpf::{

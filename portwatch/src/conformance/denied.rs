@@ -17,6 +17,7 @@ use super::{
     script::{ExpectedSocket, Script, Stop},
 };
 use crate::model::{
+    ConnectOutcome::Established,
     EventKind::{Bind, Close, Deny, Listen},
     Transport,
 };
@@ -225,6 +226,6 @@ pub(super) fn automatic_of_connect(script: &mut Script) -> Result<(), Stop> {
     alerts.expect_connect(to);
     script.wait()?;
     drop(client);
-    alerts.expect(Close);
+    alerts.expect_close_of_connection(Established);
     Ok(())
 }

@@ -102,7 +102,7 @@ fn an_armed_monitor_and_its_helper_have_only_what_they_need() {
                 .collect::<Vec<_>>()
         };
         assert!(open(canary).is_empty(), "{:?}", open(canary));
-        let [own] = &open(helper)[..] else {
+        let [own] = &*open(helper) else {
             panic!("{:?}", open(helper))
         };
         assert!(own.starts_with("net:"), "{own}");

@@ -170,7 +170,7 @@ fn a_scan_that_began_before_the_accept_does_not_end_its_wait() {
 }
 
 #[test]
-fn without_its_namespace_an_accept_is_not_anothers_servers() {
+fn without_its_namespace_an_accept_is_no_other_servers() {
     let mut tracker = tracker();
     let mut out = Vec::new();
     // Linux 5.10 shows sock_ops programs no cookie of the namespace.
