@@ -346,7 +346,11 @@ impl Observed {
             socket: alert["socket"]["cookie"].as_u64(),
             event: text(&alert["event"]),
             transport: text(&alert["transport"]),
-            local: at(&alert["address"], &alert["port"]),
+            // A message of the monitor's has no place: what it says is of interest.
+            local: match alert["detail"].as_str() {
+                Some(detail) if alert["event"] == "health" => detail.to_owned(),
+                _ => at(&alert["address"], &alert["port"]),
+            },
             peer: (!peer.is_null()).then(|| at(&peer["address"], &peer["port"])),
             pid: alert["process"]["pid"].as_u64(),
             outcome: alert["outcome"].as_str().map(Into::into),
