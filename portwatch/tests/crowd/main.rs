@@ -6,6 +6,7 @@
 
 #[expect(
     dead_code,
+    unused_imports,
     reason = "shared with the end-to-end tests, which use all of it"
 )]
 #[path = "../e2e/support/mod.rs"]
