@@ -77,6 +77,17 @@ pub(crate) fn run_all(options: &Options) -> Result<()> {
     Ok(())
 }
 
+/// The Debian package for this machine.
+pub(crate) fn debian_package() -> Result<PathBuf> {
+    run_all(&Options {
+        architectures: vec![env::consts::ARCH.to_owned()],
+        no_rpm: true,
+    })?;
+    let mut entries = fs::read_dir(directory())?.flatten().map(|one| one.path());
+    let found = entries.find(|path| path.extension().is_some_and(|one| one == "deb"));
+    found.context("no Debian package was made")
+}
+
 fn choose(names: &[String]) -> Result<Vec<Architecture>> {
     if names.is_empty() {
         return Ok(ARCHITECTURES.to_vec());
@@ -197,7 +208,15 @@ fn document(source: &Source, directory: &Path) -> Result<()> {
             ])
             .args(["-M", "source=portwatch", "docs/rules.md"]),
     )?;
-    fs::write(man.join("portwatch.toml.5"), rules + "\n")?;
+    // For apropos(1).
+    let name = ".SH NAME\nportwatch.toml \\- the configuration of portwatch(8)\n";
+    let (title, rest) = rules
+        .split_once("\n.SH")
+        .context("no section in the manual page")?;
+    fs::write(
+        man.join("portwatch.toml.5"),
+        format!("{title}\n{name}.SH{rest}\n"),
+    )?;
     let date = output(
         Command::new("date")
             .args(["--utc", "--rfc-email"])

@@ -1,6 +1,8 @@
 //! `cargo xtask`: sets up what the build needs, builds, runs and tests portwatch.
 
 mod bench;
+mod boot;
+mod cgroup;
 mod dist;
 mod fuzz;
 mod lint;
@@ -56,6 +58,8 @@ enum Task {
     SoakWorker(soak::WorkerOptions),
     /// Build static executables and packages into target/dist
     Dist(dist::Options),
+    /// Install, use and remove the Debian package on booted Debian systems (as root)
+    Boot(boot::Options),
     /// Check formatting, lints, spelling, wording, documentation, dependencies and licences
     Lint,
     /// Generate the embedded registry from IANA's CSV
@@ -103,6 +107,7 @@ fn dispatch(task: Task) -> Result<()> {
         Task::Soak(options) => soak::run_all(&options),
         Task::SoakWorker(options) => soak::work(&options),
         Task::Dist(options) => dist::run_all(&options),
+        Task::Boot(options) => boot::run_all(&options),
         Task::Lint => lint::run_all(),
         Task::Registry { file, as_of } => registry(&file, as_of.as_deref()),
     }

@@ -75,6 +75,14 @@ const VM_PROGRAMS: [(&str, &str); 4] = [
 /// Programs that make packages, and the Debian packages that they come in.
 const DIST_PROGRAMS: [(&str, &str); 2] = [("git", "git"), ("lowdown", "lowdown")];
 
+/// Programs that boot a Debian system, and the Debian packages that they come in.
+const BOOT_PROGRAMS: [(&str, &str); 4] = [
+    ("dpkg-deb", "dpkg"),
+    ("lintian", "lintian"),
+    ("mmdebstrap", "mmdebstrap"),
+    ("systemd-nspawn", "systemd-container"),
+];
+
 /// The targets of static executables.
 const DIST_TARGETS: [&str; 2] = ["x86_64-unknown-linux-musl", "aarch64-unknown-linux-musl"];
 
@@ -120,6 +128,11 @@ pub(crate) fn set_up_dist() -> Result<()> {
         }
     }
     install_packages(&DIST_PROGRAMS)
+}
+
+/// Installs what boots a Debian system.
+pub(crate) fn set_up_boot() -> Result<()> {
+    install_packages(&BOOT_PROGRAMS)
 }
 
 /// Installs the programs that portwatch is compared with, on this host and in a guest.

@@ -198,7 +198,8 @@ pub(super) fn of_monitor(pid: u32, keeps_pins: bool) -> Vec<Call> {
     let constant = |value: i32| value as u64;
     let [write, execute] = [libc::PROT_WRITE, libc::PROT_EXEC].map(constant);
     // No file is opened for writing: /proc/PID/mem of another process would be one.
-    let writes = constant(libc::O_ACCMODE | libc::O_CREAT | libc::O_TRUNC);
+    // (musl's `O_ACCMODE` has `O_PATH`.)
+    let writes = constant(libc::O_WRONLY | libc::O_RDWR | libc::O_CREAT | libc::O_TRUNC);
     let thread = constant(libc::CLONE_THREAD | libc::CLONE_VM);
     let namespaces = constant(
         libc::CLONE_NEWCGROUP

@@ -59,14 +59,8 @@ pub(super) struct Empty {
 impl Empty {
     /// Attaches them to the root cgroup.
     pub(super) fn attach() -> Result<Self> {
-        let mounts = std::fs::read_to_string("/proc/mounts")?;
-        let root = mounts
-            .lines()
-            .filter_map(|line| line.split_once(' ')?.1.split_once(" cgroup2 "))
-            .map(|(mount_point, _)| mount_point)
-            .next()
-            .context("no cgroup v2 is mounted")?;
-        let cgroup = File::open(root).with_context(|| format!("opening {root}"))?;
+        let root = crate::cgroup::root()?;
+        let cgroup = File::open(&root).with_context(|| format!("opening {}", root.display()))?;
         let mut empty = Self {
             cgroup,
             programs: Vec::new(),

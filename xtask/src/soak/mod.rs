@@ -30,7 +30,7 @@ use nix::{
 
 use self::oracle::Oracle;
 pub(crate) use self::worker::{Options as WorkerOptions, run as work};
-use crate::{agent, build, is_root, run};
+use crate::{agent, build, cgroup::Cgroup, is_root, run};
 
 #[derive(Args)]
 pub(crate) struct Options {
@@ -65,36 +65,6 @@ fn now_ns() -> u64 {
     clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(0, |now| {
         now.tv_sec() as u64 * SECOND_NS + now.tv_nsec() as u64
     })
-}
-
-/// A cgroup for the workers; removed when dropped.
-struct Cgroup(PathBuf);
-
-impl Cgroup {
-    fn new() -> Result<Self> {
-        let mounts = fs::read_to_string("/proc/mounts")?;
-        let mut mounts = mounts.lines().map(|line| line.split(' '));
-        let root = mounts
-            .find_map(|mut words| {
-                let place = words.nth(1)?;
-                (words.next()? == "cgroup2").then(|| place.to_owned())
-            })
-            .context("no cgroup v2 hierarchy is mounted")?;
-        let path = Path::new(&root).join(format!("portwatch-soak-{}", std::process::id()));
-        fs::create_dir(&path).with_context(|| format!("making {}", path.display()))?;
-        Ok(Self(path))
-    }
-}
-
-impl Drop for Cgroup {
-    fn drop(&mut self) {
-        for _ in 0..100 {
-            if fs::remove_dir(&self.0).is_ok() {
-                return;
-            }
-            sleep(Duration::from_millis(20));
-        }
-    }
 }
 
 /// What is shared with the threads that read.
@@ -345,7 +315,7 @@ pub(crate) fn run_all(options: &Options) -> Result<()> {
     // Users may take the port, too.
     let sysctl = "/proc/sys/net/ipv4/ip_unprivileged_port_start";
     fs::write(sysctl, "0").with_context(|| format!("writing {sysctl}"))?;
-    let cgroup = Cgroup::new()?;
+    let cgroup = Cgroup::new("soak")?;
     let config = std::env::temp_dir().join(format!("portwatch-soak-{}.toml", std::process::id()));
     fs::write(&config, "[aggregate]\nmax_rate = 0\n")?;
     let result = soak(&program, &config, &cgroup, options.minutes * 60);

@@ -271,6 +271,11 @@ impl Apt {
     }
 }
 
+/// A line for sources.list: the host's own mirror of Debian, with that suite.
+pub(crate) fn mirror(suite: &str) -> Result<String> {
+    source("/debian", suite)
+}
+
 /// A line for sources.list: the host's own mirror of that archive, with another suite.
 fn source(archive: &str, suite: &str) -> Result<String> {
     let mut files = vec![PathBuf::from("/etc/apt/sources.list")];
@@ -287,5 +292,5 @@ fn source(archive: &str, suite: &str) -> Result<String> {
             return Ok(format!("deb [signed-by={keys}] {uri} {suite} main\n"));
         }
     }
-    bail!("this host's apt has no mirror of Debian's {archive}: the kernels come from there")
+    bail!("this host's apt has no mirror of Debian's {archive}: this needs one")
 }

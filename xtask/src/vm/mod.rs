@@ -17,7 +17,7 @@ use anyhow::{Result, bail};
 pub(crate) use self::{
     cpio::Archive,
     guest::{Guest, emulate, static_programs},
-    kernels::named as kernel,
+    kernels::{mirror, named as kernel},
 };
 use self::{guest::Binaries, kernels::Kernel, table::Column};
 use crate::tools;
