@@ -4,6 +4,7 @@ mod attach;
 mod error;
 mod maps;
 mod object;
+mod receive;
 mod ring;
 #[cfg(feature = "testing")]
 mod testing;
@@ -11,7 +12,7 @@ mod testing;
 use std::{
     collections::{BTreeSet, HashSet},
     io,
-    os::fd::{BorrowedFd, OwnedFd},
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
     path::PathBuf,
     rc::Rc,
 };
@@ -45,6 +46,7 @@ pub use self::{
     error::SensorError,
     maps::{counted::Pass, marks::ExistingSocket, repeats::News},
     object::{Check, PRIVILEGES, probe},
+    receive::ReceiveSettings,
 };
 use crate::model::{DenyRules, Event, Transport};
 
@@ -83,6 +85,7 @@ pub struct Sensor {
     /// The programs that could not be attached again.
     missing: BTreeSet<&'static str>,
     watched: Watched,
+    receive: receive::Receive,
     /// Links that stay when this goes.
     pins: Option<Pins>,
 }
@@ -137,6 +140,7 @@ impl Sensor {
         // All are loaded before any is attached, so that one that is rejected leaves nothing behind.
         // The tracepoint too, since an armed monitor gives up loading programs.
         load_programs(ebpf.programs_mut())?;
+        let receive = receive::Receive::new(&mut ebpf, cgroup.as_fd())?;
         let mut programs = 0;
         for (name, program) in required(&mut ebpf) {
             attach_program(name, program, &cgroup, pins.as_mut())?;
@@ -160,6 +164,7 @@ impl Sensor {
             cgroup_fd: cgroup,
             missing: BTreeSet::new(),
             watched,
+            receive,
             pins,
         })
     }
@@ -344,10 +349,13 @@ impl Sensor {
     }
 }
 
-/// The programs without which nothing works: all but the tracepoint's.
+/// Programs without which the others work.
+const OPTIONAL: [&str; 2] = [names::TRACEPOINT, names::RECEIVE];
+
+/// The programs without which nothing works.
 fn required(ebpf: &mut Ebpf) -> impl Iterator<Item = (&str, &mut Program)> {
     ebpf.programs_mut()
-        .filter(|(name, _)| *name != names::TRACEPOINT)
+        .filter(|(name, _)| !OPTIONAL.contains(name))
 }
 
 #[cfg(test)]

@@ -259,6 +259,7 @@ impl TrackedSocket {
             outcome: None,
             accepted: None,
             close: CloseKind::Released,
+            is_from_host: false,
         }
     }
 

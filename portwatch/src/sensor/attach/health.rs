@@ -80,6 +80,7 @@ impl Sensor {
                 },
             });
         }
+        changes.extend(self.check_receive());
         changes
     }
 }

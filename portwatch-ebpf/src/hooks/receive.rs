@@ -1,0 +1,399 @@
+//! `cgroup_skb/ingress`: a packet for a socket of the cgroup (`sk_filter_trim_cap` in
+//! net/core/filter.c, called by `udp_queue_rcv_one_skb` in net/ipv4/udp.c, Linux 5.10 to 6.18). That
+//! is after reassembly, and once for each socket that gets a copy. It runs for each packet of every
+//! transport, so the way out for one to another port must be short.
+//!
+//! A datagram whose checksum the kernel looks at only when it is read is seen here even if it is
+//! wrong, as is one that the full buffer of the socket will not take.
+
+use core::{ffi::c_void, ptr};
+
+use aya_ebpf::{
+    EbpfContext as _,
+    bindings::{__sk_buff, BPF_F_NO_PREALLOC, BPF_NOEXIST, bpf_sock},
+    btf_maps::{HashMap, LruHashMap, PerCpuArray},
+    helpers::{
+        bpf_ktime_get_ns,
+        generated::{
+            bpf_get_socket_cookie, bpf_sk_fullsock, bpf_skb_cgroup_id, bpf_skb_load_bytes,
+        },
+    },
+    macros::{btf_map, cgroup_skb},
+    programs::SkBuffContext,
+};
+use portwatch_common::{
+    FAMILY_IPV4, FAMILY_IPV6, MAX_ADDRESSES, MAX_PEERS, MAX_PREFIXES, MAX_RECEIVERS, PROTOCOL_UDP,
+    PROTOCOL_UDPLITE, Peer, PeerKey, Receiver, SYSTEM_PORTS, counted,
+};
+
+use crate::{
+    counted::release_events,
+    field::add,
+    marks::mark_of,
+    repeats,
+    report::{Key, Local, Socket, report_receive},
+    watched::is_watched,
+};
+
+#[btf_map]
+static RECEIVERS: HashMap<
+    u64,
+    Receiver,
+    { MAX_RECEIVERS as usize },
+    { BPF_F_NO_PREALLOC as usize },
+> = HashMap::new();
+
+#[btf_map]
+static PEERS: HashMap<PeerKey, Peer, { MAX_PEERS as usize }, { BPF_F_NO_PREALLOC as usize }> =
+    HashMap::new();
+
+#[btf_map]
+static IN_VAIN: PerCpuArray<u64, 1> = PerCpuArray::new();
+
+#[btf_map]
+static BUSY_CGROUPS: LruHashMap<u64, u64, 256> = LruHashMap::new();
+
+/// Lets the packet pass.
+const ALLOW: i32 = 1;
+
+/// Of so many packets in vain, one is charged to its socket's cgroup. A power of two.
+const SAMPLE: u64 = 256;
+
+/// `LOOPBACK_IFINDEX` in include/net/flow.h: the index of `lo` in every network namespace. The kernel
+/// drops packets from outside with a loopback address, but not with another one of this host.
+const LOOPBACK: u32 = 1;
+
+/// `PACKET_LOOPBACK` in include/uapi/linux/if_packet.h: what this host sent to a multicast or
+/// broadcast address and gets itself.
+const PACKET_LOOPBACK: u32 = 5;
+
+/// `ETH_P_IP` and `ETH_P_IPV6` in include/uapi/linux/if_ether.h.
+const IPV4: u32 = 0x0800;
+const IPV6: u32 = 0x86dd;
+
+/// Bytes of a UDP header.
+const UDP_HEADER: u32 = 8;
+
+/// Extension headers that are skipped to find the sender's port.
+const HEADERS: u32 = 12;
+
+#[cgroup_skb(ingress)]
+pub fn receive(ctx: SkBuffContext) -> i32 {
+    let skb = ctx.skb.skb;
+    // The kernel calls these programs with a full socket only (`__cgroup_bpf_run_filter_skb` in
+    // kernel/bpf/cgroup.c): its port can be read without asking for it.
+    if field!(skb, local_port) >= SYSTEM_PORTS {
+        in_vain(skb);
+        return ALLOW;
+    }
+    system_port(&ctx);
+    ALLOW
+}
+
+#[inline(always)]
+fn in_vain(skb: *mut __sk_buff) {
+    let Some(count) = IN_VAIN.get_ptr_mut(0) else {
+        return;
+    };
+    // SAFETY: this CPU's slot. What preempts this run can make it miss one: it is an estimate.
+    let now = unsafe {
+        let now = count.read_volatile() + 1;
+        count.write_volatile(now);
+        now
+    };
+    if now % SAMPLE == 0 {
+        sample(skb);
+    }
+}
+
+#[inline(always)]
+fn sample(skb: *mut __sk_buff) {
+    // SAFETY: the helper takes this program type's context.
+    let cgroup = unsafe { bpf_skb_cgroup_id(skb) };
+    if let Some(count) = BUSY_CGROUPS.get_ptr_mut(&cgroup) {
+        // SAFETY: a map's value, valid for the whole run.
+        unsafe { add(count, SAMPLE) };
+    } else {
+        let _ = BUSY_CGROUPS.insert(&cgroup, SAMPLE, 0);
+    }
+}
+
+#[inline(always)]
+fn system_port(ctx: &SkBuffContext) {
+    let skb = ctx.skb.skb;
+    let sk = field!(skb, __bindgen_anon_2.sk);
+    if sk.is_null() {
+        return;
+    }
+    // SAFETY: the non-null `sk` of the context.
+    let sk = unsafe { bpf_sk_fullsock(sk) };
+    if sk.is_null() {
+        return;
+    }
+    let protocol = field!(sk, protocol) as u8;
+    let port = field!(skb, local_port);
+    let is_datagram = protocol == PROTOCOL_UDP || protocol == PROTOCOL_UDPLITE;
+    if !is_datagram || !is_watched(port, protocol) {
+        in_vain(skb);
+        return;
+    }
+    received(ctx, sk, protocol, port as u16);
+}
+
+#[inline(always)]
+fn received(ctx: &SkBuffContext, sk: *mut bpf_sock, protocol: u8, port: u16) {
+    let skb = ctx.skb.skb;
+    let mut packet = Packet::EMPTY;
+    if !read(skb, &mut packet) {
+        return;
+    }
+    // SAFETY: the helper takes this program type's context.
+    let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
+    let Some(receiver) = receiver(cookie) else {
+        return;
+    };
+    let (datagrams, bytes) = (packet.datagrams, packet.bytes);
+    // SAFETY: a map's value, valid for the whole run.
+    unsafe {
+        add(&raw mut (*receiver).datagrams, datagrams);
+        add(&raw mut (*receiver).bytes, bytes);
+    }
+    let address = PeerKey {
+        cookie,
+        address: packet.source,
+        family: packet.family.into(),
+        prefix: 0,
+    };
+    if count(&address, &packet) {
+        return;
+    }
+    let is_exact = field!(receiver, addresses) < MAX_ADDRESSES;
+    let mut key = address;
+    if !is_exact {
+        key = address.prefix();
+        if count(&key, &packet) {
+            return;
+        }
+    }
+    // The first from another host is reported whatever else there is.
+    let is_first = !packet.is_from_host && field!(receiver, is_reached) == 0;
+    let has_room = is_exact || field!(receiver, prefixes) < MAX_PREFIXES;
+    let may_report = has_room && repeats::epoch() == 0;
+    // Before it is reported, so that only one CPU does.
+    let is_added = (may_report || is_first) && has_room && insert(&key, &packet);
+    if !is_added && !is_first {
+        // SAFETY: as above.
+        unsafe { add(&raw mut (*receiver).others, datagrams) };
+        return;
+    }
+    // What is kept of the socket is reported before this.
+    // SAFETY: what `bpf_sk_fullsock` returned, not null.
+    if let Some(mark) = unsafe { mark_of(sk.cast()) } {
+        let bits = field!(mark.as_ptr(), counted);
+        if bits & !counted::COUNTED != 0 {
+            release_events(cookie, bits);
+        }
+    }
+    let socket = socket(cookie, &packet, protocol, port);
+    if !report_receive(&socket) {
+        if is_added {
+            let _ = PEERS.remove(&key);
+        }
+        // SAFETY: as above.
+        unsafe { add(&raw mut (*receiver).others, datagrams) };
+        return;
+    }
+    // SAFETY: as above.
+    unsafe {
+        if !packet.is_from_host {
+            (&raw mut (*receiver).is_reached).write_volatile(1);
+        }
+        if !is_added {
+            add(&raw mut (*receiver).others, datagrams);
+        } else if is_exact {
+            add(&raw mut (*receiver).addresses, 1);
+        } else {
+            add(&raw mut (*receiver).prefixes, 1);
+        }
+    }
+}
+
+#[inline(always)]
+fn receiver(cookie: u64) -> Option<*mut Receiver> {
+    if let Some(receiver) = RECEIVERS.get_ptr_mut(&cookie) {
+        return Some(receiver);
+    }
+    let new = Receiver {
+        datagrams: 0,
+        bytes: 0,
+        addresses: 0,
+        prefixes: 0,
+        others: 0,
+        is_reached: 0,
+    };
+    let _ = RECEIVERS.insert(&cookie, new, BPF_NOEXIST.into());
+    RECEIVERS.get_ptr_mut(&cookie)
+}
+
+/// Counts the packet for a peer; false where there is no such key.
+#[inline(always)]
+fn count(key: &PeerKey, packet: &Packet) -> bool {
+    let Some(peer) = PEERS.get_ptr_mut(key) else {
+        return false;
+    };
+    // SAFETY: a map's value, valid for the whole run.
+    unsafe {
+        add(&raw mut (*peer).datagrams, packet.datagrams);
+        add(&raw mut (*peer).bytes, packet.bytes);
+        (&raw mut (*peer).last_ns).write_volatile(bpf_ktime_get_ns());
+    }
+    true
+}
+
+#[inline(always)]
+fn insert(key: &PeerKey, packet: &Packet) -> bool {
+    // SAFETY: takes no argument.
+    let now = unsafe { bpf_ktime_get_ns() };
+    let peer = Peer {
+        datagrams: packet.datagrams,
+        bytes: packet.bytes,
+        first_ns: now,
+        last_ns: now,
+    };
+    PEERS.insert(key, peer, BPF_NOEXIST.into()).is_ok()
+}
+
+/// What the hook reads of a packet.
+struct Packet {
+    family: u8,
+    /// Network byte order; an IPv4 address takes the first word.
+    source: [u32; 4],
+    destination: [u32; 4],
+    /// The sender's, in host byte order; 0 if it has none, or behind too many headers.
+    port: u16,
+    datagrams: u64,
+    /// Without headers.
+    bytes: u64,
+    is_from_host: bool,
+}
+
+impl Packet {
+    /// No Option: see `report::Actor`.
+    const EMPTY: Self = Self {
+        family: 0,
+        source: [0; 4],
+        destination: [0; 4],
+        port: 0,
+        datagrams: 1,
+        bytes: 0,
+        is_from_host: false,
+    };
+}
+
+/// False for what is neither IPv4 nor IPv6.
+#[inline(always)]
+fn read(skb: *mut __sk_buff, packet: &mut Packet) -> bool {
+    packet.is_from_host =
+        field!(skb, ifindex) == LOOPBACK || field!(skb, pkt_type) == PACKET_LOOPBACK;
+    let header = match u16::from_be(field!(skb, protocol) as u16).into() {
+        IPV4 => {
+            let mut words = [0_u32; 5];
+            if !load(skb, 0, &mut words) {
+                return false;
+            }
+            packet.family = FAMILY_IPV4;
+            packet.source = [words[3], 0, 0, 0];
+            packet.destination = [words[4], 0, 0, 0];
+            // The header's length, in words: the lower half of the first byte.
+            u32::from(words[0].to_ne_bytes()[0] & 0xf) * 4
+        }
+        IPV6 => {
+            packet.family = FAMILY_IPV6;
+            if !load(skb, 8, &mut packet.source) || !load(skb, 24, &mut packet.destination) {
+                return false;
+            }
+            transport_header(skb)
+        }
+        _ => return false,
+    };
+    let mut port = [0_u8; 2];
+    if header != 0 && load(skb, header, &mut port) {
+        packet.port = u16::from_be_bytes(port);
+    }
+    let len = field!(skb, len);
+    let headers = header + UDP_HEADER;
+    if header != 0 && len > headers {
+        packet.bytes = (len - headers).into();
+    }
+    // Several datagrams that were joined, for a socket that asked for it (`UDP_GRO`).
+    let segments = field!(skb, gso_segs);
+    if segments > 1 {
+        packet.datagrams = segments.into();
+    }
+    true
+}
+
+/// Where the header of the transport is in an IPv6 packet; 0 where that is behind too many others.
+#[inline(always)]
+fn transport_header(skb: *mut __sk_buff) -> u32 {
+    /// Protocol numbers of IANA: hop-by-hop and destination options, routing, fragment, authentication.
+    const HOP_BY_HOP: u8 = 0;
+    const ROUTING: u8 = 43;
+    const FRAGMENT: u8 = 44;
+    const AUTHENTICATION: u8 = 51;
+    const DESTINATION: u8 = 60;
+    let mut next = 0_u8;
+    if !load(skb, 6, &mut next) {
+        return 0;
+    }
+    let mut at = 40;
+    for _ in 0..HEADERS {
+        if next == PROTOCOL_UDP || next == PROTOCOL_UDPLITE {
+            return at;
+        }
+        // Number of the next header, and the length of this one.
+        let mut header = [0_u8; 2];
+        if !load(skb, at, &mut header) {
+            return 0;
+        }
+        at += match next {
+            HOP_BY_HOP | ROUTING | DESTINATION => (u32::from(header[1]) + 1) * 8,
+            FRAGMENT => 8,
+            // RFC 4302 section 2.2.
+            AUTHENTICATION => (u32::from(header[1]) + 2) * 4,
+            _ => return 0,
+        };
+        next = header[0];
+    }
+    0
+}
+
+/// Reads bytes of the packet, from the network header on; false where it has none there.
+#[inline(always)]
+fn load<T>(skb: *mut __sk_buff, offset: u32, value: &mut T) -> bool {
+    // SAFETY: the destination is a local of that size; the kernel checks the offset.
+    let result = unsafe {
+        bpf_skb_load_bytes(
+            skb.cast(),
+            offset,
+            ptr::from_mut(value).cast::<c_void>(),
+            size_of::<T>() as u32,
+        )
+    };
+    result == 0
+}
+
+#[inline(always)]
+fn socket(cookie: u64, packet: &Packet, protocol: u8, port: u16) -> Socket {
+    let local = Local {
+        family: packet.family,
+        protocol,
+        address: packet.destination,
+        port,
+    };
+    Socket {
+        remote: Some((packet.source, packet.port)),
+        is_from_host: packet.is_from_host,
+        ..Socket::new(Key::Cookie(cookie), local)
+    }
+}
