@@ -3,6 +3,7 @@
 #![cfg_attr(not(target_env = "gnu"), forbid(unsafe_code))]
 
 mod gaps;
+mod receive;
 mod reload;
 mod ring;
 mod rules;
@@ -93,6 +94,7 @@ async fn watch(
     let mut sensor = Sensor::arm(&options.sensor, watched, &config.deny_rules(&registry))?;
     let (sandbox, unsandboxed) = enter(sandbox);
     sensor.count_repeats(config.aggregate.enabled);
+    sensor.set_receive(config.receive);
     console::log(&armed(&config, &registry, &sensor));
     let limits = limits(options, &sensor);
     for message in config.warnings.iter().chain(&limits).chain(&unsandboxed) {
@@ -129,6 +131,8 @@ async fn watch(
         has_overflowed: false,
         is_inexact: false,
         has_skipped: false,
+        receivers: Vec::new(),
+        receive_due: None,
         health,
         gaps: Gaps::new(),
     };
@@ -184,6 +188,10 @@ struct Monitor {
     is_inexact: bool,
     /// Whether a scan showed untracked sockets without holders while they counted.
     has_skipped: bool,
+    /// Sockets that were bound, and whose datagrams are to be looked at: cookie, and id of the cgroup.
+    receivers: Vec<(u64, u64)>,
+    /// When to look what that costs.
+    receive_due: Option<Instant>,
     health: Interval,
     gaps: Gaps,
 }
@@ -195,7 +203,7 @@ impl Monitor {
             let due = self.scheduler.next();
             let flush_due = self.pipeline.due().map(Instant::from_std);
             let (losses_due, counts_due) = (self.losses_due, self.counts_due);
-            let counted_due = self.counted_due;
+            let (counted_due, receive_due) = (self.counted_due, self.receive_due);
             tokio::select! {
                 // A signal can have come between the end of a scan and its join.
                 () = std::future::ready(()), if self.has_more || self.scan.is_some() => {}
@@ -208,6 +216,7 @@ impl Monitor {
                 () = until(counted_due) => {
                     self.take_counted_sockets()?;
                 }
+                () = until(receive_due) => self.tend_receive(),
                 due = self.health.tick() => self.check_after(due.elapsed()),
                 complete = self.scheduler.complete() => self.scan = Some(complete),
                 () = until(due), if !self.has_more && self.scan.is_none() => {}
@@ -237,6 +246,7 @@ impl Monitor {
             }
             self.pipeline.flush(now());
             self.pipeline.sinks_mut().flush().await?;
+            self.start_receiving();
             if self.pipeline.tracker().waits_for_scan() {
                 self.scheduler.request(Urgency::Loss);
             } else if self.pipeline.tracker().wants_scan() {

@@ -46,6 +46,7 @@ impl Monitor {
         let taken = self.sensor.take(BATCH, &mut self.events);
         let mut events = std::mem::take(&mut self.events);
         for event in events.drain(..) {
+            self.note_datagrams(&event);
             self.pipeline.push(Input::Event(event), now());
             // A line that comes alone is out at once; of many, several go in one write.
             self.pipeline.sinks_mut().flush_if_full()?;
@@ -121,6 +122,7 @@ impl Monitor {
         let mut events = Vec::new();
         let pass = self.sensor.take_counted_sockets(&mut events)?;
         for event in events {
+            self.note_datagrams(&event);
             self.pipeline.push(Input::Event(event), now());
             self.pipeline.sinks_mut().flush_if_full()?;
         }

@@ -52,6 +52,8 @@ impl Monitor {
         self.config = config;
         // After the policy, so that what waits is reported by the rules under which it happened.
         self.pipeline.tracker().forget_unwatched(&scope);
+        self.stop_receiving();
+        self.sensor.set_receive(self.config.receive);
         self.scheduler.set_scope(scope);
         // Something can be on a port that was not watched before.
         self.scheduler.request(Urgency::Loss);

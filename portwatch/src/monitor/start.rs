@@ -75,6 +75,11 @@ pub(super) fn limits(options: &Options, sensor: &Sensor) -> Vec<String> {
                 .to_owned(),
         );
     }
+    limits.extend(
+        sensor
+            .receive_error()
+            .map(|why| format!("who sends datagrams is not seen: {why}")),
+    );
     limits.extend(sensor.exec_info_error().map(|why| {
         format!("short-lived processes are described as far as /proc still shows them: {why}")
     }));

@@ -10,7 +10,8 @@ use crate::{
     alert::{Family, Peer, SCHEMA, Socket},
     decide::{Decider, RuleInfo},
     model::{
-        ConnectOutcome, EventKind, Origin, PortKey, Printable, Severity, SocketKey, Transport,
+        ConnectOutcome, EventKind, Origin, PortKey, Printable, Received, Severity, SocketKey,
+        Transport,
     },
     policy::{Decision, Policy, Rule},
     process::{Ancestor, ExeFlag, Process, tests::longest},
@@ -91,6 +92,7 @@ fn alert(comm: &[u8], cmdline: &[&[u8]]) -> Alert {
         summary: None,
         lost: None,
         detail: None,
+        received: None,
     }
 }
 
@@ -131,7 +133,7 @@ fn a_json_line_has_the_contracts_keys_in_order() {
             r#""unverified":[]}],"holders_omitted":0,"#,
             r#""rule":{"name":"legacy","reason":"known since 1999","decision":"notice","#,
             r#""dry_run":false},"accepts":null,"outcome":null,"summary":null,"#,
-            r#""lost":null,"detail":null}"#,
+            r#""lost":null,"detail":null,"received":null}"#,
             "\n"
         )
     );
@@ -290,6 +292,12 @@ fn longest_lines(text: &[u8]) -> Vec<String> {
         is_first_remote: false,
         outcome: Some(ConnectOutcome::Established),
         lasted: false,
+        received: Some(Received {
+            datagrams: u64::MAX,
+            bytes: u64::MAX,
+            peers: 2048,
+            others: u64::MAX,
+        }),
     };
     let rule = Rule {
         name: String::from_utf8_lossy(&long).into_owned(),

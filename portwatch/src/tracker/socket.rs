@@ -11,7 +11,9 @@ use serde::Serialize;
 
 use crate::{
     inventory::FoundSocket,
-    model::{CloseKind, ConnectOutcome, Event, EventKind, Origin, PortKey, Printable, SocketKey},
+    model::{
+        CloseKind, ConnectOutcome, Event, EventKind, Origin, PortKey, Printable, Received, SocketKey,
+    },
     process::{Container, Process},
 };
 
@@ -189,6 +191,8 @@ pub struct TrackedSocket {
     pub(super) round: u64,
     /// When a scan last looked for its holders.
     pub(super) holders_at: Option<Timestamp>,
+    /// The datagrams that it has received, as far as they were seen.
+    pub received: Option<Received>,
 }
 
 impl TrackedSocket {
@@ -210,6 +214,7 @@ impl TrackedSocket {
             absent_once: false,
             round: 0,
             holders_at: None,
+            received: None,
         }
     }
 
@@ -316,12 +321,14 @@ pub struct TrackedEvent {
     pub process: Option<Rc<Process>>,
     /// The processes that had the socket open at the last scan.
     pub holders: Holders,
-    /// On an accept: whether it is the first from a remote host.
+    /// On an accept or receive: whether it is the first from a remote host.
     pub is_first_remote: bool,
     /// On a close: how the socket's last outgoing connection ended.
     pub outcome: Option<ConnectOutcome>,
     /// On a close: whether the socket had been open for [`LASTING`].
     pub lasted: bool,
+    /// On a close: the datagrams that the socket has received, as far as they were seen.
+    pub received: Option<Received>,
 }
 
 impl TrackedEvent {
@@ -349,6 +356,7 @@ impl TrackedEvent {
             is_first_remote: false,
             outcome: event.outcome,
             lasted: event.kind == EventKind::Close && socket.lasted(event.time),
+            received: socket.received.filter(|_| event.kind == EventKind::Close),
         }
     }
 

@@ -1,8 +1,7 @@
 use std::{
     fs,
     net::UdpSocket,
-    os::{fd::AsFd as _, unix::fs::MetadataExt as _},
-    path::PathBuf,
+    os::unix::fs::MetadataExt as _,
 };
 
 use super::*;
@@ -23,28 +22,6 @@ fn sensor() -> Sensor {
     };
     let watched = [(PORT, Transport::Udp)].into_iter();
     Sensor::arm(&options, watched, &DenyRules::default()).unwrap()
-}
-
-/// A new cgroup that this thread's process is not in; removed in the end.
-struct Directory(PathBuf);
-
-impl Directory {
-    fn new(name: &str) -> Self {
-        let root = cgroup::root().expect("this test needs a mounted cgroup v2 hierarchy and root");
-        let path = root.join(format!("portwatch-{name}-{}", std::process::id()));
-        fs::create_dir(&path).unwrap();
-        Self(path)
-    }
-
-    fn id(&self) -> u64 {
-        fs::metadata(&self.0).unwrap().ino()
-    }
-}
-
-impl Drop for Directory {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir(&self.0);
-    }
 }
 
 fn events(sensor: &mut Sensor, kind: EventKind) -> Vec<Event> {
