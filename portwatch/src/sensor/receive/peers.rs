@@ -50,6 +50,12 @@ impl Peers {
         }
     }
 
+    /// How many peers of all sockets are counted.
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        self.peers.keys().count()
+    }
+
     fn received(&self, cookie: u64) -> Option<Received> {
         let Plain(receiver) = self.receivers.get(&cookie, 0).ok()?;
         Some(Received {

@@ -91,3 +91,149 @@ fn the_first_datagram_from_each_address_is_reported_and_all_are_counted() {
         assert_eq!(sensor.received(cookie), None);
     });
 }
+
+/// Whether the sensor's program is attached to a cgroup.
+fn is_attached(sensor: &mut Sensor, id: u64) -> bool {
+    let root = File::open(cgroup::root().unwrap()).unwrap();
+    let directory = open_by_id(&root, id).unwrap();
+    let ebpf = sensor.ebpf.as_mut().unwrap();
+    let program = program(ebpf).unwrap().info().unwrap().id();
+    attached(directory.as_fd(), INGRESS).unwrap().contains(&program)
+}
+
+#[test]
+fn the_program_is_attached_only_while_a_socket_of_the_cgroup_is_looked_at() {
+    in_namespace(|| {
+        let (mut sensor, own) = (sensor(), own_cgroup());
+        assert!(!is_attached(&mut sensor, own));
+        for cookie in [1, 2] {
+            sensor.start_receiving(cookie, own);
+        }
+        assert!(is_attached(&mut sensor, own));
+        sensor.stop_receiving(1);
+        sensor.receive.cgroups.get_mut(&own).unwrap().idle_since = None;
+        sensor.tend_receive();
+        assert!(is_attached(&mut sensor, own));
+        sensor.stop_receiving(2);
+        while sensor.receiving_cgroups() > 0 {
+            assert_eq!(sensor.tend_receive(), []);
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        assert!(!is_attached(&mut sensor, own));
+        // Not without being asked to.
+        sensor.set_receive(ReceiveSettings {
+            enabled: false,
+            ..ReceiveSettings::default()
+        });
+        sensor.start_receiving(3, own);
+        assert!(!is_attached(&mut sensor, own));
+    });
+}
+
+#[test]
+fn a_cgroup_that_is_gone_is_reported_once() {
+    in_namespace(|| {
+        let mut sensor = sensor();
+        for cookie in [1, 2] {
+            sensor.start_receiving(cookie, u64::MAX);
+            let problems = sensor.tend_receive();
+            assert_eq!(problems.len(), usize::from(cookie == 1), "{problems:?}");
+            assert!(problems.iter().all(|one| !one.regained && one.detail.contains("has been removed")));
+        }
+        assert_eq!(sensor.receiving().count(), 0);
+    });
+}
+
+#[test]
+fn a_program_that_somebody_detached_is_attached_again() {
+    in_namespace(|| {
+        let (mut sensor, own) = (sensor(), own_cgroup());
+        sensor.start_receiving(1, own);
+        assert_eq!(sensor.check_receive(), []);
+        let link = sensor.receive.cgroups.get_mut(&own).unwrap().link.take();
+        take_off(sensor.ebpf.as_mut().unwrap(), link);
+        assert!(!is_attached(&mut sensor, own));
+        let changes = sensor.check_receive();
+        assert!(matches!(&*changes, [Health { regained: true, .. }]), "{changes:?}");
+        assert!(is_attached(&mut sensor, own));
+    });
+}
+
+#[test]
+fn the_program_is_taken_off_a_busy_cgroup_for_a_time() {
+    in_namespace(|| {
+        let (mut sensor, own) = (sensor(), own_cgroup());
+        sensor.set_receive(ReceiveSettings {
+            enabled: true,
+            max_rate: 0,
+        });
+        sensor.start_receiving(1, own);
+        let other = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let to = other.local_addr().unwrap();
+        let changes = loop {
+            other.send_to(b"x", to).unwrap();
+            let changes = sensor.tend_receive();
+            if !changes.is_empty() {
+                break changes;
+            }
+        };
+        assert!(matches!(&*changes, [Health { regained: false, .. }]), "{changes:?}");
+        assert!(changes[0].detail.contains("max_rate"), "{changes:?}");
+        assert!(!is_attached(&mut sensor, own));
+        // That it is off is no fault, and is reported once.
+        assert_eq!(sensor.check_receive(), []);
+        assert_eq!(sensor.tend_receive(), []);
+        // It is put back, to look again.
+        let cgroup = sensor.receive.cgroups.get_mut(&own).unwrap();
+        cgroup.off_until = Some(Instant::now());
+        assert_eq!(sensor.tend_receive(), []);
+        assert!(is_attached(&mut sensor, own));
+        sensor.receive.settings.max_rate = u64::MAX;
+        let changes = loop {
+            let changes = sensor.tend_receive();
+            if !changes.is_empty() {
+                break changes;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        };
+        assert!(matches!(&*changes, [Health { regained: true, .. }]), "{changes:?}");
+    });
+}
+
+#[test]
+fn any_number_of_addresses_is_bounded_and_counted() {
+    use portwatch_common::{MAX_ADDRESSES, MAX_PREFIXES};
+    in_namespace(|| {
+        let mut sensor = sensor();
+        let server = UdpSocket::bind(("127.0.0.1", PORT)).unwrap();
+        let cookie = events(&mut sensor, EventKind::Bind)[0].cookie().unwrap();
+        sensor.start_receiving(cookie, own_cgroup());
+        let mut reported = 0;
+        let further = 100;
+        // Each in a /24 of its own, but for the last, which share one that is known.
+        for index in 0..(MAX_ADDRESSES + MAX_PREFIXES) as u32 + further + 2 {
+            let address = if index < (MAX_ADDRESSES + MAX_PREFIXES) as u32 + further {
+                std::net::Ipv4Addr::from(0x7f01_0001 + (index << 8))
+            } else {
+                std::net::Ipv4Addr::from(0x7f01_0004 + ((MAX_ADDRESSES as u32 + 5) << 8) + index)
+            };
+            let client = UdpSocket::bind((address, 0)).unwrap();
+            client.send_to(b"xyz", ("127.0.0.1", PORT)).unwrap();
+            for event in events(&mut sensor, EventKind::Receive) {
+                sensor.note_receive(&event);
+                reported += 1;
+            }
+        }
+        let sums = sensor.received(cookie).unwrap();
+        let peers = MAX_ADDRESSES + MAX_PREFIXES;
+        assert_eq!(reported, peers);
+        assert_eq!(sums.datagrams, peers + u64::from(further) + 2);
+        assert_eq!(sums.bytes, sums.datagrams * 3);
+        // The last two are in a prefix that is counted.
+        assert_eq!((sums.peers, sums.others), (peers, further.into()));
+        assert_eq!(sensor.receive.peers.len(), peers as usize);
+        drop(server);
+        sensor.stop_receiving(cookie);
+        assert_eq!(sensor.receive.peers.len(), 0);
+    });
+}
