@@ -24,7 +24,7 @@ fn a_malformed_file_is_rejected_with_place_and_suggestion() {
         ("HEADevent = \"listne\"\n", "did you mean \"listen\"?"),
         (
             "HEADevent = \"bind\"\npeer = \"10.0.0.0/8\"\n",
-            "only accept and connect have a peer",
+            "only accept, connect and receive have a peer",
         ),
         (
             "HEADpeer = \"10.0.0.1/8\"\n",
