@@ -59,7 +59,7 @@ fn a_malformed_file_is_rejected_with_place_and_suggestion() {
         ("[[rule]\n", "]"),
         (
             "[agregate]\n",
-            "did you mean \"aggregate\"? (known: rule, aggregate)",
+            "did you mean \"aggregate\"? (known: rule, aggregate, receive)",
         ),
         ("[aggregate]\ninterval = \"-1s\"\n", "is negative"),
         (

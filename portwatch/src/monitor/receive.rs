@@ -42,7 +42,7 @@ impl Monitor {
         for (cookie, cgroup) in std::mem::take(&mut self.receivers) {
             self.sensor.start_receiving(cookie, cgroup);
         }
-        if self.receive_due.is_none() && self.sensor.receiving_cgroups() > 0 {
+        if self.receive_due.is_none() && self.sensor.is_receiving() {
             self.receive_due = Some(Instant::now() + INTERVAL);
         }
     }
@@ -74,7 +74,8 @@ impl Monitor {
 
     /// Detaches the program where it is of no use, and keeps to its budget.
     pub(super) fn tend_receive(&mut self) {
-        for Health { regained, detail } in self.sensor.tend_receive() {
+        let tracker = self.pipeline.tracker();
+        for Health { regained, detail } in self.sensor.tend_receive(|one| tracker.is_open(one)) {
             let severity = if regained {
                 Severity::Notice
             } else {
@@ -82,7 +83,7 @@ impl Monitor {
             };
             self.report_health(severity, detail);
         }
-        let is_attached = self.sensor.receiving_cgroups() > 0;
-        self.receive_due = is_attached.then(|| Instant::now() + INTERVAL);
+        let is_receiving = self.sensor.is_receiving();
+        self.receive_due = is_receiving.then(|| Instant::now() + INTERVAL);
     }
 }

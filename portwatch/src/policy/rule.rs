@@ -144,10 +144,12 @@ impl Rule {
 
     /// Fails when the rule, number `index`, can never match.
     pub(super) fn check(&self, index: usize) -> Result<(), RuleError> {
-        let has_peer = |event: &EventKind| matches!(
-            event,
-            EventKind::Accept | EventKind::Connect | EventKind::Receive
-        );
+        let has_peer = |event: &EventKind| {
+            matches!(
+                event,
+                EventKind::Accept | EventKind::Connect | EventKind::Receive
+            )
+        };
         let without_peer = |events: &[EventKind]| !events.iter().any(has_peer);
         for condition in &self.conditions {
             let never = |problem| {

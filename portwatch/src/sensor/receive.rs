@@ -201,9 +201,9 @@ impl Receive {
                     "the program {NAME} was detached from the cgroup with id {id}, and is attached \
                      again"
                 ),
-                Err(error) => format!(
-                    "the program {NAME} was detached from the cgroup with id {id}: {error}"
-                ),
+                Err(error) => {
+                    format!("the program {NAME} was detached from the cgroup with id {id}: {error}")
+                }
             };
             cgroup.link = result.ok();
             if was_there || cgroup.link.is_some() {
@@ -236,10 +236,10 @@ impl Sensor {
         self.receive.sockets.keys().copied()
     }
 
-    /// How many cgroups have the program.
+    /// Whether the program is attached anywhere, or a problem is to be reported.
     #[must_use]
-    pub fn receiving_cgroups(&self) -> usize {
-        self.receive.cgroups.len()
+    pub fn is_receiving(&self) -> bool {
+        !self.receive.cgroups.is_empty() || self.receive.problem.is_some()
     }
 
     /// Other settings from now on. Without it, what was counted is lost from the alerts to come.
@@ -263,12 +263,16 @@ impl Sensor {
     }
 
     /// Detaches the program where it has no socket any more, and takes it off for a time where it costs
-    /// too much. To be called about once a second. What to report.
-    pub fn tend_receive(&mut self) -> Vec<Health> {
+    /// too much; forgets sockets that neither this nor the caller knows. To be called about once a second,
+    /// while [`is_receiving`](Self::is_receiving). What to report.
+    pub fn tend_receive(&mut self, is_open: impl Fn(u64) -> bool) -> Vec<Health> {
         let Some(ebpf) = &mut self.ebpf else {
             return Vec::new();
         };
         let now = Instant::now();
+        let sockets = &self.receive.sockets;
+        let is_known = |cookie| sockets.contains_key(&cookie) || is_open(cookie);
+        self.receive.peers.sweep(is_known);
         self.receive.detach(ebpf, |cgroup| {
             cgroup.idle_since.is_some_and(|since| now - since >= LINGER)
         });

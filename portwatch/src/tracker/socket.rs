@@ -12,7 +12,8 @@ use serde::Serialize;
 use crate::{
     inventory::FoundSocket,
     model::{
-        CloseKind, ConnectOutcome, Event, EventKind, Origin, PortKey, Printable, Received, SocketKey,
+        CloseKind, ConnectOutcome, Event, EventKind, Origin, PortKey, Printable, Received,
+        SocketKey,
     },
     process::{Container, Process},
 };

@@ -354,7 +354,10 @@ fn fragments_and_extension_headers_hide_no_sender() {
         let received = |key: &str| close["received"][key].as_u64().unwrap();
         // The first sender's, of five bytes each, and these three.
         let others = (received("datagrams") - 3) * 5;
-        assert_eq!((received("bytes"), received("peers")), (5000 + 5000 + 40 + others, 4));
+        assert_eq!(
+            (received("bytes"), received("peers")),
+            (5000 + 5000 + 40 + others, 4)
+        );
         monitor.stop_without_more(namespace.inode);
     });
 }
@@ -375,7 +378,12 @@ fn forged_addresses_do_not_hide_the_first_from_another_host() {
         for _ in 1..2048 {
             assert_alert!(monitor.alert(namespace.inode), { "event" => "receive", "severity" => "warning" });
         }
-        let mut outside = outside(namespace, &["fd00::1/64"], &["fd00::2/64"], &sender("fd00::1", &["fd00::2"]));
+        let mut outside = outside(
+            namespace,
+            &["fd00::1/64"],
+            &["fd00::2/64"],
+            &sender("fd00::1", &["fd00::2"]),
+        );
         outside.resume();
         outside.wait_for("sent");
         let receive = monitor.alert(namespace.inode);

@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     fs::File,
-    os::fd::{AsRawFd as _, AsFd as _},
+    os::fd::{AsFd as _, AsRawFd as _},
     path::PathBuf,
     time::{Duration, Instant},
 };

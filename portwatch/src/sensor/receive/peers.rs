@@ -25,7 +25,12 @@ pub(super) struct Peers {
     /// The addresses that were reported of each socket, by cookie; bounded by the limits of the BPF
     /// programs.
     reported: Map<u64, HashSet<PeerKey>>,
+    /// Cookies that nobody knew at the last look.
+    unknown: HashSet<u64>,
 }
+
+/// Entries of each map that are looked at in one turn.
+const SWEPT: usize = 1024;
 
 impl Peers {
     pub(super) fn new(ebpf: &mut Ebpf) -> Result<Self, SensorError> {
@@ -35,6 +40,7 @@ impl Peers {
             receivers: map(receivers, names::RECEIVERS, HashMap::try_from)?,
             peers: map(peers, names::PEERS, HashMap::try_from)?,
             reported: Map::new(),
+            unknown: HashSet::new(),
         })
     }
 
@@ -48,6 +54,40 @@ impl Peers {
                 let _ = self.peers.remove(&Plain(key.prefix()));
             }
         }
+    }
+
+    /// Removes what is counted for sockets that nobody knew at the last look either: their close was
+    /// counted and not reported, or a datagram came while they closed. One that was just bound is known
+    /// at the next look.
+    pub(super) fn sweep(&mut self, is_known: impl Fn(u64) -> bool) {
+        let receivers = self.receivers.keys().take(SWEPT).filter_map(Result::ok);
+        let receivers: Vec<u64> = receivers.filter(|cookie| !is_known(*cookie)).collect();
+        let peers = self.peers.keys().take(SWEPT).filter_map(Result::ok);
+        let peers: Vec<PeerKey> = peers
+            .map(|Plain(key)| key)
+            .filter(|key| !is_known(key.cookie))
+            .collect();
+        let before = std::mem::take(&mut self.unknown);
+        for cookie in &receivers {
+            if before.contains(cookie) {
+                self.forget(*cookie);
+            }
+        }
+        for key in &peers {
+            if before.contains(&key.cookie) {
+                let _ = self.peers.remove(&Plain(*key));
+            }
+        }
+        let reported: Vec<u64> = self.reported.keys().copied().take(SWEPT).collect();
+        let reported: Vec<u64> = reported.into_iter().filter(|one| !is_known(*one)).collect();
+        for cookie in &reported {
+            if before.contains(cookie) {
+                self.forget(*cookie);
+            }
+        }
+        self.unknown.extend(receivers);
+        self.unknown.extend(peers.iter().map(|key| key.cookie));
+        self.unknown.extend(reported);
     }
 
     /// How many peers of all sockets are counted.

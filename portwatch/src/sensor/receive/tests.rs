@@ -1,8 +1,4 @@
-use std::{
-    fs,
-    net::UdpSocket,
-    os::unix::fs::MetadataExt as _,
-};
+use std::{fs, net::UdpSocket, os::unix::fs::MetadataExt as _};
 
 use super::*;
 use crate::{
@@ -54,8 +50,13 @@ fn in_namespace(test: impl FnOnce() + Send) {
 /// The id of this process's cgroup: its sockets are in it.
 fn own_cgroup() -> u64 {
     let text = fs::read_to_string("/proc/self/cgroup").unwrap();
-    let path = text.lines().find_map(|line| line.strip_prefix("0::/")).unwrap();
-    fs::metadata(cgroup::root().unwrap().join(path)).unwrap().ino()
+    let path = text
+        .lines()
+        .find_map(|line| line.strip_prefix("0::/"))
+        .unwrap();
+    fs::metadata(cgroup::root().unwrap().join(path))
+        .unwrap()
+        .ino()
 }
 
 #[test]
@@ -85,7 +86,10 @@ fn the_first_datagram_from_each_address_is_reported_and_all_are_counted() {
             sensor.note_receive(event);
         }
         let sums = sensor.received(cookie).unwrap();
-        assert_eq!((sums.datagrams, sums.bytes, sums.peers, sums.others), (5, 25, 2, 0));
+        assert_eq!(
+            (sums.datagrams, sums.bytes, sums.peers, sums.others),
+            (5, 25, 2, 0)
+        );
         drop(server);
         sensor.stop_receiving(cookie);
         assert_eq!(sensor.received(cookie), None);
@@ -98,7 +102,9 @@ fn is_attached(sensor: &mut Sensor, id: u64) -> bool {
     let directory = open_by_id(&root, id).unwrap();
     let ebpf = sensor.ebpf.as_mut().unwrap();
     let program = program(ebpf).unwrap().info().unwrap().id();
-    attached(directory.as_fd(), INGRESS).unwrap().contains(&program)
+    attached(directory.as_fd(), INGRESS)
+        .unwrap()
+        .contains(&program)
 }
 
 #[test]
@@ -112,11 +118,11 @@ fn the_program_is_attached_only_while_a_socket_of_the_cgroup_is_looked_at() {
         assert!(is_attached(&mut sensor, own));
         sensor.stop_receiving(1);
         sensor.receive.cgroups.get_mut(&own).unwrap().idle_since = None;
-        sensor.tend_receive();
+        sensor.tend_receive(|_| false);
         assert!(is_attached(&mut sensor, own));
         sensor.stop_receiving(2);
-        while sensor.receiving_cgroups() > 0 {
-            assert_eq!(sensor.tend_receive(), []);
+        while sensor.is_receiving() {
+            assert_eq!(sensor.tend_receive(|_| false), []);
             std::thread::sleep(Duration::from_millis(10));
         }
         assert!(!is_attached(&mut sensor, own));
@@ -136,9 +142,13 @@ fn a_cgroup_that_is_gone_is_reported_once() {
         let mut sensor = sensor();
         for cookie in [1, 2] {
             sensor.start_receiving(cookie, u64::MAX);
-            let problems = sensor.tend_receive();
+            let problems = sensor.tend_receive(|_| false);
             assert_eq!(problems.len(), usize::from(cookie == 1), "{problems:?}");
-            assert!(problems.iter().all(|one| !one.regained && one.detail.contains("has been removed")));
+            assert!(
+                problems
+                    .iter()
+                    .all(|one| !one.regained && one.detail.contains("has been removed"))
+            );
         }
         assert_eq!(sensor.receiving().count(), 0);
     });
@@ -154,7 +164,10 @@ fn a_program_that_somebody_detached_is_attached_again() {
         take_off(sensor.ebpf.as_mut().unwrap(), link);
         assert!(!is_attached(&mut sensor, own));
         let changes = sensor.check_receive();
-        assert!(matches!(&*changes, [Health { regained: true, .. }]), "{changes:?}");
+        assert!(
+            matches!(&*changes, [Health { regained: true, .. }]),
+            "{changes:?}"
+        );
         assert!(is_attached(&mut sensor, own));
     });
 }
@@ -172,31 +185,43 @@ fn the_program_is_taken_off_a_busy_cgroup_for_a_time() {
         let to = other.local_addr().unwrap();
         let changes = loop {
             other.send_to(b"x", to).unwrap();
-            let changes = sensor.tend_receive();
+            let changes = sensor.tend_receive(|_| false);
             if !changes.is_empty() {
                 break changes;
             }
         };
-        assert!(matches!(&*changes, [Health { regained: false, .. }]), "{changes:?}");
+        assert!(
+            matches!(
+                &*changes,
+                [Health {
+                    regained: false,
+                    ..
+                }]
+            ),
+            "{changes:?}"
+        );
         assert!(changes[0].detail.contains("max_rate"), "{changes:?}");
         assert!(!is_attached(&mut sensor, own));
         // That it is off is no fault, and is reported once.
         assert_eq!(sensor.check_receive(), []);
-        assert_eq!(sensor.tend_receive(), []);
+        assert_eq!(sensor.tend_receive(|_| false), []);
         // It is put back, to look again.
         let cgroup = sensor.receive.cgroups.get_mut(&own).unwrap();
         cgroup.off_until = Some(Instant::now());
-        assert_eq!(sensor.tend_receive(), []);
+        assert_eq!(sensor.tend_receive(|_| false), []);
         assert!(is_attached(&mut sensor, own));
         sensor.receive.settings.max_rate = u64::MAX;
         let changes = loop {
-            let changes = sensor.tend_receive();
+            let changes = sensor.tend_receive(|_| false);
             if !changes.is_empty() {
                 break changes;
             }
             std::thread::sleep(Duration::from_millis(10));
         };
-        assert!(matches!(&*changes, [Health { regained: true, .. }]), "{changes:?}");
+        assert!(
+            matches!(&*changes, [Health { regained: true, .. }]),
+            "{changes:?}"
+        );
     });
 }
 
@@ -235,5 +260,27 @@ fn any_number_of_addresses_is_bounded_and_counted() {
         drop(server);
         sensor.stop_receiving(cookie);
         assert_eq!(sensor.receive.peers.len(), 0);
+    });
+}
+
+#[test]
+fn what_is_counted_for_a_socket_that_nobody_knows_is_forgotten() {
+    in_namespace(|| {
+        let mut sensor = sensor();
+        let open = || UdpSocket::bind(("127.0.0.1", PORT)).unwrap();
+        let server = open();
+        let cookie = events(&mut sensor, EventKind::Bind)[0].cookie().unwrap();
+        sensor.start_receiving(u64::MAX, own_cgroup());
+        let client = UdpSocket::bind("127.0.0.2:0").unwrap();
+        client.send_to(b"x", ("127.0.0.1", PORT)).unwrap();
+        for is_open in [true, true, false] {
+            sensor.tend_receive(|_| is_open);
+            assert!(sensor.received(cookie).is_some(), "{is_open}");
+        }
+        assert_eq!(sensor.receive.peers.len(), 1);
+        sensor.tend_receive(|_| false);
+        assert_eq!(sensor.received(cookie), None);
+        assert_eq!(sensor.receive.peers.len(), 0);
+        drop(server);
     });
 }
