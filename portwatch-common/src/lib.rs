@@ -66,8 +66,8 @@ pub mod names {
     /// Hash from [`PeerKey`](super::PeerKey) to [`Peer`](super::Peer).
     pub const PEERS: &str = "PEERS";
     /// Per-CPU array of one `u64`: datagrams and segments for other ports.
-    pub const IN_VAIN: &str = "IN_VAIN";
-    /// LRU hash from the id of a socket's cgroup to `u64`: a sample of [`IN_VAIN`].
+    pub const UNWATCHED_PACKETS: &str = "UNWATCHED_PACKETS";
+    /// LRU hash from the id of a socket's cgroup to `u64`: a sample of [`UNWATCHED_PACKETS`].
     pub const BUSY_CGROUPS: &str = "BUSY_CGROUPS";
 }
 

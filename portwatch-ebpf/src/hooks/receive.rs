@@ -48,7 +48,7 @@ static PEERS: HashMap<PeerKey, Peer, { MAX_PEERS as usize }, { BPF_F_NO_PREALLOC
     HashMap::new();
 
 #[btf_map]
-static IN_VAIN: PerCpuArray<u64, 1> = PerCpuArray::new();
+static UNWATCHED_PACKETS: PerCpuArray<u64, 1> = PerCpuArray::new();
 
 #[btf_map]
 static BUSY_CGROUPS: LruHashMap<u64, u64, 256> = LruHashMap::new();
@@ -56,7 +56,7 @@ static BUSY_CGROUPS: LruHashMap<u64, u64, 256> = LruHashMap::new();
 /// Lets the packet pass.
 const ALLOW: i32 = 1;
 
-/// Of so many packets in vain, one is charged to its socket's cgroup. A power of two.
+/// Of so many packets for other sockets, one is charged to its socket's cgroup. A power of two.
 const SAMPLE: u64 = 256;
 
 /// `LOOPBACK_IFINDEX` in include/net/flow.h: the index of `lo` in every network namespace. The kernel
@@ -83,7 +83,7 @@ pub fn receive(ctx: SkBuffContext) -> i32 {
     // The kernel calls these programs with a full socket only (`__cgroup_bpf_run_filter_skb` in
     // kernel/bpf/cgroup.c): its port can be read without asking for it.
     if field!(skb, local_port) >= SYSTEM_PORTS {
-        in_vain(skb);
+        unwatched(skb);
         return ALLOW;
     }
     system_port(&ctx);
@@ -91,8 +91,8 @@ pub fn receive(ctx: SkBuffContext) -> i32 {
 }
 
 #[inline(always)]
-fn in_vain(skb: *mut __sk_buff) {
-    let Some(count) = IN_VAIN.get_ptr_mut(0) else {
+fn unwatched(skb: *mut __sk_buff) {
+    let Some(count) = UNWATCHED_PACKETS.get_ptr_mut(0) else {
         return;
     };
     // SAFETY: this CPU's slot. What preempts this run can make it miss one: it is an estimate.
@@ -134,7 +134,7 @@ fn system_port(ctx: &SkBuffContext) {
     let port = field!(skb, local_port);
     let is_datagram = protocol == PROTOCOL_UDP || protocol == PROTOCOL_UDPLITE;
     if !is_datagram || !is_watched(port, protocol) {
-        in_vain(skb);
+        unwatched(skb);
         return;
     }
     received(ctx, sk, protocol, port as u16);

@@ -29,7 +29,7 @@ impl Monitor {
             EventKind::Receive => self.sensor.note_receive(event),
             EventKind::Close => {
                 self.receivers.retain(|(one, _)| *one != cookie);
-                self.sum_up_received(cookie);
+                self.summarize_received(cookie);
                 self.sensor.stop_receiving(cookie);
             }
             _ => {}
@@ -49,14 +49,14 @@ impl Monitor {
 
     /// Gives the tracker what sockets have received that a scan did not show: it can report their
     /// close.
-    pub(super) fn sum_up_absent(&mut self, shown: &HashSet<u64>) {
+    pub(super) fn summarize_absent(&mut self, shown: &HashSet<u64>) {
         let absent: Vec<u64> = self.sensor.receiving().collect();
         for cookie in absent.into_iter().filter(|one| !shown.contains(one)) {
-            self.sum_up_received(cookie);
+            self.summarize_received(cookie);
         }
     }
 
-    fn sum_up_received(&mut self, cookie: u64) {
+    fn summarize_received(&mut self, cookie: u64) {
         if let Some(received) = self.sensor.received(cookie) {
             self.pipeline.tracker().set_received(cookie, received);
         }

@@ -86,7 +86,7 @@ impl Monitor {
             exists.then_some(false)
         });
         let shown = receivers.iter().map(|(cookie, _)| *cookie).collect();
-        self.sum_up_absent(&shown);
+        self.summarize_absent(&shown);
         self.pipeline.push(Input::Scan(found, coverage), now());
         self.stop_receiving();
         let tracker = self.pipeline.tracker();

@@ -28,7 +28,7 @@ const OFF: Duration = Duration::from_secs(10);
 const PERIOD: Duration = Duration::from_millis(500);
 
 pub(super) struct Budget {
-    in_vain: PerCpuArray<MapData, u64>,
+    unwatched: PerCpuArray<MapData, u64>,
     busy: HashMap<MapData, u64, u64>,
     /// When the counter was read last, and what it was.
     last: Option<(Instant, u64)>,
@@ -36,10 +36,10 @@ pub(super) struct Budget {
 
 impl Budget {
     pub(super) fn new(ebpf: &mut Ebpf) -> Result<Self, SensorError> {
-        let in_vain = ebpf.take_map(names::IN_VAIN);
+        let unwatched = ebpf.take_map(names::UNWATCHED_PACKETS);
         let busy = ebpf.take_map(names::BUSY_CGROUPS);
         Ok(Self {
-            in_vain: map(in_vain, names::IN_VAIN, PerCpuArray::try_from)?,
+            unwatched: map(unwatched, names::UNWATCHED_PACKETS, PerCpuArray::try_from)?,
             busy: map(busy, names::BUSY_CGROUPS, HashMap::try_from)?,
             last: None,
         })
@@ -47,7 +47,7 @@ impl Budget {
 
     /// Packets a second since the last call; None where that was just now.
     fn rate(&mut self, now: Instant) -> Option<u64> {
-        let counts = self.in_vain.get(&0, 0).ok()?;
+        let counts = self.unwatched.get(&0, 0).ok()?;
         let count: u64 = counts.iter().sum();
         let Some((at, before)) = self.last else {
             self.last = Some((now, count));
