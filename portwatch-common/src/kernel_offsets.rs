@@ -11,7 +11,7 @@ use bytemuck::{Pod, Zeroable};
 pub struct KernelOffsets {
     /// Not 0 when all the others are set but those that say otherwise.
     pub known: u32,
-    /// `task_struct.loginuid`; 0 where the kernel has no audit. Those up to `mount_ns` can be 0: what
+    /// `task_struct.loginuid`; 0 where the kernel has no audit. Those up to `kernfs_name` can be 0: what
     /// is read through them is then unknown.
     pub task_loginuid: u32,
     /// `sock.__sk_common.skc_net.net`.
@@ -42,6 +42,26 @@ pub struct KernelOffsets {
     pub mount_ns_inum: u32,
     /// `mount.mnt_ns`.
     pub mount_ns: u32,
+    /// `sock.__sk_common.skc_prot`.
+    pub sock_prot: u32,
+    /// `proto.put_port`, from Linux 5.17 on.
+    pub proto_put_port: u32,
+    /// `inet_connection_sock.icsk_ulp_data`.
+    pub sock_ulp_data: u32,
+    /// `mptcp_subflow_context.conn`; 0 without MPTCP.
+    pub subflow_conn: u32,
+    /// `task_struct.cgroups`.
+    pub task_cgroups: u32,
+    /// `css_set.dfl_cgrp`.
+    pub css_set_cgroup: u32,
+    /// `cgroup.level`.
+    pub cgroup_level: u32,
+    /// `cgroup.self.parent`.
+    pub cgroup_parent: u32,
+    /// `cgroup.kn`.
+    pub cgroup_kernfs: u32,
+    /// `kernfs_node.name`.
+    pub kernfs_name: u32,
     /// `task_struct.mm`.
     pub task_mm: u32,
     /// `task_struct.real_parent`.
@@ -84,10 +104,7 @@ pub struct KernelOffsets {
     pub socket_file: u32,
     /// `inet_connection_sock.icsk_ulp_ops`.
     pub sock_ulp: u32,
-    /// `inet_connection_sock.icsk_ulp_data`; this and the following are 0 where the kernel has no
-    /// MPTCP.
-    pub sock_ulp_data: u32,
-    /// `tcp_sock.is_mptcp`, in bits.
+    /// `tcp_sock.is_mptcp`, in bits; this and the following are 0 where the kernel has no MPTCP.
     pub sock_is_mptcp: u32,
     /// `mptcp_subflow_context.mp_join`, in bits.
     pub subflow_join: u32,
@@ -114,6 +131,16 @@ impl KernelOffsets {
         nsproxy_mount_ns: 0,
         mount_ns_inum: 0,
         mount_ns: 0,
+        sock_prot: 0,
+        proto_put_port: 0,
+        sock_ulp_data: 0,
+        subflow_conn: 0,
+        task_cgroups: 0,
+        css_set_cgroup: 0,
+        cgroup_level: 0,
+        cgroup_parent: 0,
+        cgroup_kernfs: 0,
+        kernfs_name: 0,
         task_mm: 0,
         task_parent: 0,
         task_tgid: 0,
@@ -135,13 +162,12 @@ impl KernelOffsets {
         sock_socket: 0,
         socket_file: 0,
         sock_ulp: 0,
-        sock_ulp_data: 0,
         sock_is_mptcp: 0,
         subflow_join: 0,
     };
 
     /// Structure and member behind each field from `task_loginuid` on, in their order.
-    pub const MEMBERS: [(&'static str, &'static str); 39] = [
+    pub const MEMBERS: [(&'static str, &'static str); 48] = [
         ("task_struct", "loginuid"),
         ("sock", "__sk_common.skc_net.net"),
         ("net", "ns.inum"),
@@ -157,6 +183,16 @@ impl KernelOffsets {
         ("nsproxy", "mnt_ns"),
         ("mnt_namespace", "ns.inum"),
         ("mount", "mnt_ns"),
+        ("sock", "__sk_common.skc_prot"),
+        ("proto", "put_port"),
+        ("inet_connection_sock", "icsk_ulp_data"),
+        ("mptcp_subflow_context", "conn"),
+        ("task_struct", "cgroups"),
+        ("css_set", "dfl_cgrp"),
+        ("cgroup", "level"),
+        ("cgroup", "self.parent"),
+        ("cgroup", "kn"),
+        ("kernfs_node", "name"),
         ("task_struct", "mm"),
         ("task_struct", "real_parent"),
         ("task_struct", "tgid"),
@@ -178,16 +214,15 @@ impl KernelOffsets {
         ("sock", "sk_socket"),
         ("socket", "file"),
         ("inet_connection_sock", "icsk_ulp_ops"),
-        ("inet_connection_sock", "icsk_ulp_data"),
         ("tcp_sock", "is_mptcp"),
         ("mptcp_subflow_context", "mp_join"),
     ];
 
     /// How many of [`Self::MEMBERS`], from the first on, a kernel may lack.
-    pub const OPTIONAL: usize = 15;
+    pub const OPTIONAL: usize = 25;
 
     /// How many of [`Self::MEMBERS`], up to the last, a kernel without MPTCP lacks.
-    pub const OF_MPTCP: usize = 3;
+    pub const OF_MPTCP: usize = 2;
 
     /// Those of [`Self::MEMBERS`] that can be bit fields: their offsets are in bits.
     pub const IN_BITS: [&'static str; 2] = ["is_mptcp", "mp_join"];

@@ -298,6 +298,7 @@ fn longest_lines(text: &[u8]) -> Vec<String> {
             peers: 2048,
             others: u64::MAX,
         }),
+        is_crowded: false,
     };
     let rule = Rule {
         name: String::from_utf8_lossy(&long).into_owned(),

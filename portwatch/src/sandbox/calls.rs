@@ -8,19 +8,19 @@ use libc::{
     SYS_bind, SYS_bpf, SYS_brk, SYS_capget, SYS_clock_getres, SYS_clock_gettime,
     SYS_clock_nanosleep, SYS_clone, SYS_clone3, SYS_close, SYS_connect, SYS_epoll_ctl,
     SYS_epoll_pwait, SYS_epoll_pwait2, SYS_exit, SYS_exit_group, SYS_faccessat, SYS_faccessat2,
-    SYS_fcntl, SYS_fgetxattr, SYS_fstat, SYS_fstatfs, SYS_futex, SYS_getcwd, SYS_getdents64,
-    SYS_getegid, SYS_geteuid, SYS_getgid, SYS_getpeername, SYS_getpid, SYS_getppid, SYS_getrandom,
-    SYS_getsockname, SYS_getsockopt, SYS_gettid, SYS_gettimeofday, SYS_getuid, SYS_getxattr,
-    SYS_inotify_add_watch, SYS_inotify_init1, SYS_inotify_rm_watch, SYS_ioctl, SYS_lgetxattr,
-    SYS_lseek, SYS_madvise, SYS_membarrier, SYS_mmap, SYS_mprotect, SYS_mremap, SYS_munmap,
-    SYS_nanosleep, SYS_newfstatat, SYS_open_by_handle_at, SYS_openat, SYS_openat2,
-    SYS_perf_event_open, SYS_pidfd_getfd, SYS_pidfd_open, SYS_ppoll, SYS_prctl, SYS_pread64,
-    SYS_prlimit64, SYS_read, SYS_readlinkat, SYS_readv, SYS_recvfrom, SYS_recvmmsg, SYS_recvmsg,
-    SYS_restart_syscall, SYS_rseq, SYS_rt_sigaction, SYS_rt_sigprocmask, SYS_rt_sigreturn,
-    SYS_sched_getaffinity, SYS_sched_yield, SYS_sendmmsg, SYS_sendmsg, SYS_sendto,
-    SYS_set_robust_list, SYS_setns, SYS_setsockopt, SYS_shutdown, SYS_sigaltstack, SYS_socket,
-    SYS_statfs, SYS_statx, SYS_sysinfo, SYS_tgkill, SYS_timerfd_settime, SYS_uname, SYS_write,
-    SYS_writev,
+    SYS_fchmod, SYS_fcntl, SYS_fgetxattr, SYS_fstat, SYS_fstatfs, SYS_futex, SYS_getcwd,
+    SYS_getdents64, SYS_getegid, SYS_geteuid, SYS_getgid, SYS_getpeername, SYS_getpid, SYS_getppid,
+    SYS_getrandom, SYS_getsockname, SYS_getsockopt, SYS_gettid, SYS_gettimeofday, SYS_getuid,
+    SYS_getxattr, SYS_inotify_add_watch, SYS_inotify_init1, SYS_inotify_rm_watch, SYS_ioctl,
+    SYS_lgetxattr, SYS_lseek, SYS_madvise, SYS_membarrier, SYS_mkdirat, SYS_mmap, SYS_mprotect,
+    SYS_mremap, SYS_munmap, SYS_nanosleep, SYS_newfstatat, SYS_open_by_handle_at, SYS_openat,
+    SYS_openat2, SYS_perf_event_open, SYS_pidfd_getfd, SYS_pidfd_open, SYS_ppoll, SYS_prctl,
+    SYS_pread64, SYS_prlimit64, SYS_read, SYS_readlinkat, SYS_readv, SYS_recvfrom, SYS_recvmmsg,
+    SYS_recvmsg, SYS_renameat, SYS_restart_syscall, SYS_rseq, SYS_rt_sigaction, SYS_rt_sigprocmask,
+    SYS_rt_sigreturn, SYS_sched_getaffinity, SYS_sched_yield, SYS_sendmmsg, SYS_sendmsg,
+    SYS_sendto, SYS_set_robust_list, SYS_setns, SYS_setsockopt, SYS_shutdown, SYS_sigaltstack,
+    SYS_socket, SYS_socketpair, SYS_statfs, SYS_statx, SYS_sysinfo, SYS_tgkill,
+    SYS_timerfd_settime, SYS_uname, SYS_unlinkat, SYS_write, SYS_writev,
 };
 
 /// A condition on an argument: `(argument, mask, value)` holds where `argument & mask == value`.
@@ -145,6 +145,13 @@ const BPF_COMMANDS: [u64; 8] = [
     28, // BPF_LINK_CREATE
 ];
 
+/// `BPF_OBJ_PIN`.
+const BPF_OBJ_PIN: u64 = 6;
+
+/// What it takes beside that to put pins back, with `--fail-closed` only: their directory can be gone,
+/// or somebody else's.
+const PINS: [i64; 4] = [SYS_fchmod, SYS_mkdirat, SYS_renameat, SYS_unlinkat];
+
 /// The libc crate has these with another type for each libc (include/uapi/asm-generic/ioctls.h).
 const TCGETS: u64 = 0x5401;
 const FIONREAD: u64 = 0x541b;
@@ -170,8 +177,13 @@ fn one_of(argument: u8, values: &[u64]) -> Vec<Vec<Condition>> {
     conditions.collect()
 }
 
-/// The system calls of an armed monitor, with process id `pid`.
-pub(super) fn of_monitor(pid: u32) -> Vec<Call> {
+/// The system calls of an armed monitor, with process id `pid`; whether it `keeps_pins` of programs.
+pub(super) fn of_monitor(pid: u32, keeps_pins: bool) -> Vec<Call> {
+    let pins: &[i64] = if keeps_pins { &PINS } else { &[] };
+    let mut commands = BPF_COMMANDS.to_vec();
+    if keeps_pins {
+        commands.push(BPF_OBJ_PIN);
+    }
     let constant = |value: i32| value as u64;
     let [write, execute] = [libc::PROT_WRITE, libc::PROT_EXEC].map(constant);
     // No file is opened for writing: /proc/PID/mem of another process would be one.
@@ -199,6 +211,7 @@ pub(super) fn of_monitor(pid: u32) -> Vec<Call> {
         .into_iter()
         .chain(LEGACY)
         .chain(ABSENT)
+        .chain(pins.iter().copied())
         .map(|number| (number, Vec::new()))
         .collect();
     calls.extend([
@@ -208,7 +221,8 @@ pub(super) fn of_monitor(pid: u32) -> Vec<Call> {
         (SYS_openat, vec![vec![(2, writes, 0)]]),
         (SYS_clone, vec![vec![(0, thread | namespaces, thread)]]),
         (SYS_socket, sockets),
-        (SYS_bpf, one_of(0, &BPF_COMMANDS)),
+        (SYS_socketpair, one_of(0, &[constant(libc::AF_UNIX)])),
+        (SYS_bpf, one_of(0, &commands)),
         (
             SYS_fcntl,
             one_of(
@@ -239,7 +253,15 @@ pub(super) fn of_monitor(pid: u32) -> Vec<Call> {
         ),
         (
             SYS_prctl,
-            one_of(0, &[constant(libc::PR_SET_NAME), PR_SET_VMA]),
+            one_of(
+                0,
+                &[
+                    constant(libc::PR_SET_NAME),
+                    // libcap, which libraries of a name service bring, when it is loaded.
+                    constant(libc::PR_CAPBSET_READ),
+                    PR_SET_VMA,
+                ],
+            ),
         ),
         // As far as the kept capabilities go.
         (SYS_perf_event_open, Vec::new()),
@@ -267,6 +289,8 @@ pub(super) fn of_helper() -> Vec<Call> {
     let mut calls: Vec<Call> = [
         SYS_close,
         SYS_exit_group,
+        // Of a directory that it was given; not by a path.
+        SYS_fgetxattr,
         SYS_recvmsg,
         SYS_restart_syscall,
         SYS_rt_sigreturn,
@@ -282,6 +306,37 @@ pub(super) fn of_helper() -> Vec<Call> {
             SYS_socket,
             vec![vec![(0, INT, netlink), (2, INT, sock_diag)]],
         ),
+    ]);
+    calls
+}
+
+/// The system calls of the canary process.
+pub(super) fn of_canary() -> Vec<Call> {
+    let mut calls: Vec<Call> = [
+        SYS_bind,
+        SYS_clock_nanosleep,
+        SYS_close,
+        SYS_connect,
+        SYS_exit_group,
+        SYS_getsockopt,
+        libc::SYS_listen,
+        SYS_nanosleep,
+        SYS_recvmsg,
+        SYS_restart_syscall,
+        SYS_rt_sigreturn,
+        // Where send(3) is this.
+        SYS_sendto,
+        SYS_setsockopt,
+        // To `cgroup.procs`, the only file that it has open.
+        SYS_write,
+    ]
+    .map(|number| (number, Vec::new()))
+    .into();
+    let families = [libc::AF_INET, libc::AF_INET6].map(|family| family as u64);
+    calls.extend([
+        // The standard library checks descriptors that it closes, in debug builds.
+        (SYS_fcntl, one_of(1, &[libc::F_GETFD as u64])),
+        (SYS_socket, one_of(0, &families)),
     ]);
     calls
 }

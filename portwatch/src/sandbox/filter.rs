@@ -14,8 +14,8 @@ use super::calls::{self, Call, Condition};
 pub(super) struct Filters(Vec<BpfProgram>);
 
 impl Filters {
-    /// Those of the monitor.
-    pub(super) fn of_monitor() -> Result<Self, String> {
+    /// Those of the monitor; whether it `keeps_pins` of programs.
+    pub(super) fn of_monitor(keeps_pins: bool) -> Result<Self, String> {
         let absent = calls::ABSENT.map(|number| (number, Vec::new()));
         Ok(Self(vec![
             // The kernel takes the more severe of two filters' answers.
@@ -25,7 +25,7 @@ impl Filters {
                 SeccompAction::Allow,
             )?,
             compile(
-                calls::of_monitor(std::process::id()),
+                calls::of_monitor(std::process::id(), keeps_pins),
                 SeccompAction::Allow,
                 SeccompAction::Trap,
             )?,
@@ -35,6 +35,13 @@ impl Filters {
     /// That of the helper, which has nobody to report a denied call to.
     pub(super) fn of_helper() -> Result<Self, String> {
         let calls = calls::of_helper();
+        compile(calls, SeccompAction::Allow, SeccompAction::KillProcess)
+            .map(|filter| Self(vec![filter]))
+    }
+
+    /// That of the canary, which has nobody either.
+    pub(super) fn of_canary() -> Result<Self, String> {
+        let calls = calls::of_canary();
         compile(calls, SeccompAction::Allow, SeccompAction::KillProcess)
             .map(|filter| Self(vec![filter]))
     }
@@ -54,8 +61,8 @@ impl Filters {
 }
 
 /// Filters this process for good.
-pub(super) fn install_in_all_threads() -> Result<(), String> {
-    Filters::of_monitor()?.install_in_all_threads()
+pub(super) fn install_in_all_threads(keeps_pins: bool) -> Result<(), String> {
+    Filters::of_monitor(keeps_pins)?.install_in_all_threads()
 }
 
 /// The crate's error names its source only in its own text.

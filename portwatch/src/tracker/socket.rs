@@ -9,6 +9,7 @@ use std::{
 use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
 
+use super::crowd::Crowd;
 use crate::{
     inventory::FoundSocket,
     model::{
@@ -23,7 +24,7 @@ pub const LASTING: SignedDuration =
     SignedDuration::from_nanos(portwatch_common::protocol::LASTING_NS as i64);
 
 /// How far a socket has come.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Stage {
     /// Bound and nothing else.
     Bound,
@@ -194,6 +195,10 @@ pub struct TrackedSocket {
     pub(super) holders_at: Option<Timestamp>,
     /// The datagrams that it has received, as far as they were seen.
     pub received: Option<Received>,
+    /// Whose it is, since it took the port.
+    pub(super) crowd: Option<Rc<Crowd>>,
+    /// Whether it is counted only.
+    pub(super) is_crowded: bool,
 }
 
 impl TrackedSocket {
@@ -216,6 +221,8 @@ impl TrackedSocket {
             round: 0,
             holders_at: None,
             received: None,
+            crowd: None,
+            is_crowded: false,
         }
     }
 
@@ -272,7 +279,11 @@ impl TrackedSocket {
     /// Notes who has it open by a scan.
     pub(super) fn set_holders(&mut self, found: Found<'_>) {
         let all = found.holders.iter().map(|one| Holder::from(&**one));
-        self.holders = Holders::new(all, found.omitted);
+        let holders = Holders::new(all, found.omitted);
+        // Most of the time it is the same, and the texts are in memory once.
+        if self.holders != holders {
+            self.holders = holders;
+        }
     }
 }
 
@@ -330,6 +341,8 @@ pub struct TrackedEvent {
     pub lasted: bool,
     /// On a close: the datagrams that the socket has received, as far as they were seen.
     pub received: Option<Received>,
+    /// Whether the socket is one of too many of its program on the port: it is counted only.
+    pub is_crowded: bool,
 }
 
 impl TrackedEvent {
@@ -358,6 +371,7 @@ impl TrackedEvent {
             outcome: event.outcome,
             lasted: event.kind == EventKind::Close && socket.lasted(event.time),
             received: socket.received.filter(|_| event.kind == EventKind::Close),
+            is_crowded: socket.is_crowded,
         }
     }
 

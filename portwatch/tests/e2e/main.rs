@@ -6,15 +6,18 @@
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
 
 mod aggregation;
+mod attack;
 mod bounds;
 mod claims;
 mod commands;
 mod compatibility;
 mod counted;
 mod deny;
+mod deny_random;
 mod doctor;
 mod errors;
 mod escaping;
+mod fail_closed;
 mod guarantee;
 mod health;
 mod identity;
@@ -27,3 +30,4 @@ mod rules;
 mod sandbox;
 mod snapshot;
 mod support;
+mod tamper;

@@ -11,8 +11,8 @@ use std::{
 };
 
 use aya::programs::{
-    CgroupAttachMode, CgroupSock, Program, ProgramError,
-    links::{FdLink, PinnedLink},
+    Program, ProgramError,
+    links::{FdLink, LinkError, PinnedLink},
 };
 use rustix::{
     fs::{
@@ -23,6 +23,7 @@ use rustix::{
     process::geteuid,
 };
 
+use super::MODE;
 use crate::{sensor::SensorError, util::console};
 
 /// The root of the BPF file system, and the directory in it where the links are pinned.
@@ -33,7 +34,7 @@ const DIRECTORY: &str = "portwatch";
 const BPF_FS_MAGIC: u32 = 0xCAFE_4A11;
 
 /// The programs that deny.
-pub(in crate::sensor) const PROGRAMS: [&str; 2] = ["post_bind4", "post_bind6"];
+pub(in crate::sensor) const PROGRAMS: [&str; 4] = ["post_bind4", "post_bind6", "bind4", "bind6"];
 
 /// How often a directory that is not ours is moved away before the start fails.
 const ATTEMPTS: usize = 16;
@@ -75,11 +76,18 @@ impl Pins {
         program: &mut Program,
         cgroup: impl AsFd,
     ) -> Result<(), SensorError> {
-        let link = link(program, cgroup).map_err(|error| SensorError::attach(name, &error))?;
-        let link = FdLink::try_from(link).map_err(|error| problem(&error))?;
+        let link = link(name, program, cgroup)?;
         // After the new one is attached, so that there is no gap between the two.
         self.links.retain(|pin| pin.name != name);
         self.pin(name, link)
+    }
+
+    /// Detaches a program, and one of that name of an earlier run.
+    pub(in crate::sensor) fn detach(&mut self, name: &str) -> Result<(), SensorError> {
+        self.links.retain(|pin| pin.name != name);
+        remove(&self.directory, name)
+            .map(drop)
+            .map_err(|error| problem(&error))
     }
 
     /// Restores what is no longer pinned. The names of those that were not, each with the error where
@@ -119,13 +127,20 @@ fn problem(error: &dyn std::error::Error) -> SensorError {
     SensorError::kernel("pinning the programs that deny", error)
 }
 
-fn link(
-    program: &mut Program,
-    cgroup: impl AsFd,
-) -> Result<aya::programs::cgroup_sock::CgroupSockLink, ProgramError> {
-    let program: &mut CgroupSock = program.try_into()?;
-    let id = program.attach(cgroup, CgroupAttachMode::Single)?;
-    program.take_link(id)
+fn link(name: &str, program: &mut Program, cgroup: impl AsFd) -> Result<FdLink, SensorError> {
+    let failed = |error| SensorError::attach(name, &error);
+    let link = match program {
+        Program::CgroupSock(program) => {
+            let id = program.attach(cgroup, MODE).map_err(failed)?;
+            program.take_link(id).map_err(failed)?.try_into()
+        }
+        Program::CgroupSockAddr(program) => {
+            let id = program.attach(cgroup, MODE).map_err(failed)?;
+            program.take_link(id).map_err(failed)?.try_into()
+        }
+        _ => return Err(failed(ProgramError::UnexpectedProgramType)),
+    };
+    link.map_err(|error: LinkError| problem(&error))
 }
 
 /// The BPF file system. Fails where others than its owner could rename what is in it.

@@ -213,7 +213,7 @@ mod tests {
         let of_mount = [found.mount_vfsmount, found.mount_parent, found.mount_point];
         assert_eq!(HashSet::from(of_mount).len(), 3);
 
-        // Optional, but every kernel has them.
+        // Optional, but kernels of today have them.
         let optional = [
             found.task_exec_id,
             found.file_inode,
@@ -227,6 +227,16 @@ mod tests {
             found.nsproxy_mount_ns,
             found.mount_ns_inum,
             found.mount_ns,
+            found.sock_prot,
+            found.proto_put_port,
+            found.sock_ulp_data,
+            found.subflow_conn,
+            found.task_cgroups,
+            found.css_set_cgroup,
+            found.cgroup_level,
+            found.cgroup_parent,
+            found.cgroup_kernfs,
+            found.kernfs_name,
         ];
         assert!(!optional.contains(&0), "{optional:?}");
 

@@ -2,6 +2,7 @@
 
 mod control;
 pub(super) mod decode;
+mod positions;
 mod wake;
 
 pub(super) use self::{
