@@ -50,6 +50,10 @@ pub struct KernelOffsets {
     pub sock_ulp_data: u32,
     /// `mptcp_subflow_context.conn`; 0 without MPTCP.
     pub subflow_conn: u32,
+    /// `tcp_sock.is_mptcp`, in bits; 0 without MPTCP.
+    pub sock_is_mptcp: u32,
+    /// `mptcp_subflow_context.mp_join`, in bits; 0 without MPTCP.
+    pub subflow_join: u32,
     /// `task_struct.cgroups`.
     pub task_cgroups: u32,
     /// `css_set.dfl_cgrp`.
@@ -104,10 +108,6 @@ pub struct KernelOffsets {
     pub socket_file: u32,
     /// `inet_connection_sock.icsk_ulp_ops`.
     pub sock_ulp: u32,
-    /// `tcp_sock.is_mptcp`, in bits; this and the following are 0 where the kernel has no MPTCP.
-    pub sock_is_mptcp: u32,
-    /// `mptcp_subflow_context.mp_join`, in bits.
-    pub subflow_join: u32,
 }
 
 const _: () = assert!(size_of::<KernelOffsets>() == (KernelOffsets::MEMBERS.len() + 1) * 4);
@@ -135,6 +135,8 @@ impl KernelOffsets {
         proto_put_port: 0,
         sock_ulp_data: 0,
         subflow_conn: 0,
+        sock_is_mptcp: 0,
+        subflow_join: 0,
         task_cgroups: 0,
         css_set_cgroup: 0,
         cgroup_level: 0,
@@ -162,8 +164,6 @@ impl KernelOffsets {
         sock_socket: 0,
         socket_file: 0,
         sock_ulp: 0,
-        sock_is_mptcp: 0,
-        subflow_join: 0,
     };
 
     /// Structure and member behind each field from `task_loginuid` on, in their order.
@@ -187,6 +187,8 @@ impl KernelOffsets {
         ("proto", "put_port"),
         ("inet_connection_sock", "icsk_ulp_data"),
         ("mptcp_subflow_context", "conn"),
+        ("tcp_sock", "is_mptcp"),
+        ("mptcp_subflow_context", "mp_join"),
         ("task_struct", "cgroups"),
         ("css_set", "dfl_cgrp"),
         ("cgroup", "level"),
@@ -214,15 +216,10 @@ impl KernelOffsets {
         ("sock", "sk_socket"),
         ("socket", "file"),
         ("inet_connection_sock", "icsk_ulp_ops"),
-        ("tcp_sock", "is_mptcp"),
-        ("mptcp_subflow_context", "mp_join"),
     ];
 
     /// How many of [`Self::MEMBERS`], from the first on, a kernel may lack.
-    pub const OPTIONAL: usize = 25;
-
-    /// How many of [`Self::MEMBERS`], up to the last, a kernel without MPTCP lacks.
-    pub const OF_MPTCP: usize = 2;
+    pub const OPTIONAL: usize = 27;
 
     /// Those of [`Self::MEMBERS`] that can be bit fields: their offsets are in bits.
     pub const IN_BITS: [&'static str; 2] = ["is_mptcp", "mp_join"];

@@ -33,18 +33,13 @@ fn bank() -> u32 {
 }
 
 /// Whether the current task may not bind (port, protocol).
-#[inline(always)]
-pub fn is_denied(port: u32, protocol: u8) -> bool {
-    portwatch_deny(port, protocol.into()) != 0
-}
-
-/// Whether the rules are evaluated although the socket is a kernel socket: a user without root has made the
-/// kernel bind it, by AF_SMC for one, or by a device in a network namespace of its own.
 ///
-/// A bind can sleep, so the current task is the one that asks for it, or a thread of the kernel.
+/// Kernel sockets are spared, unless a user without root has made the kernel bind one: by AF_SMC, or by a
+/// device in a network namespace of its own. A bind can sleep, so the current task is the one that asks for
+/// it, or a thread of the kernel.
 #[inline(always)]
-pub fn is_on_behalf_of_user() -> bool {
-    uid() != 0
+pub fn is_denied(is_kernel_socket: bool, port: u32, protocol: u8) -> bool {
+    (!is_kernel_socket || uid() != 0) && portwatch_deny(port, protocol.into()) != 0
 }
 
 #[inline(always)]
@@ -53,7 +48,7 @@ fn uid() -> u32 {
     (unsafe { bpf_get_current_uid_gid() }) as u32
 }
 
-/// As [`is_denied`]. A function of its own for the verifier too, which then checks it once and not
+/// As [`is_denied`], of a socket that is not spared. A function of its own for the verifier too, which then checks it once and not
 /// once for each path that continues from here.
 #[inline(never)]
 #[unsafe(no_mangle)]

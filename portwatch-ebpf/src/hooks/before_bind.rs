@@ -11,18 +11,14 @@ use aya_ebpf::{
 };
 use portwatch_common::{FAMILY_IPV4, FAMILY_IPV6, kind};
 
+use super::{ALLOW, DENY};
 use crate::{
-    deny::{is_denied, is_on_behalf_of_user},
+    deny::is_denied,
     globals::AvailableHelpers,
     kernel::{address_of, is_kernel_socket, netns_inode},
     report::{Key, Local, Socket, report},
     watched::is_watched,
 };
-
-/// Lets the bind go on.
-const ALLOW: i32 = 1;
-/// Makes bind(2) return EPERM.
-const DENY: i32 = 0;
 
 #[cgroup_sock_addr(bind4)]
 pub fn bind4(ctx: SockAddrContext) -> i32 {
@@ -74,10 +70,8 @@ fn protocol(ctx: &SockAddrContext) -> u8 {
 #[inline(always)]
 fn decide(ctx: &SockAddrContext, local: Local) -> i32 {
     let sock = address_of(field!(ctx.sock_addr, __bindgen_anon_1.sk));
-    if is_kernel_socket(sock, local.protocol) && !is_on_behalf_of_user() {
-        return ALLOW;
-    }
-    if !is_denied(local.port.into(), local.protocol) {
+    let is_kernel_socket = is_kernel_socket(sock, local.protocol);
+    if !is_denied(is_kernel_socket, local.port.into(), local.protocol) {
         return ALLOW;
     }
     // SAFETY: the helper takes this program type's context.

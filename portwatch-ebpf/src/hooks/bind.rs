@@ -9,19 +9,15 @@ use aya_ebpf::{
 };
 use portwatch_common::{FAMILY_IPV4, FAMILY_IPV6, kind};
 
+use super::{ALLOW, DENY};
 use crate::{
-    deny::{is_denied, is_on_behalf_of_user},
+    deny::is_denied,
     globals::AvailableHelpers,
     kernel::{address_of, is_kernel_socket, keeps_port, netns_inode},
     marks::mark,
     report::{Key, Local, Socket, report},
     watched::is_watched,
 };
-
-/// Lets the bind stand.
-const ALLOW: i32 = 1;
-/// Makes bind(2) return EPERM.
-const DENY: i32 = 0;
 
 #[cgroup_sock(post_bind4)]
 pub fn post_bind4(ctx: SockContext) -> i32 {
@@ -69,8 +65,7 @@ fn bound(ctx: &SockContext, local: Local) -> i32 {
     let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
     let sock = address_of(ctx.sock);
     let mut socket = socket(sock, cookie, local);
-    let is_judged = !socket.is_kernel_socket || is_on_behalf_of_user();
-    let denied = is_judged && is_denied(local.port.into(), local.protocol);
+    let denied = is_denied(socket.is_kernel_socket, local.port.into(), local.protocol);
     if denied && !keeps_port(sock, local.protocol) {
         // The task that asked for it is named.
         socket.is_kernel_socket = false;

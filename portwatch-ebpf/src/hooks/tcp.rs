@@ -82,9 +82,7 @@ fn connected(ctx: &SockOpsContext) {
 /// Keeps in the socket's own mark how far its connection has come: its close reports that.
 #[inline(always)]
 fn note_connection(ctx: &SockOpsContext, reached: u8) {
-    if let Some(mark) = mark_in(ctx)
-        && field!(mark.as_ptr(), cookie) == cookie(ctx)
-    {
+    if let Some(mark) = own_mark(ctx, cookie(ctx)) {
         // SAFETY: the kernel's pointer to a live value, valid for the whole run.
         unsafe { (&raw mut (*mark.as_ptr()).connection).write_volatile(reached) };
     }
@@ -127,9 +125,7 @@ fn changed(ctx: &SockOpsContext) {
     if field!(ctx.ops, __bindgen_anon_1.args[0]) != BPF_TCP_LISTEN {
         return;
     }
-    if let Some(mark) = mark_in(ctx)
-        && field!(mark.as_ptr(), cookie) == cookie(ctx)
-    {
+    if let Some(mark) = own_mark(ctx, cookie(ctx)) {
         shut_down(ctx, mark, AvailableHelpers::sock_ops().without_task());
     }
 }
@@ -141,9 +137,7 @@ fn report_and_mark(ctx: &SockOpsContext, kind: u8, remote: Remote) {
     let cookie = cookie(ctx);
     let mut socket = socket(ctx.ops, Key::Cookie(cookie), remote);
     // Without a mark of its own it takes the port now, without a bind.
-    if let Some(before) = mark_in(ctx)
-        && field!(before.as_ptr(), cookie) == cookie
-    {
+    if let Some(before) = own_mark(ctx, cookie) {
         socket.binder = field!(before.as_ptr(), binder);
         socket.counted = field!(before.as_ptr(), counted);
         if socket.counted != 0 && is_reported(cookie, socket.counted) {
@@ -235,4 +229,10 @@ fn mark_in(ctx: &SockOpsContext) -> Option<NonNull<SocketMark>> {
     }
     // SAFETY: the non-null `sk` of a sock_ops context.
     unsafe { mark_of(sk) }
+}
+
+/// The mark of the context's socket, which has that cookie, if it is its own.
+#[inline(always)]
+fn own_mark(ctx: &SockOpsContext, cookie: u64) -> Option<NonNull<SocketMark>> {
+    mark_in(ctx).filter(|mark| field!(mark.as_ptr(), cookie) == cookie)
 }

@@ -30,7 +30,7 @@ pub(super) type Condition = (u8, u64, u64);
 pub(super) type Call = (i64, Vec<Vec<Condition>>);
 
 /// Calls that are allowed with any arguments.
-const ANY: [i64; 74] = [
+const ANY: [i64; 78] = [
     // Memory.
     SYS_brk,
     SYS_madvise,
@@ -111,7 +111,12 @@ const ANY: [i64; 74] = [
     SYS_getppid,
     SYS_getrandom,
     SYS_getuid,
+    SYS_sysinfo,
     SYS_uname,
+    // Other processes and the kernel, as far as the kept capabilities go.
+    SYS_perf_event_open,
+    SYS_pidfd_getfd,
+    SYS_pidfd_open,
 ];
 
 /// Calls that are allowed with any arguments, and that newer architectures do not have.
@@ -171,6 +176,12 @@ const INT: u64 = 0xffff_ffff;
 /// All of an argument.
 const ALL: u64 = u64::MAX;
 
+/// With any arguments.
+pub(super) fn any(numbers: impl IntoIterator<Item = i64>) -> Vec<Call> {
+    let calls = numbers.into_iter().map(|number| (number, Vec::new()));
+    calls.collect()
+}
+
 /// Each of these values of an argument.
 fn one_of(argument: u8, values: &[u64]) -> Vec<Vec<Condition>> {
     let conditions = values.iter().map(|value| vec![(argument, INT, *value)]);
@@ -207,13 +218,8 @@ pub(super) fn of_monitor(pid: u32, keeps_pins: bool) -> Vec<Call> {
         [libc::NETLINK_SOCK_DIAG, libc::NETLINK_ROUTE]
             .map(|protocol| vec![(0, INT, netlink), (2, INT, constant(protocol))]),
     );
-    let mut calls: Vec<Call> = ANY
-        .into_iter()
-        .chain(LEGACY)
-        .chain(ABSENT)
-        .chain(pins.iter().copied())
-        .map(|number| (number, Vec::new()))
-        .collect();
+    let numbers = ANY.into_iter().chain(LEGACY).chain(ABSENT);
+    let mut calls = any(numbers.chain(pins.iter().copied()));
     calls.extend([
         // Memory is writable or executable, never both; libraries of a name service are executable.
         (SYS_mmap, vec![vec![(2, write, 0)], vec![(2, execute, 0)]]),
@@ -263,11 +269,6 @@ pub(super) fn of_monitor(pid: u32, keeps_pins: bool) -> Vec<Call> {
                 ],
             ),
         ),
-        // As far as the kept capabilities go.
-        (SYS_perf_event_open, Vec::new()),
-        (SYS_pidfd_open, Vec::new()),
-        (SYS_pidfd_getfd, Vec::new()),
-        (SYS_sysinfo, Vec::new()),
         // Limits are read, not set.
         (SYS_prlimit64, vec![vec![(0, INT, 0), (2, ALL, 0)]]),
         // abort(3).
@@ -286,7 +287,7 @@ pub(super) fn of_helper() -> Vec<Call> {
         libc::NETLINK_SOCK_DIAG,
     ]
     .map(|value| value as u64);
-    let mut calls: Vec<Call> = [
+    let mut calls = any([
         SYS_close,
         SYS_exit_group,
         // Of a directory that it was given; not by a path.
@@ -295,9 +296,7 @@ pub(super) fn of_helper() -> Vec<Call> {
         SYS_restart_syscall,
         SYS_rt_sigreturn,
         SYS_sendmsg,
-    ]
-    .map(|number| (number, Vec::new()))
-    .into();
+    ]);
     calls.extend([
         // The standard library checks descriptors that it closes, in debug builds.
         (SYS_fcntl, one_of(1, &[libc::F_GETFD as u64])),
@@ -312,7 +311,7 @@ pub(super) fn of_helper() -> Vec<Call> {
 
 /// The system calls of the canary process.
 pub(super) fn of_canary() -> Vec<Call> {
-    let mut calls: Vec<Call> = [
+    let mut calls = any([
         SYS_bind,
         SYS_clock_nanosleep,
         SYS_close,
@@ -329,9 +328,7 @@ pub(super) fn of_canary() -> Vec<Call> {
         SYS_setsockopt,
         // To `cgroup.procs`, the only file that it has open.
         SYS_write,
-    ]
-    .map(|number| (number, Vec::new()))
-    .into();
+    ]);
     let families = [libc::AF_INET, libc::AF_INET6].map(|family| family as u64);
     calls.extend([
         // The standard library checks descriptors that it closes, in debug builds.

@@ -22,20 +22,17 @@ use nix::{
     sched::{CloneFlags, unshare},
     sockopt_impl,
     sys::{
-        prctl,
-        signal::{SigHandler, Signal, signal},
         socket::{
             AddressFamily, Backlog, MsgFlags, SockFlag, SockType, SockaddrIn, SockaddrIn6,
-            SockaddrLike, bind, connect, getsockopt, listen, send, setsockopt, socket, socketpair,
-            sockopt::{ReceiveTimeout, ReuseAddr, SendTimeout},
+            SockaddrLike, bind, connect, getsockopt, listen, send, setsockopt, socket,
+            sockopt::{ReuseAddr, SendTimeout},
         },
         time::{TimeVal, TimeValLike as _},
     },
-    unistd::{ForkResult, fork},
 };
 use rustix::net::{RecvAncillaryBuffer, RecvFlags, recvmsg};
 
-use super::{capabilities, filter::Filters, helper::keep_open};
+use super::{child, filter::Filters};
 use crate::linux::cgroup;
 
 sockopt_impl!(
@@ -50,7 +47,7 @@ sockopt_impl!(
 /// What the canary needs: to bind system ports, in the only namespace that it is ever in.
 pub(super) const KEPT: [Capability; 1] = [Capability::CAP_NET_BIND_SERVICE];
 
-/// How many seconds the monitor waits for the canary to start, and the canary for a connection.
+/// How many seconds the canary waits for a connection.
 const TIMEOUT_S: i64 = 1;
 
 /// How long after it was asked the canary acts: the monitor waits for the ring then, and does not
@@ -120,36 +117,17 @@ impl Canary {
         let membership = Membership::of(watched)?;
         let text = |error: io::Error| error.to_string();
         let filters = Filters::of_canary()?;
-        let (socket, theirs) = socketpair(
-            AddressFamily::Unix,
-            SockType::SeqPacket,
-            None,
-            SockFlag::SOCK_CLOEXEC,
-        )
-        .map_err(|error| error.to_string())?;
-        setsockopt(&socket, ReceiveTimeout, &TimeVal::seconds(TIMEOUT_S))
-            .map_err(|error| error.to_string())?;
-        // SAFETY: the child has this thread alone, so no lock is held by another that it lacks.
-        match unsafe { fork() }.map_err(|error| error.to_string())? {
-            ForkResult::Parent { child } => {
-                drop(theirs);
-                let ready: Answer = receive(&socket, RecvFlags::empty()).map_err(text)?;
-                if ready.is_done == 0 {
-                    return Err(Errno::from_raw(ready.errors[0]).to_string());
-                }
-                let netns = std::fs::metadata(format!("/proc/{child}/ns/net")).map_err(text)?;
-                Ok(Self {
-                    socket,
-                    netns: netns.ino(),
-                })
-            }
-            ForkResult::Child => {
-                drop(socket);
-                let _ = serve(&theirs, membership, &filters);
-                // SAFETY: ends the process, and runs nothing that was registered in the monitor.
-                unsafe { libc::_exit(0) }
-            }
+        let started = child::start(|socket| serve(&socket, membership, &filters));
+        let (child, socket) = started.map_err(text)?;
+        let ready: Answer = receive(&socket, RecvFlags::empty()).map_err(text)?;
+        if ready.is_done == 0 {
+            return Err(Errno::from_raw(ready.errors[0]).to_string());
         }
+        let netns = std::fs::metadata(format!("/proc/{child}/ns/net")).map_err(text)?;
+        Ok(Self {
+            socket,
+            netns: netns.ino(),
+        })
     }
 
     /// Inode of its network namespace, which is its alone.
@@ -240,7 +218,6 @@ impl Membership {
 
 /// Answers until the monitor ends. Returns what went wrong.
 fn serve(socket: &OwnedFd, mut membership: Membership, filters: &Filters) -> Result<(), String> {
-    let text = |error: Errno| error.to_string();
     let mut ready = Answer::default();
     match unshare(CloneFlags::CLONE_NEWNET).and_then(|()| bring_loopback_up()) {
         Ok(()) => ready.is_done = 1,
@@ -250,17 +227,8 @@ fn serve(socket: &OwnedFd, mut membership: Membership, filters: &Filters) -> Res
     if let Some(files) = &membership.0 {
         kept.extend([files.watched.as_fd(), files.own.as_fd()]);
     }
-    keep_open(&mut kept).map_err(|error| error.to_string())?;
+    child::confine(c"portwatch-canary", &mut kept, &KEPT, filters)?;
     drop(kept);
-    // The monitor's end ends this, whatever stops the monitor.
-    for ignored in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
-        // SAFETY: ignoring a signal installs no handler.
-        unsafe { signal(ignored, SigHandler::SigIgn) }.map_err(text)?;
-    }
-    prctl::set_name(c"portwatch-canary").map_err(text)?;
-    prctl::set_dumpable(false).map_err(text)?;
-    let _ = capabilities::keep(&KEPT);
-    filters.install()?;
     let reply = |answer: &Answer| {
         let bytes = bytemuck::bytes_of(answer);
         send(socket.as_raw_fd(), bytes, MsgFlags::MSG_NOSIGNAL).is_ok()

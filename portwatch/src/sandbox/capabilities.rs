@@ -55,3 +55,8 @@ pub(super) fn missing() -> Vec<Capability> {
     let missing = KEPT.into_iter().filter(|one| !permitted.contains(one));
     missing.collect()
 }
+
+/// Whether this thread can use that one.
+pub(super) fn has(capability: Capability) -> bool {
+    caps::has_cap(None, CapSet::Effective, capability).unwrap_or(false)
+}

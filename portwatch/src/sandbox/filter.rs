@@ -16,11 +16,10 @@ pub(super) struct Filters(Vec<BpfProgram>);
 impl Filters {
     /// Those of the monitor; whether it `keeps_pins` of programs.
     pub(super) fn of_monitor(keeps_pins: bool) -> Result<Self, String> {
-        let absent = calls::ABSENT.map(|number| (number, Vec::new()));
         Ok(Self(vec![
             // The kernel takes the more severe of two filters' answers.
             compile(
-                absent.into(),
+                calls::any(calls::ABSENT),
                 SeccompAction::Errno(libc::ENOSYS as u32),
                 SeccompAction::Allow,
             )?,
@@ -34,14 +33,15 @@ impl Filters {
 
     /// That of the helper, which has nobody to report a denied call to.
     pub(super) fn of_helper() -> Result<Self, String> {
-        let calls = calls::of_helper();
-        compile(calls, SeccompAction::Allow, SeccompAction::KillProcess)
-            .map(|filter| Self(vec![filter]))
+        Self::of_child(calls::of_helper())
     }
 
     /// That of the canary, which has nobody either.
     pub(super) fn of_canary() -> Result<Self, String> {
-        let calls = calls::of_canary();
+        Self::of_child(calls::of_canary())
+    }
+
+    fn of_child(calls: Vec<Call>) -> Result<Self, String> {
         compile(calls, SeccompAction::Allow, SeccompAction::KillProcess)
             .map(|filter| Self(vec![filter]))
     }

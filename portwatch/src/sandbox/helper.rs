@@ -3,31 +3,23 @@
 //! own keeps it, which does nothing but open such sockets: it gets a namespace's descriptor over a
 //! socket and sends the new socket's descriptor back. It also reads the `trusted.` attributes of a
 //! directory that it gets, which takes the same capability.
+#![forbid(unsafe_code)]
 
 use std::{
     io::{self, IoSlice, IoSliceMut},
     mem::MaybeUninit,
-    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd},
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
     sync::{
         Mutex, PoisonError,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
 };
 
-use caps::{CapSet, Capability};
+use caps::Capability;
 use nix::{
     errno::Errno,
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sched::{CloneFlags, setns},
-    sys::{
-        prctl,
-        signal::{SigHandler, Signal, signal},
-        socket::{
-            AddressFamily, SockFlag, SockType, setsockopt, socketpair, sockopt::ReceiveTimeout,
-        },
-        time::{TimeVal, TimeValLike as _},
-    },
-    unistd::{ForkResult, fork},
 };
 use rustix::io::retry_on_intr;
 use rustix::net::{
@@ -35,15 +27,11 @@ use rustix::net::{
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
 
-use super::{capabilities, filter::Filters};
+use super::{capabilities, child, filter::Filters};
 use crate::linux::{clock::monotonic_ns, hierarchy::Trusted, netns};
 
 /// What the helper needs: to enter namespaces, and for what its sockets shall show.
 pub(super) const KEPT: [Capability; 2] = [Capability::CAP_SYS_ADMIN, Capability::CAP_NET_ADMIN];
-
-/// How many seconds the monitor waits for an answer. The helper has one within microseconds, unless
-/// somebody has stopped it.
-const TIMEOUT_S: i64 = 1;
 
 /// For how many milliseconds it waits where it reads the ring as well.
 const SHORT_TIMEOUT_MS: u16 = 200;
@@ -80,32 +68,17 @@ impl Helper {
     ///
     /// When this process may not enter namespaces, or the kernel's.
     pub(super) fn start() -> io::Result<Self> {
-        let may = caps::has_cap(None, CapSet::Effective, Capability::CAP_SYS_ADMIN);
-        if !may.unwrap_or(false) {
+        if !capabilities::has(Capability::CAP_SYS_ADMIN) {
             return Err(io::ErrorKind::PermissionDenied.into());
         }
         // Here, since the child allocates nothing.
         let filters = Filters::of_helper().map_err(io::Error::other)?;
         let own = std::fs::File::open("/proc/self/ns/net")?;
-        let (socket, theirs) = socketpair(
-            AddressFamily::Unix,
-            SockType::SeqPacket,
-            None,
-            SockFlag::SOCK_CLOEXEC,
-        )?;
-        setsockopt(&socket, ReceiveTimeout, &TimeVal::seconds(TIMEOUT_S))?;
-        // SAFETY: the child has this thread alone, so no lock is held by another that it lacks.
-        match unsafe { fork() }? {
-            ForkResult::Parent { .. } => Ok(Self {
-                socket: Mutex::new((0, socket)),
-                stalled_ns: AtomicU64::new(0),
-            }),
-            ForkResult::Child => {
-                let _ = serve(theirs, own.into(), &filters);
-                // SAFETY: ends the process, and runs nothing that was registered in the monitor.
-                unsafe { libc::_exit(0) }
-            }
-        }
+        let (_, socket) = child::start(|socket| serve(&socket, &own.into(), &filters))?;
+        Ok(Self {
+            socket: Mutex::new((0, socket)),
+            stalled_ns: AtomicU64::new(0),
+        })
     }
 
     /// A new sock_diag(7) socket in the network namespace that the file refers to.
@@ -181,20 +154,9 @@ impl Helper {
 }
 
 /// Answers until the monitor ends. Returns what went wrong.
-fn serve(socket: OwnedFd, own: OwnedFd, filters: &Filters) -> Result<(), String> {
-    let text = |error: Errno| error.to_string();
-    // The monitor's stdout must not stay open here, nor anything else that it had open.
-    keep_open(&mut [socket.as_fd(), own.as_fd()]).map_err(|error| error.to_string())?;
-    // The monitor's end ends this, whatever stops the monitor.
-    for ignored in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
-        // SAFETY: ignoring a signal installs no handler.
-        unsafe { signal(ignored, SigHandler::SigIgn) }.map_err(text)?;
-    }
-    prctl::set_name(c"portwatch-netns").map_err(text)?;
-    prctl::set_dumpable(false).map_err(text)?;
-    // What stays beyond those is the kernel's decision, and seccomp below rules its use out.
-    let _ = capabilities::keep(&KEPT);
-    filters.install()?;
+fn serve(socket: &OwnedFd, own: &OwnedFd, filters: &Filters) -> Result<(), String> {
+    let kept = &mut [socket.as_fd(), own.as_fd()];
+    child::confine(c"portwatch-netns", kept, &KEPT, filters)?;
     loop {
         let Ok(([number, request, _], about)) = receive(socket.as_fd()) else {
             return Ok(());
@@ -211,7 +173,7 @@ fn serve(socket: OwnedFd, own: OwnedFd, filters: &Filters) -> Result<(), String>
         }
         let opened = about.ok_or(Errno::EBADF).and_then(sock_diag_in);
         // Back, or the namespace would live as long as this process is in it.
-        setns(own.as_fd(), CloneFlags::CLONE_NEWNET).map_err(text)?;
+        setns(own.as_fd(), CloneFlags::CLONE_NEWNET).map_err(|error| error.to_string())?;
         let error = opened.as_ref().err().map_or(0, |error| *error as u32);
         let opened = opened.as_ref().ok().map(OwnedFd::as_fd);
         if send(socket.as_fd(), [number, error, 0], opened).is_err() {
@@ -224,29 +186,6 @@ fn serve(socket: OwnedFd, own: OwnedFd, filters: &Filters) -> Result<(), String>
 fn sock_diag_in(namespace: OwnedFd) -> Result<OwnedFd, Errno> {
     setns(namespace, CloneFlags::CLONE_NEWNET)?;
     netns::sock_diag()
-}
-
-/// Closes all descriptors but these.
-pub(super) fn keep_open(kept: &mut [BorrowedFd<'_>]) -> io::Result<()> {
-    kept.sort_unstable_by_key(|fd| fd.as_raw_fd());
-    let mut first = 0;
-    for fd in kept {
-        let fd = fd.as_raw_fd() as u32;
-        if first < fd {
-            close_range(first, fd - 1)?;
-        }
-        first = fd + 1;
-    }
-    close_range(first, u32::MAX)
-}
-
-fn close_range(first: u32, last: u32) -> io::Result<()> {
-    // SAFETY: called in the child of a fork, which uses none of these descriptors any more and ends
-    // without dropping their owners.
-    match unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) } {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
-    }
 }
 
 fn send(to: BorrowedFd<'_>, message: Message, fd: Option<BorrowedFd<'_>>) -> io::Result<()> {

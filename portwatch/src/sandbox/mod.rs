@@ -4,6 +4,7 @@
 mod calls;
 mod canary;
 mod capabilities;
+mod child;
 mod denied;
 mod filter;
 mod helper;

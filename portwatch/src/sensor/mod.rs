@@ -158,7 +158,13 @@ impl Sensor {
             attach_program(name, program, &cgroup, pins.as_mut(), &mut links)?;
             programs += 1;
         }
-        before_bind.set(in_force.is_in_force(), &mut ebpf, &cgroup, pins.as_mut())?;
+        before_bind.set(
+            in_force.is_in_force(),
+            &mut ebpf,
+            &cgroup,
+            pins.as_mut(),
+            &mut links,
+        )?;
         programs += before_bind.attached();
         let tracepoint = Tracepoint::attach(&mut ebpf, features.tracepoint_transports.clone());
         #[cfg(feature = "debug")]
@@ -363,15 +369,15 @@ impl Sensor {
         let Some(ebpf) = &mut self.ebpf else {
             return Ok(());
         };
-        let (cgroup, mut pins) = (&self.cgroup_fd, self.pins.as_mut());
+        let (cgroup, mut pins, links) = (&self.cgroup_fd, self.pins.as_mut(), &mut self.links);
         // There is no moment in which a bind meets no program that denies.
         if !deny.rules.is_empty() {
             self.before_bind
-                .set(true, ebpf, cgroup, pins.as_deref_mut())?;
+                .set(true, ebpf, cgroup, pins.as_deref_mut(), links)?;
         }
         self.deny.set(deny)?;
         self.before_bind
-            .set(self.deny.is_in_force(), ebpf, cgroup, pins)
+            .set(self.deny.is_in_force(), ebpf, cgroup, pins, links)
     }
 
     /// Why the BPF programs read no exec info, so that processes are identified only by what /proc
@@ -391,7 +397,6 @@ impl Sensor {
     pub fn disarm(&mut self) {
         self.links = Links::default();
         self.ebpf = None;
-        self.before_bind.detach();
     }
 }
 

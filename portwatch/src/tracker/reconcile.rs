@@ -186,8 +186,17 @@ impl<H: Host> Tracker<H> {
     /// Updates a tracked socket; its listen or connect can have been lost.
     fn advance(&mut self, key: SocketKey, found: &FoundSocket, out: &mut Vec<TrackedEvent>) {
         let event = &found.event;
-        self.hand_over(key, found, out);
-        self.table.set_holders(key, found, event.time);
+        // What happened since the scan began is newer than what it shows: another scan is to look for the
+        // holders, or a program that took over meanwhile would pass for one that was reported.
+        let round = self.table.round;
+        let is_newer = self
+            .table
+            .known(key)
+            .is_some_and(|socket| socket.round >= round && socket.process.is_some());
+        if !is_newer {
+            self.hand_over(key, found, out);
+            self.table.set_holders(key, found, event.time);
+        }
         if found.marked && event.is_kernel_socket == Some(false) {
             self.table.mark(key);
         }
@@ -211,14 +220,12 @@ impl<H: Host> Tracker<H> {
     /// Notes who holds a tracked socket now, and reports it if that is another program than was
     /// reported.
     fn hand_over(&mut self, key: SocketKey, found: &FoundSocket, out: &mut Vec<TrackedEvent>) {
-        let round = self.table.round;
+        if found.holders.is_empty() {
+            return;
+        }
         let Some(socket) = self.table.get_mut(key) else {
             return;
         };
-        // What happened since the scan began is newer than what it shows.
-        if found.holders.is_empty() || (socket.round >= round && socket.process.is_some()) {
-            return;
-        }
         let Handover { owner, newcomer } = Handover::of(socket, &found.holders);
         socket.process = owner;
         if let Some(newcomer) = newcomer {

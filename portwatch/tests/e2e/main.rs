@@ -6,7 +6,6 @@
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
 
 mod aggregation;
-mod attack;
 mod bounds;
 mod claims;
 mod commands;

@@ -78,18 +78,12 @@ impl Sensor {
             if here {
                 continue;
             }
-            let is_before_bind = names::BEFORE_BIND.contains(&name);
-            if is_before_bind && !self.before_bind.needs(name) {
+            if names::BEFORE_BIND.contains(&name) && !self.before_bind.is_needed() {
                 continue;
             }
             let was_known = self.missing.contains(name);
             let (cgroup, pins, links) = (&self.cgroup_fd, self.pins.as_mut(), &mut self.links);
-            let result = if is_before_bind {
-                self.before_bind.attach(name, program, cgroup, pins)
-            } else {
-                attach_program(name, program, cgroup, pins, links)
-            };
-            match result {
+            match attach_program(name, program, cgroup, pins, links) {
                 Ok(()) => {
                     self.missing.remove(name);
                     changes.push(Health {

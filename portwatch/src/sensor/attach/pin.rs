@@ -7,13 +7,10 @@
 
 use std::{
     io,
-    os::fd::{AsFd, AsRawFd as _, OwnedFd},
+    os::fd::{AsRawFd as _, OwnedFd},
 };
 
-use aya::programs::{
-    Program, ProgramError,
-    links::{FdLink, LinkError, PinnedLink},
-};
+use aya::programs::links::{FdLink, PinnedLink};
 use rustix::{
     fs::{
         AtFlags, Mode, OFlags, Stat, fchmod, fstat, fstatfs, mkdirat, open, openat, renameat,
@@ -23,7 +20,6 @@ use rustix::{
     process::geteuid,
 };
 
-use super::MODE;
 use crate::{sensor::SensorError, util::console};
 
 /// The root of the BPF file system, and the directory in it where the links are pinned.
@@ -68,16 +64,13 @@ impl Pins {
         })
     }
 
-    /// Attaches a program with a link that outlives the agent, in place of one of an earlier run.
-    /// `name` is one of [`PROGRAMS`].
-    pub(in crate::sensor) fn attach(
+    /// Keeps a program's new link beyond the agent's end, in place of one of an earlier run or of this
+    /// one: there is no gap between the two. `name` is one of [`PROGRAMS`].
+    pub(in crate::sensor) fn replace(
         &mut self,
         name: &'static str,
-        program: &mut Program,
-        cgroup: impl AsFd,
+        link: FdLink,
     ) -> Result<(), SensorError> {
-        let link = link(name, program, cgroup)?;
-        // After the new one is attached, so that there is no gap between the two.
         self.links.retain(|pin| pin.name != name);
         self.pin(name, link)
     }
@@ -125,22 +118,6 @@ impl Pins {
 
 fn problem(error: &dyn std::error::Error) -> SensorError {
     SensorError::kernel("pinning the programs that deny", error)
-}
-
-fn link(name: &str, program: &mut Program, cgroup: impl AsFd) -> Result<FdLink, SensorError> {
-    let failed = |error| SensorError::attach(name, &error);
-    let link = match program {
-        Program::CgroupSock(program) => {
-            let id = program.attach(cgroup, MODE).map_err(failed)?;
-            program.take_link(id).map_err(failed)?.try_into()
-        }
-        Program::CgroupSockAddr(program) => {
-            let id = program.attach(cgroup, MODE).map_err(failed)?;
-            program.take_link(id).map_err(failed)?.try_into()
-        }
-        _ => return Err(failed(ProgramError::UnexpectedProgramType)),
-    };
-    link.map_err(|error: LinkError| problem(&error))
 }
 
 /// The BPF file system. Fails where others than its owner could rename what is in it.

@@ -44,10 +44,9 @@ fn offsets(bytes: &[u8]) -> Result<KernelOffsets, OffsetsError> {
     let members = KernelOffsets::MEMBERS.into_iter().zip(&mut found);
     for (index, ((structure, path), offset)) in members.enumerate() {
         let in_bits = KernelOffsets::IN_BITS.contains(&path);
-        let of_mptcp = KernelOffsets::MEMBERS.len() - KernelOffsets::OF_MPTCP;
         match types.bit_offset(structure, path) {
             Some(bits) => *offset = if in_bits { bits } else { bits / 8 },
-            None if index < KernelOffsets::OPTIONAL || index >= of_mptcp => {}
+            None if index < KernelOffsets::OPTIONAL => {}
             None => return Err(OffsetsError::Missing(structure, path)),
         }
     }
@@ -231,6 +230,8 @@ mod tests {
             found.proto_put_port,
             found.sock_ulp_data,
             found.subflow_conn,
+            found.sock_is_mptcp,
+            found.subflow_join,
             found.task_cgroups,
             found.css_set_cgroup,
             found.cgroup_level,

@@ -1,4 +1,16 @@
-//! What one program piles up costs the others nothing: neither their names nor their alerts.
+//! What one program piles up costs the others nothing: neither their names nor their alerts. A program of
+//! its own, since cargo runs these one after the other: every scan of the host has to read so many sockets.
+
+// clippy.toml exempts test functions only, and all of this is test code.
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
+
+#[expect(
+    dead_code,
+    unused_imports,
+    reason = "shared with the end-to-end tests, which use all of it"
+)]
+#[path = "../e2e/support/mod.rs"]
+mod support;
 
 use std::{fs, io::Write as _, time::Duration};
 
@@ -6,7 +18,7 @@ use nix::unistd::{SysconfVar, sysconf};
 
 use serde_json::Value;
 
-use crate::support::{Cgroup, Helper, Monitor, in_namespace, totals};
+use self::support::{Cgroup, Helper, Monitor, in_namespace, totals};
 
 /// Processes of the flood, each with an address of its own: a group of SO_REUSEPORT sockets has room
 /// for 65,535.
