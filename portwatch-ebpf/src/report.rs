@@ -178,7 +178,7 @@ pub fn report_receive(socket: &Socket) -> bool {
     let helpers = AvailableHelpers::NONE;
     // SAFETY: `entry` is a `Report` that was just reserved, 8-byte aligned.
     unsafe { fill(entry.as_mut_ptr(), kind::RECEIVE, socket, &actor, helpers) };
-    submit(entry);
+    submit_report(entry);
     true
 }
 

@@ -396,6 +396,7 @@ impl Sensor {
     /// Detaches the programs; what is in the ring stays readable.
     pub fn disarm(&mut self) {
         self.links = Links::default();
+        self.receive.disarm();
         self.ebpf = None;
     }
 }

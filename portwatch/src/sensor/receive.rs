@@ -9,21 +9,25 @@ mod tests;
 
 use std::{
     collections::{BTreeMap, HashMap},
-    fs::File,
-    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
+    fs::{self, File},
+    io,
+    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd},
+    path::PathBuf,
     time::{Duration, Instant},
 };
 
 use aya::{
     Ebpf,
-    programs::{
-        CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, ProgramError, cgroup_skb::CgroupSkbLinkId,
-    },
+    programs::{Program, links::FdLink},
 };
 use portwatch_common::{MAX_RECEIVERS, names};
 
 use self::{budget::Budget, peers::Peers};
-use super::{Health, Sensor, SensorError, attach::attached};
+use super::{
+    Health, Sensor, SensorError,
+    attach::{attached, link},
+    object::load_program,
+};
 use crate::linux::cgroup::open_by_id;
 
 /// Whether and how datagrams are looked at.
@@ -75,12 +79,18 @@ pub(super) struct Receive {
 /// A cgroup with sockets on watched ports.
 struct Cgroup {
     directory: OwnedFd,
+    /// Where it is.
+    path: PathBuf,
     sockets: usize,
-    /// None while it is taken off.
-    link: Option<CgroupSkbLinkId>,
+    /// Whether the program is to be attached here: it runs for the sockets of all cgroups below, once for
+    /// each place that it is attached to.
+    is_wanted: bool,
+    link: Option<FdLink>,
     idle_since: Option<Instant>,
-    /// When to put it back.
+    /// When to put it back, where it was taken off.
     off_until: Option<Instant>,
+    /// Whether it was reported as taken off, and not as put back.
+    is_off_reported: bool,
 }
 
 impl Receive {
@@ -128,25 +138,60 @@ impl Receive {
         }
         if self.cgroups.len() >= MAX_CGROUPS {
             // Room for one that is in use.
-            self.detach(ebpf, |cgroup| cgroup.idle_since.is_some());
+            self.detach(|cgroup| cgroup.idle_since.is_some());
         }
         if self.cgroups.len() >= MAX_CGROUPS {
             return Err(format!("sockets are in more than {MAX_CGROUPS} cgroups"));
         }
         let root = self.root.as_ref();
-        let directory = root.and_then(|root| open_by_id(root, id)).ok_or_else(|| {
+        let opened = root
+            .and_then(|root| open_by_id(root, id))
+            .and_then(|directory| Some((path(&directory)?, directory)));
+        let (path, directory) = opened.ok_or_else(|| {
             format!("the cgroup with id {id} has been removed, or cannot be opened")
         })?;
-        let link = attach(ebpf, directory.as_fd()).map_err(|error| error.to_string())?;
         let cgroup = Cgroup {
             directory,
+            path,
             sockets: 1,
-            link: Some(link),
+            is_wanted: false,
+            link: None,
             idle_since: None,
             off_until: None,
+            is_off_reported: false,
         };
         self.cgroups.insert(id, cgroup);
-        Ok(())
+        self.align(ebpf).inspect_err(|_| {
+            self.cgroups.remove(&id);
+        })
+    }
+
+    /// Attaches the program to each of the cgroups, but for those within another, and for those that it is
+    /// taken off. Detaches it from these first, so that no datagram is counted twice.
+    fn align(&mut self, ebpf: &mut Ebpf) -> Result<(), String> {
+        let is_on = |cgroup: &&Cgroup| cgroup.off_until.is_none();
+        let outer = self.cgroups.values().filter(is_on);
+        let outer: Vec<PathBuf> = outer.map(|cgroup| cgroup.path.clone()).collect();
+        for cgroup in self.cgroups.values_mut() {
+            let path = &cgroup.path;
+            let is_within = outer
+                .iter()
+                .any(|outer| outer != path && path.starts_with(outer));
+            cgroup.is_wanted = cgroup.off_until.is_none() && !is_within;
+            if !cgroup.is_wanted {
+                cgroup.link = None;
+            }
+        }
+        let mut result = Ok(());
+        for cgroup in self.cgroups.values_mut() {
+            if cgroup.is_wanted && cgroup.link.is_none() {
+                match attach(ebpf, cgroup.directory.as_fd()) {
+                    Ok(link) => cgroup.link = Some(link),
+                    Err(error) => result = Err(error.to_string()),
+                }
+            }
+        }
+        result
     }
 
     fn leave(&mut self, id: u64) {
@@ -165,19 +210,14 @@ impl Receive {
         self.peers.forget(cookie);
     }
 
+    /// Detaches the program everywhere.
+    pub(super) fn disarm(&mut self) {
+        self.cgroups.clear();
+    }
+
     /// Detaches the program from such cgroups.
-    fn detach(&mut self, ebpf: &mut Ebpf, is_over: impl Fn(&Cgroup) -> bool) {
-        let over: Vec<u64> = self
-            .cgroups
-            .iter()
-            .filter(|(_, cgroup)| is_over(cgroup))
-            .map(|(id, _)| *id)
-            .collect();
-        for id in over {
-            if let Some(cgroup) = self.cgroups.remove(&id) {
-                take_off(ebpf, cgroup.link);
-            }
-        }
+    fn detach(&mut self, is_over: impl Fn(&Cgroup) -> bool) {
+        self.cgroups.retain(|_, cgroup| !is_over(cgroup));
     }
 
     /// Attaches it again where somebody has detached it.
@@ -190,11 +230,12 @@ impl Receive {
         for (id, cgroup) in &mut self.cgroups {
             let is_there = attached(cgroup.directory.as_fd(), INGRESS)
                 .is_ok_and(|programs| programs.contains(&program));
-            if is_there || cgroup.off_until.is_some() {
+            // One without sockets can be gone, as of a service that has ended.
+            if is_there || !cgroup.is_wanted || cgroup.sockets == 0 {
                 continue;
             }
             let was_there = cgroup.link.is_some();
-            take_off(ebpf, cgroup.link.take());
+            cgroup.link = None;
             let result = attach(ebpf, cgroup.directory.as_fd());
             let detail = match &result {
                 Ok(_) => format!(
@@ -249,9 +290,7 @@ impl Sensor {
             for cookie in self.receiving().collect::<Vec<_>>() {
                 self.stop_receiving(cookie);
             }
-            if let Some(ebpf) = &mut self.ebpf {
-                self.receive.detach(ebpf, |_| true);
-            }
+            self.receive.disarm();
         }
     }
 
@@ -273,9 +312,8 @@ impl Sensor {
         let sockets = &self.receive.sockets;
         let is_known = |cookie| sockets.contains_key(&cookie) || is_open(cookie);
         self.receive.peers.sweep(is_known);
-        self.receive.detach(ebpf, |cgroup| {
-            cgroup.idle_since.is_some_and(|since| now - since >= LINGER)
-        });
+        self.receive
+            .detach(|cgroup| cgroup.idle_since.is_some_and(|since| now - since >= LINGER));
         let mut changes = self.receive.keep_to_budget(ebpf, now);
         let problem = self.receive.problem.take();
         if problem.is_some() && problem != self.receive.reported {
@@ -299,15 +337,11 @@ impl Sensor {
 
 const NAME: &str = names::RECEIVE;
 
-fn program(ebpf: &mut Ebpf) -> Result<&mut CgroupSkb, SensorError> {
-    let program = ebpf.program_mut(NAME);
-    let program = program.ok_or_else(|| {
-        let missing = std::io::Error::other(format!("has no program {NAME}"));
+fn program(ebpf: &mut Ebpf) -> Result<&mut Program, SensorError> {
+    ebpf.program_mut(NAME).ok_or_else(|| {
+        let missing = io::Error::other(format!("has no program {NAME}"));
         SensorError::kernel("the eBPF object", &missing)
-    })?;
-    program
-        .try_into()
-        .map_err(|error| SensorError::program(NAME, error))
+    })
 }
 
 /// Loads the program, unless it is loaded.
@@ -316,25 +350,15 @@ pub(super) fn load(ebpf: &mut Ebpf) -> Result<(), SensorError> {
     if program.fd().is_ok() {
         return Ok(());
     }
-    program
-        .load()
-        .map_err(|error| SensorError::program(NAME, error))
+    load_program(program).map_err(|error| SensorError::program(NAME, error))
 }
 
-fn attach(ebpf: &mut Ebpf, cgroup: BorrowedFd<'_>) -> Result<CgroupSkbLinkId, SensorError> {
-    let failed = |error: ProgramError| SensorError::attach(NAME, &error);
-    program(ebpf)?
-        .attach(
-            cgroup,
-            CgroupSkbAttachType::Ingress,
-            CgroupAttachMode::Single,
-        )
-        .map_err(failed)
+/// Where an open directory is.
+fn path(directory: &OwnedFd) -> Option<PathBuf> {
+    fs::read_link(format!("/proc/self/fd/{}", directory.as_raw_fd())).ok()
 }
 
-fn take_off(ebpf: &mut Ebpf, link: Option<CgroupSkbLinkId>) {
-    if let (Ok(program), Some(link)) = (program(ebpf), link) {
-        // It detaches when its descriptor is closed, whatever the kernel returns.
-        let _ = program.detach(link);
-    }
+/// Attaches the program for as long as the link lives.
+fn attach(ebpf: &mut Ebpf, cgroup: BorrowedFd<'_>) -> Result<FdLink, SensorError> {
+    link(NAME, program(ebpf)?, cgroup)
 }

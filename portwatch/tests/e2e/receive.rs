@@ -1,5 +1,8 @@
 //! Who sends datagrams to sockets on watched ports.
 
+mod cgroups;
+mod packets;
+
 use std::net::UdpSocket;
 
 use nix::sys::signal::Signal;
@@ -7,7 +10,7 @@ use serde_json::Value;
 
 use crate::{
     assert_alert,
-    support::{Cgroup, Helper, Monitor, Namespace, in_namespace},
+    support::{Helper, Monitor, Namespace, in_namespace},
 };
 
 /// Sends again and again until the monitor reports something: it looks at datagrams only some time
@@ -217,30 +220,6 @@ fn a_socket_that_was_there_before_the_monitor_is_looked_at_too() {
 }
 
 #[test]
-fn a_socket_that_was_created_in_another_cgroup_is_looked_at_there() {
-    let (first, second) = (Cgroup::new("created"), Cgroup::new("bound"));
-    in_namespace(|namespace| {
-        let monitor = Monitor::start(&[]);
-        let script = format!(
-            "use Socket; $| = 1; socket(my $s, PF_INET, SOCK_DGRAM, 0) or die; \
-             open my $f, '>', '{}/cgroup.procs' or die; print $f $$; close $f or die; \
-             bind($s, sockaddr_in(976, INADDR_LOOPBACK)) or die; print \"bound\\n\"; <STDIN>",
-            second.path().display()
-        );
-        let mut server = first.start_perl(&script);
-        server.wait_for("bound");
-        bound(&monitor, namespace);
-        let receive = until_reported(&monitor, namespace, "127.0.0.2:0", "127.0.0.1:976");
-        assert_alert!(receive, { "process/pid" => server.pid() });
-        server.resume();
-        server.wait();
-        let close = monitor.alert(namespace.inode);
-        assert_alert!(close, { "event" => "close", "received/peers" => 1 });
-        monitor.stop_without_more(namespace.inode);
-    });
-}
-
-#[test]
 fn without_receive_no_datagram_is_looked_at() {
     in_namespace(|namespace| {
         let monitor = Monitor::start(&["--no-receive"]);
@@ -253,112 +232,6 @@ fn without_receive_no_datagram_is_looked_at() {
         let close = monitor.alert(namespace.inode);
         assert_alert!(close, { "event" => "close", "received" => Value::Null });
         drop(monitor);
-    });
-}
-
-#[test]
-fn other_kinds_of_sockets_and_of_datagrams_are_looked_at_too() {
-    use socket2::{Domain, Protocol, Socket, Type};
-    let udplite = Protocol::from(libc::IPPROTO_UDPLITE);
-    in_namespace(|namespace| {
-        namespace.ip("route add 224.0.0.0/4 dev lo");
-        let monitor = Monitor::start(&[]);
-        // Transport, protocol, whether it is connected, and where the sender sends to.
-        for (transport, protocol, is_connected, to) in [
-            ("udp", Protocol::UDP, true, "127.0.0.1:976"),
-            ("udp", Protocol::UDP, false, "224.0.0.251:976"),
-            ("udp", Protocol::UDP, false, "255.255.255.255:976"),
-            ("udplite", udplite, false, "127.0.0.1:976"),
-        ] {
-            let open = || Socket::new(Domain::IPV4, Type::DGRAM, Some(protocol));
-            let (Ok(server), Ok(client)) = (open(), open()) else {
-                // This kernel has no UDP-Lite (from Linux 7.1 on).
-                continue;
-            };
-            let address = |text: &str| text.parse::<std::net::SocketAddr>().unwrap().into();
-            server.set_reuse_address(true).unwrap();
-            server.bind(&address("0.0.0.0:976")).unwrap();
-            let group = std::net::Ipv4Addr::new(224, 0, 0, 251);
-            server
-                .join_multicast_v4(&group, &std::net::Ipv4Addr::LOCALHOST)
-                .unwrap();
-            client.bind(&address("127.0.0.1:0")).unwrap();
-            client.set_broadcast(true).unwrap();
-            let from = client.local_addr().unwrap();
-            if is_connected {
-                server.connect(&from).unwrap();
-            }
-            bound(&monitor, namespace);
-            let receive = until(&monitor, namespace, || {
-                // The kernel can have no route for a broadcast.
-                client.send_to(b"hello", &address(to)).is_ok()
-            });
-            let Some(receive) = receive else { continue };
-            assert_alert!(receive, {
-                "event" => "receive",
-                "severity" => "warning",
-                "transport" => transport,
-                "peer/port" => from.as_socket().unwrap().port(),
-            });
-            drop(server);
-            let close = monitor.alert(namespace.inode);
-            assert_alert!(close, { "event" => "close", "transport" => transport, "received/peers" => 1 });
-        }
-        monitor.stop_without_more(namespace.inode);
-    });
-}
-
-/// A datagram is seen whole, whatever its form is, and with the sender's port.
-#[test]
-fn fragments_and_extension_headers_hide_no_sender() {
-    in_namespace(|namespace| {
-        namespace.ip("link set lo mtu 1400");
-        let monitor = Monitor::start(&[]);
-        let server = UdpSocket::bind("[::]:976").unwrap();
-        bound(&monitor, namespace);
-        until_reported(&monitor, namespace, "127.0.0.9:0", "127.0.0.1:976");
-        // Four fragments, or eight bytes of destination options before the header of UDP.
-        for (from, to, bytes, has_options) in [
-            ("127.0.0.2:0", "127.0.0.1:976", 5000, false),
-            ("[::1]:0", "[::1]:976", 5000, false),
-            ("[fd00::1]:0", "[::1]:976", 40, true),
-        ] {
-            if has_options {
-                namespace.ip("addr add fd00::1/64 dev lo nodad");
-            }
-            let client = UdpSocket::bind(from).unwrap();
-            if has_options {
-                let options = [0_u8, 0, 1, 4, 0, 0, 0, 0];
-                // SAFETY: the option's value is the eight bytes.
-                let set = unsafe {
-                    libc::setsockopt(
-                        std::os::fd::AsRawFd::as_raw_fd(&client),
-                        libc::IPPROTO_IPV6,
-                        libc::IPV6_DSTOPTS,
-                        options.as_ptr().cast(),
-                        8,
-                    )
-                };
-                assert_eq!(set, 0, "{}", std::io::Error::last_os_error());
-            }
-            client.send_to(&vec![7; bytes], to).unwrap();
-            let receive = monitor.alert(namespace.inode);
-            assert_alert!(receive, {
-                "event" => "receive",
-                "peer/address" => client.local_addr().unwrap().ip().to_string(),
-                "peer/port" => client.local_addr().unwrap().port(),
-            });
-        }
-        drop(server);
-        let close = monitor.alert(namespace.inode);
-        let received = |key: &str| close["received"][key].as_u64().unwrap();
-        // The first sender's, of five bytes each, and these three.
-        let others = (received("datagrams") - 3) * 5;
-        assert_eq!(
-            (received("bytes"), received("peers")),
-            (5000 + 5000 + 40 + others, 4)
-        );
-        monitor.stop_without_more(namespace.inode);
     });
 }
 

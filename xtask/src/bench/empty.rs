@@ -59,14 +59,8 @@ pub(super) struct Empty {
 impl Empty {
     /// Attaches them to the root cgroup.
     pub(super) fn attach() -> Result<Self> {
-        let mounts = std::fs::read_to_string("/proc/mounts")?;
-        let root = mounts
-            .lines()
-            .filter_map(|line| line.split_once(' ')?.1.split_once(" cgroup2 "))
-            .map(|(mount_point, _)| mount_point)
-            .next()
-            .context("no cgroup v2 is mounted")?;
-        let cgroup = File::open(root).with_context(|| format!("opening {root}"))?;
+        let root = cgroup_root()?;
+        let cgroup = File::open(&root).with_context(|| format!("opening {root}"))?;
         let mut empty = Self {
             cgroup,
             programs: Vec::new(),
@@ -99,6 +93,16 @@ impl Drop for Empty {
             let _ = call(DETACH, &mut attachment);
         }
     }
+}
+
+/// Where cgroup v2 is mounted.
+pub(super) fn cgroup_root() -> Result<String> {
+    let mounts = std::fs::read_to_string("/proc/mounts")?;
+    let mut points = mounts
+        .lines()
+        .filter_map(|line| line.split_once(' ')?.1.split_once(" cgroup2 "));
+    let (root, _) = points.next().context("no cgroup v2 is mounted")?;
+    Ok(root.to_owned())
 }
 
 fn load(name: &str, kind: u32, attach_type: u32) -> io::Result<OwnedFd> {

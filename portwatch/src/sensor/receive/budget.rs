@@ -1,9 +1,8 @@
 //! What the program may cost where it looks at packets for other ports.
+#![forbid(unsafe_code)]
 
 use std::{
-    collections::BTreeMap,
     fs::File,
-    os::fd::{AsFd as _, AsRawFd as _},
     path::PathBuf,
     time::{Duration, Instant},
 };
@@ -14,7 +13,7 @@ use aya::{
 };
 use portwatch_common::names;
 
-use super::{Receive, attach, take_off};
+use super::{Receive, path};
 use crate::{
     linux::cgroup::open_by_id,
     model::Printable,
@@ -70,16 +69,11 @@ impl Budget {
             let count = self.busy.get(&id, 0).unwrap_or(0);
             let _ = self.busy.remove(&id);
             let directory = open_by_id(root, id);
-            let path = directory.and_then(|directory| path(directory.as_raw_fd()));
+            let path = directory.and_then(|directory| path(&directory));
             busy.extend(path.map(|path| (path, count)));
         }
         busy
     }
-}
-
-/// Where a cgroup's directory is.
-fn path(directory: i32) -> Option<PathBuf> {
-    std::fs::read_link(format!("/proc/self/fd/{directory}")).ok()
 }
 
 impl Receive {
@@ -93,37 +87,29 @@ impl Receive {
         }
         let rate = self.budget.rate(now);
         if let Some(rate) = rate.filter(|rate| *rate > self.settings.max_rate) {
-            changes.extend(self.take_off_busiest(ebpf, rate, now));
+            changes.extend(self.take_off_busiest(rate, now));
         } else if rate.is_some() {
             changes.extend(self.find_calm());
         }
         for cgroup in self.cgroups.values_mut() {
-            if cgroup.link.is_none() && cgroup.off_until.is_some_and(|until| until <= now) {
-                cgroup.link = attach(ebpf, cgroup.directory.as_fd()).ok();
-            }
+            cgroup.off_until = cgroup.off_until.filter(|until| *until > now);
         }
+        // What cannot be attached is reported by the next check.
+        let _ = self.align(ebpf);
         changes
     }
 
-    fn take_off_busiest(&mut self, ebpf: &mut Ebpf, rate: u64, now: Instant) -> Option<Health> {
+    fn take_off_busiest(&mut self, rate: u64, now: Instant) -> Option<Health> {
         let busy = self.budget.take_busy(self.root.as_ref()?);
-        let mut charges: BTreeMap<u64, (u64, PathBuf)> = BTreeMap::new();
-        for (id, cgroup) in &self.cgroups {
-            let Some(path) = path(cgroup.directory.as_raw_fd()) else {
-                continue;
-            };
+        let attached = self.cgroups.values_mut().filter(|one| one.link.is_some());
+        let busiest = attached.max_by_key(|cgroup| {
             // The program sees what is below, too.
-            let within = busy.iter().filter(|(busy, _)| busy.starts_with(&path));
-            let charge = within.map(|(_, count)| count).sum();
-            if cgroup.link.is_some() {
-                charges.insert(*id, (charge, path));
-            }
-        }
-        let (id, (_, path)) = charges.into_iter().max_by_key(|(_, (charge, _))| *charge)?;
-        let cgroup = self.cgroups.get_mut(&id)?;
-        take_off(ebpf, cgroup.link.take());
-        let is_new = cgroup.off_until.replace(now + OFF).is_none();
-        let path = Printable::from_bytes(path.as_os_str().as_encoded_bytes());
+            let within = busy.iter().filter(|(at, _)| at.starts_with(&cgroup.path));
+            within.map(|(_, count)| count).sum::<u64>()
+        })?;
+        busiest.off_until = Some(now + OFF);
+        let is_new = !std::mem::replace(&mut busiest.is_off_reported, true);
+        let path = Printable::from_bytes(busiest.path.as_os_str().as_encoded_bytes());
         is_new.then(|| Health {
             regained: false,
             detail: format!(
@@ -136,13 +122,12 @@ impl Receive {
     /// Those that were put back, and are not too busy.
     fn find_calm(&mut self) -> Vec<Health> {
         let mut changes = Vec::new();
-        for (id, cgroup) in &mut self.cgroups {
-            if cgroup.link.is_some() && cgroup.off_until.take().is_some() {
+        for cgroup in self.cgroups.values_mut() {
+            if cgroup.off_until.is_none() && std::mem::take(&mut cgroup.is_off_reported) {
+                let path = Printable::from_bytes(cgroup.path.as_os_str().as_encoded_bytes());
                 changes.push(Health {
                     regained: true,
-                    detail: format!(
-                        "the datagrams of sockets in the cgroup with id {id} are seen again"
-                    ),
+                    detail: format!("the datagrams of sockets in {path} are seen again"),
                 });
             }
         }

@@ -1,36 +1,41 @@
 //! What the BPF programs counted of datagrams: by socket, and by peer.
+#![forbid(unsafe_code)]
 
 use std::{
     collections::{HashMap as Map, HashSet},
     net::IpAddr,
 };
 
-use aya::{
-    Ebpf,
-    maps::{HashMap, MapData},
-};
-use portwatch_common::{FAMILY_IPV4, FAMILY_IPV6, PeerKey, Receiver, names};
+use aya::{Ebpf, maps::HashMap};
+use portwatch_common::{FAMILY_IPV4, FAMILY_IPV6, MAX_RECEIVERS, PeerKey, Receiver, names};
 
 use crate::{
     model::{Event, Received},
     sensor::{
         Sensor, SensorError,
-        maps::{Plain, map},
+        maps::{
+            Plain,
+            batch::{Batch, PlainMap},
+            map,
+        },
     },
 };
 
 pub(super) struct Peers {
-    receivers: HashMap<MapData, u64, Plain<Receiver>>,
-    peers: HashMap<MapData, Plain<PeerKey>, Plain<portwatch_common::Peer>>,
-    /// The addresses that were reported of each socket, by cookie; bounded by the limits of the BPF
-    /// programs.
+    receivers: PlainMap<u64, Receiver>,
+    peers: PlainMap<PeerKey, portwatch_common::Peer>,
+    /// The addresses that were reported of each socket, by cookie: all that have a key in the map. Bounded
+    /// by the limits of the BPF programs.
     reported: Map<u64, HashSet<PeerKey>>,
     /// Cookies that nobody knew at the last look.
     unknown: HashSet<u64>,
+    batch: Batch<u64, Receiver>,
+    /// The bucket of `receivers` that is looked at next.
+    bucket: Option<u32>,
 }
 
-/// Entries of each map that are looked at in one turn.
-const SWEPT: usize = 1024;
+/// Sockets of the map that are looked at in one turn.
+const BATCH: usize = 1024;
 
 impl Peers {
     pub(super) fn new(ebpf: &mut Ebpf) -> Result<Self, SensorError> {
@@ -41,12 +46,14 @@ impl Peers {
             peers: map(peers, names::PEERS, HashMap::try_from)?,
             reported: Map::new(),
             unknown: HashSet::new(),
+            batch: Batch::new(BATCH),
+            bucket: None,
         })
     }
 
     /// Removes what was counted for a socket that is gone.
     pub(super) fn forget(&mut self, cookie: u64) {
-        let _ = self.receivers.remove(&cookie);
+        let _ = self.receivers.remove(&Plain(cookie));
         for key in self.reported.remove(&cookie).into_iter().flatten() {
             // It has one of the two, unless it was the first from another host.
             let is_removed = self.peers.remove(&Plain(key)).is_ok();
@@ -60,34 +67,21 @@ impl Peers {
     /// counted and not reported, or a datagram came while they closed. One that was just bound is known
     /// at the next look.
     pub(super) fn sweep(&mut self, is_known: impl Fn(u64) -> bool) {
-        let receivers = self.receivers.keys().take(SWEPT).filter_map(Result::ok);
-        let receivers: Vec<u64> = receivers.filter(|cookie| !is_known(*cookie)).collect();
-        let peers = self.peers.keys().take(SWEPT).filter_map(Result::ok);
-        let peers: Vec<PeerKey> = peers
-            .map(|Plain(key)| key)
-            .filter(|key| !is_known(key.cookie))
-            .collect();
-        let before = std::mem::take(&mut self.unknown);
-        for cookie in &receivers {
-            if before.contains(cookie) {
-                self.forget(*cookie);
+        for cookie in std::mem::take(&mut self.unknown) {
+            if !is_known(cookie) {
+                self.forget(cookie);
             }
         }
-        for key in &peers {
-            if before.contains(&key.cookie) {
-                let _ = self.peers.remove(&Plain(*key));
-            }
-        }
-        let reported: Vec<u64> = self.reported.keys().copied().take(SWEPT).collect();
-        let reported: Vec<u64> = reported.into_iter().filter(|one| !is_known(*one)).collect();
-        for cookie in &reported {
-            if before.contains(cookie) {
-                self.forget(*cookie);
-            }
-        }
-        self.unknown.extend(receivers);
-        self.unknown.extend(peers.iter().map(|key| key.cookie));
-        self.unknown.extend(reported);
+        let is_unknown = |cookie: &u64| !is_known(*cookie);
+        let reported = self.reported.keys().copied();
+        self.unknown.extend(reported.filter(is_unknown));
+        let limit = MAX_RECEIVERS as usize;
+        let Ok((read, next)) = self.batch.read(&self.receivers, self.bucket, limit) else {
+            return;
+        };
+        self.bucket = next;
+        let receivers = self.batch.entries(read).map(|(cookie, _)| *cookie);
+        self.unknown.extend(receivers.filter(is_unknown));
     }
 
     /// How many peers of all sockets are counted.
@@ -97,7 +91,7 @@ impl Peers {
     }
 
     fn received(&self, cookie: u64) -> Option<Received> {
-        let Plain(receiver) = self.receivers.get(&cookie, 0).ok()?;
+        let Plain(receiver) = self.receivers.get(&Plain(cookie), 0).ok()?;
         Some(Received {
             datagrams: receiver.datagrams,
             bytes: receiver.bytes,

@@ -49,14 +49,7 @@ fn in_namespace(test: impl FnOnce() + Send) {
 
 /// The id of this process's cgroup: its sockets are in it.
 fn own_cgroup() -> u64 {
-    let text = fs::read_to_string("/proc/self/cgroup").unwrap();
-    let path = text
-        .lines()
-        .find_map(|line| line.strip_prefix("0::/"))
-        .unwrap();
-    fs::metadata(cgroup::root().unwrap().join(path))
-        .unwrap()
-        .ino()
+    cgroup::own().unwrap().metadata().unwrap().ino()
 }
 
 #[test]
@@ -136,6 +129,94 @@ fn the_program_is_attached_only_while_a_socket_of_the_cgroup_is_looked_at() {
     });
 }
 
+/// A new cgroup below this process's; removed when dropped.
+struct Below {
+    path: PathBuf,
+    id: u64,
+}
+
+impl Below {
+    fn new(name: &str) -> Self {
+        let name = format!("portwatch-test-{}-{name}", std::process::id());
+        let path = cgroup::own().unwrap().join(name);
+        fs::create_dir(&path).unwrap();
+        let id = path.metadata().unwrap().ino();
+        Self { path, id }
+    }
+}
+
+impl Drop for Below {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir(&self.path);
+    }
+}
+
+#[test]
+fn the_program_is_attached_once_for_cgroups_within_each_other() {
+    in_namespace(|| {
+        let (mut sensor, own, inner) = (sensor(), own_cgroup(), Below::new("inner"));
+        sensor.start_receiving(1, inner.id);
+        assert!(is_attached(&mut sensor, inner.id));
+        sensor.start_receiving(2, own);
+        assert!(is_attached(&mut sensor, own) && !is_attached(&mut sensor, inner.id));
+        // That it is not attached there is no fault.
+        assert_eq!(sensor.check_receive(), []);
+        // While it is off the outer one, and when that has no socket any more.
+        let until = Instant::now() + Duration::from_hours(1);
+        sensor.receive.cgroups.get_mut(&own).unwrap().off_until = Some(until);
+        sensor.tend_receive(|_| true);
+        assert!(!is_attached(&mut sensor, own) && is_attached(&mut sensor, inner.id));
+        sensor.receive.cgroups.get_mut(&own).unwrap().off_until = None;
+        sensor.tend_receive(|_| true);
+        assert!(is_attached(&mut sensor, own) && !is_attached(&mut sensor, inner.id));
+        sensor.stop_receiving(2);
+        while is_attached(&mut sensor, own) {
+            sensor.tend_receive(|_| true);
+        }
+        assert!(is_attached(&mut sensor, inner.id));
+        sensor.disarm();
+        assert_eq!(sensor.receive.cgroups.len(), 0);
+    });
+}
+
+#[test]
+fn the_number_of_cgroups_is_bounded_and_one_that_is_not_used_makes_room() {
+    in_namespace(|| {
+        let mut sensor = sensor();
+        let cgroups: Vec<Below> = (0..=MAX_CGROUPS)
+            .map(|index| Below::new(&format!("many-{index}")))
+            .collect();
+        for (cookie, cgroup) in (1..).zip(&cgroups) {
+            sensor.start_receiving(cookie, cgroup.id);
+        }
+        assert_eq!(sensor.receive.cgroups.len(), MAX_CGROUPS);
+        let problems = sensor.tend_receive(|_| true);
+        assert!(
+            matches!(&*problems, [one] if one.detail.contains("more than 64 cgroups")),
+            "{problems:?}"
+        );
+        sensor.stop_receiving(1);
+        let last = cgroups.last().unwrap().id;
+        sensor.start_receiving(MAX_CGROUPS as u64 + 1, last);
+        assert!(is_attached(&mut sensor, last) && !is_attached(&mut sensor, cgroups[0].id));
+        assert_eq!(sensor.tend_receive(|_| true), []);
+    });
+}
+
+#[test]
+fn a_cgroup_that_is_removed_after_its_last_socket_is_no_fault() {
+    in_namespace(|| {
+        let (mut sensor, cgroup) = (sensor(), Below::new("removed"));
+        sensor.start_receiving(1, cgroup.id);
+        sensor.stop_receiving(1);
+        drop(cgroup);
+        assert_eq!(sensor.check_receive(), []);
+        while sensor.is_receiving() {
+            assert_eq!(sensor.tend_receive(|_| true), []);
+        }
+    });
+}
+
 #[test]
 fn a_cgroup_that_is_gone_is_reported_once() {
     in_namespace(|| {
@@ -160,8 +241,7 @@ fn a_program_that_somebody_detached_is_attached_again() {
         let (mut sensor, own) = (sensor(), own_cgroup());
         sensor.start_receiving(1, own);
         assert_eq!(sensor.check_receive(), []);
-        let link = sensor.receive.cgroups.get_mut(&own).unwrap().link.take();
-        take_off(sensor.ebpf.as_mut().unwrap(), link);
+        sensor.receive.cgroups.get_mut(&own).unwrap().link = None;
         assert!(!is_attached(&mut sensor, own));
         let changes = sensor.check_receive();
         assert!(
@@ -273,6 +353,9 @@ fn what_is_counted_for_a_socket_that_nobody_knows_is_forgotten() {
         sensor.start_receiving(u64::MAX, own_cgroup());
         let client = UdpSocket::bind("127.0.0.2:0").unwrap();
         client.send_to(b"x", ("127.0.0.1", PORT)).unwrap();
+        for event in events(&mut sensor, EventKind::Receive) {
+            sensor.note_receive(&event);
+        }
         for is_open in [true, true, false] {
             sensor.tend_receive(|_| is_open);
             assert!(sensor.received(cookie).is_some(), "{is_open}");
