@@ -44,29 +44,29 @@ fn server(address: &str) -> String {
 #[test]
 fn a_datagram_to_a_cgroup_within_another_is_counted_once() {
     in_namespace(|namespace| {
-        let outer = Cgroup::new("outer");
-        let inner = outer.below("inner");
-        let monitor = Monitor::start(&["--cgroup", outer.path().to_str().unwrap()]);
-        let mut servers =
-            [(&inner, "127.0.0.1"), (&outer, "127.0.0.2")].map(|(cgroup, address)| {
-                let mut server = cgroup.start_perl(&server(address));
-                server.wait_for("bound");
-                bound(&monitor, namespace);
-                until_reported(
-                    &monitor,
-                    namespace,
-                    "127.0.0.9:0",
-                    &format!("{address}:976"),
-                );
-                server
-            });
+        let around = Cgroup::new("outer");
+        let within = around.below("inner");
+        let monitor = Monitor::start(&["--cgroup", around.path().to_str().unwrap()]);
+        let servers = [(&within, "127.0.0.1"), (&around, "127.0.0.2")].map(|(cgroup, address)| {
+            let mut server = cgroup.start_perl(&server(address));
+            server.wait_for("bound");
+            bound(&monitor, namespace);
+            until_reported(
+                &monitor,
+                namespace,
+                "127.0.0.9:0",
+                &format!("{address}:976"),
+            );
+            server
+        });
         let client = UdpSocket::bind("127.0.0.8:0").unwrap();
         for _ in 0..100 {
             client.send_to(b"x", "127.0.0.1:976").unwrap();
         }
         assert_alert!(monitor.alert(namespace.inode), { "event" => "receive" });
-        servers[0].resume();
-        servers[0].wait();
+        let [mut inner, mut outer] = servers;
+        inner.resume();
+        inner.wait();
         let close = monitor.alert(namespace.inode);
         assert_alert!(close, { "event" => "close", "received/peers" => 2 });
         let received = |key: &str| close["received"][key].as_u64().unwrap();
@@ -76,8 +76,8 @@ fn a_datagram_to_a_cgroup_within_another_is_counted_once() {
             100 + (received("datagrams") - 100) * 5,
             "{close}"
         );
-        servers[1].resume();
-        servers[1].wait();
+        outer.resume();
+        outer.wait();
         assert_alert!(monitor.alert(namespace.inode), { "event" => "close" });
         monitor.stop_without_more(namespace.inode);
     });
