@@ -74,7 +74,7 @@ const BACKLOG: Duration = Duration::from_millis(200);
 /// [`sensor::SensorError`] when it cannot watch, [`StdoutGone`](crate::output::StdoutGone) when
 /// stdout is closed or full.
 pub fn run(options: &Options, registry: Registry) -> Result<()> {
-    memory::use_one_arena();
+    memory::set_up_allocator();
     // Before the runtime, which may start threads.
     let canary = sandbox::Canary::start(options.sensor.cgroup.as_deref());
     let sandbox = options.sandbox.then(sandbox::prepare);
