@@ -12,6 +12,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
+use nix::time::{ClockId, clock_gettime};
 use serde_json::Value;
 
 use super::{Figure, Profile, Row, agent::Agent, empty, median, quantile, spread, work};
@@ -19,8 +20,8 @@ use super::{Figure, Profile, Row, agent::Agent, empty, median, quantile, spread,
 /// The port that is watched.
 const WATCHED: &str = "127.0.0.1:976";
 
-/// Binds of which the delay is measured.
-const BINDS: usize = 100;
+/// Longer than the program stays attached after a close.
+const PAUSE: Duration = Duration::from_millis(2500);
 
 /// Datagrams over the loopback device, each sent and received: with nothing attached and with
 /// portwatch, in turns.
@@ -39,8 +40,7 @@ pub(super) fn measure(profile: Profile) -> Result<Vec<Row>> {
     .map(|what| (what, Cost::default()));
     for _ in 0..profile.rounds * 2 {
         let without = time_all(profile, [&elsewhere, &beside, &Pair::new(WATCHED)?])?;
-        let (agent, lines) = Agent::piped(&["--no-aggregate"])?;
-        let lines = read(lines);
+        let (agent, lines) = home.agent()?;
         let watched = Pair::new(WATCHED)?;
         watched.send_until_seen(&lines)?;
         let with = time_all(profile, [&elsewhere, &beside, &watched])?;
@@ -53,16 +53,16 @@ pub(super) fn measure(profile: Profile) -> Result<Vec<Row>> {
         }
     }
     let mut rows: Vec<Row> = costs.map(|(what, mut cost)| cost.row(what)).into();
-    rows.push(delay()?);
+    rows.push(delay(&home, profile.rounds * 4)?);
     Ok(rows)
 }
 
 /// The time from a bind to the first datagram that is counted.
-fn delay() -> Result<Row> {
-    let (agent, lines) = Agent::piped(&["--no-aggregate"])?;
-    let lines = read(lines);
+fn delay(home: &Cgroups, binds: usize) -> Result<Row> {
+    let (agent, lines) = home.agent()?;
     let mut delays = Vec::new();
-    for _ in 0..BINDS {
+    for _ in 0..binds {
+        thread::sleep(PAUSE);
         let pair = work::again(|| Pair::new(WATCHED))?;
         let bound = Instant::now();
         let sent = pair.send_until_seen(&lines)?;
@@ -76,7 +76,7 @@ fn delay() -> Result<Row> {
     agent.stop()?;
     let mut at = |share| Figure::Number(quantile(&mut delays, share), 2);
     Ok(
-        Row::new(format!("bind to the first counted datagram, {BINDS} binds"))
+        Row::new(format!("bind to the first counted datagram, {binds} binds"))
             .with("p50, ms", at(0.5))
             .with("p99, ms", at(0.99))
             .with("max, ms", at(1.0)),
@@ -87,9 +87,17 @@ fn time_all(profile: Profile, pairs: [&Pair; 3]) -> Result<[f64; 3]> {
     let mut times = [0.0; 3];
     for (time, pair) in times.iter_mut().zip(pairs) {
         work::time(profile.operations / 8, || pair.pass_on())?;
-        *time = work::time(profile.operations, || pair.pass_on())?;
+        let before = processor_time()?;
+        work::time(profile.operations, || pair.pass_on())?;
+        let spent = processor_time()? - before;
+        *time = spent.as_nanos() as f64 / f64::from(profile.operations);
     }
     Ok(times)
+}
+
+/// This thread's so far: over the loopback device it does the receiver's work as well.
+fn processor_time() -> Result<Duration> {
+    Ok(clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID)?.into())
 }
 
 #[derive(Default)]
@@ -102,7 +110,10 @@ struct Cost {
 impl Cost {
     fn row(&mut self, what: &str) -> Row {
         Row::new(format!("datagram {what}"))
-            .with("without portwatch, ns", median(&mut self.without, 0))
+            .with(
+                "processor time without portwatch, ns",
+                median(&mut self.without, 0),
+            )
             .with(
                 "more with portwatch, ns (middle half)",
                 spread(&mut self.differences, 0),
@@ -204,6 +215,16 @@ impl Cgroups {
     fn enter(&self, name: &str) -> Result<()> {
         let file = self.path(name).join("cgroup.procs");
         fs::write(file, "0").context("entering a cgroup")
+    }
+}
+
+impl Cgroups {
+    /// A monitor of the watched cgroup alone, since others on this host can use the same port.
+    fn agent(&self) -> Result<(Agent, Receiver<String>)> {
+        let cgroup = self.path("watched");
+        let cgroup = cgroup.to_str().context("not UTF-8")?;
+        let (agent, lines) = Agent::piped(&["--no-aggregate", "--cgroup", cgroup])?;
+        Ok((agent, read(lines)))
     }
 }
 
