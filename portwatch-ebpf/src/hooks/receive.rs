@@ -89,11 +89,11 @@ fn unwatched(skb: *mut __sk_buff) {
 fn sample(skb: *mut __sk_buff) {
     // SAFETY: the helper takes this program type's context.
     let cgroup = unsafe { bpf_skb_cgroup_id(skb) };
-    if let Some(count) = BUSY_CGROUPS.get_ptr_mut(&cgroup) {
+    if let Some(count) = BUSY_CGROUPS.get_ptr_mut(cgroup) {
         // SAFETY: a map's value, valid for the whole run.
         unsafe { add(count, SAMPLE) };
     } else {
-        let _ = BUSY_CGROUPS.insert(&cgroup, SAMPLE, 0);
+        let _ = BUSY_CGROUPS.insert(cgroup, SAMPLE, 0);
     }
 }
 
@@ -180,7 +180,7 @@ fn received(ctx: &SkBuffContext, sk: *mut bpf_sock, protocol: u8, port: u16) {
     let socket = socket(cookie, &packet, protocol, port);
     if !report_receive(&socket) {
         if is_added {
-            let _ = PEERS.remove(&key);
+            let _ = PEERS.remove(key);
         }
         // SAFETY: as above.
         unsafe { add(&raw mut (*receiver).others, datagrams) };
@@ -203,7 +203,7 @@ fn received(ctx: &SkBuffContext, sk: *mut bpf_sock, protocol: u8, port: u16) {
 
 #[inline(always)]
 fn receiver(cookie: u64) -> Option<*mut Receiver> {
-    if let Some(receiver) = RECEIVERS.get_ptr_mut(&cookie) {
+    if let Some(receiver) = RECEIVERS.get_ptr_mut(cookie) {
         return Some(receiver);
     }
     let new = Receiver {
@@ -214,8 +214,8 @@ fn receiver(cookie: u64) -> Option<*mut Receiver> {
         others: 0,
         is_reached: 0,
     };
-    let _ = RECEIVERS.insert(&cookie, new, BPF_NOEXIST.into());
-    RECEIVERS.get_ptr_mut(&cookie)
+    let _ = RECEIVERS.insert(cookie, new, BPF_NOEXIST.into());
+    RECEIVERS.get_ptr_mut(cookie)
 }
 
 /// Counts the packet for a peer; false where there is no such key.

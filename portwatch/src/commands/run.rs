@@ -41,7 +41,7 @@ pub struct Args {
     no_collapse: bool,
     /// Do not report who sends datagrams to UDP sockets
     ///
-    /// See [receive] in the rules file.
+    /// The same as enabled = false in the section receive of the rules file.
     #[arg(long)]
     no_receive: bool,
     /// Deny nothing; report what the rules would deny

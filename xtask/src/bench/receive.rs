@@ -89,7 +89,7 @@ fn time_all(profile: Profile, pairs: [&Pair; 3]) -> Result<[f64; 3]> {
         work::time(profile.operations / 8, || pair.pass_on())?;
         let before = processor_time()?;
         work::time(profile.operations, || pair.pass_on())?;
-        let spent = processor_time()? - before;
+        let spent = processor_time()?.saturating_sub(before);
         *time = spent.as_nanos() as f64 / f64::from(profile.operations);
     }
     Ok(times)
