@@ -61,6 +61,16 @@ pub mod names {
     /// Array of [`MAX_DENY_RULES`](super::MAX_DENY_RULES) [`DenyRule`](super::DenyRule)s for each
     /// bank.
     pub const DENY_RULES: &str = "DENY_RULES";
+    /// The program that sees datagrams, which is attached only while a socket is on a watched port.
+    pub const RECEIVE: &str = "receive";
+    /// Hash from a socket's cookie to its [`Receiver`](super::Receiver).
+    pub const RECEIVERS: &str = "RECEIVERS";
+    /// Hash from [`PeerKey`](super::PeerKey) to [`Peer`](super::Peer).
+    pub const PEERS: &str = "PEERS";
+    /// Per-CPU array of one `u64`: datagrams and segments for other ports.
+    pub const UNWATCHED_PACKETS: &str = "UNWATCHED_PACKETS";
+    /// LRU hash from the id of a socket's cgroup to `u64`: a sample of [`UNWATCHED_PACKETS`].
+    pub const BUSY_CGROUPS: &str = "BUSY_CGROUPS";
 }
 
 /// The bit that stands for an IP protocol number in the watched map; 0 for one that is never watched.
@@ -94,6 +104,8 @@ pub mod kind {
     /// A socket left the port whose [`CLOSE`] had [`known::SHUT_DOWN`](super::known::SHUT_DOWN), or
     /// was counted.
     pub const RELEASE: u8 = 7;
+    /// The first datagram that a socket got from an address.
+    pub const RECEIVE: u8 = 9;
 }
 
 /// Which optional parts of a [`Report`] the kernel filled: bits of [`Report::known`].
@@ -113,6 +125,8 @@ pub mod known {
     /// On a close: that the socket took the port was counted and not reported. `tgid` is the
     /// binder's.
     pub const COUNTED: u8 = 1 << 6;
+    /// On a receive: the datagram came from this host.
+    pub const FROM_HOST: u8 = 1 << 6;
     /// On an accept: `cookie` is the accepted socket's, since its listener has no mark.
     pub const ACCEPTED: u8 = 1 << 7;
     /// On a close: the socket has stopped listening, and may still exist and have its port.
@@ -145,6 +159,7 @@ mod deny;
 mod exec_info;
 mod kernel_offsets;
 pub mod protocol;
+mod receive;
 
 pub use control::{Control, CountedKey, MAX_COUNTED_SOCKETS, RepeatKey, Stats, counted};
 pub use deny::{
@@ -152,6 +167,10 @@ pub use deny::{
 };
 pub use exec_info::{ARGS_BYTES, EXE_BYTES, EXECFN_BYTES, ExecInfo, NAME_BYTES, exec_info_flags};
 pub use kernel_offsets::KernelOffsets;
+pub use receive::{
+    IPV4_PREFIX, IPV6_PREFIX, MAX_ADDRESSES, MAX_PEERS, MAX_PREFIXES, MAX_RECEIVERS, Peer, PeerKey,
+    Receiver,
+};
 
 /// One event as a BPF program writes it into the ring buffer, in the host's byte order but for
 /// the addresses. Without padding, so that every byte is written before it is submitted.

@@ -55,6 +55,12 @@ impl AvailableHelpers {
         netns: false,
     };
 
+    /// In softirq, without any.
+    pub const NONE: Self = Self {
+        task: false,
+        netns: false,
+    };
+
     /// In a `sock_ops` program, in the context of the task that acts.
     #[inline(always)]
     pub fn sock_ops() -> Self {

@@ -24,6 +24,7 @@ mod globals;
 mod hooks;
 mod kernel;
 mod marks;
+mod packet;
 mod repeats;
 mod report;
 mod ring;

@@ -41,6 +41,8 @@ pub struct Socket {
     pub connection: u8,
     /// On a close: whether it may still have its port.
     pub is_shut_down: bool,
+    /// On a receive: whether the datagram came from this host.
+    pub is_from_host: bool,
 }
 
 /// Identifies a socket.
@@ -79,6 +81,7 @@ impl Socket {
             counted: counted::COUNTED,
             connection: connection::NONE,
             is_shut_down: false,
+            is_from_host: false,
         }
     }
 }
@@ -160,6 +163,25 @@ pub fn report<C: EbpfContext>(
     0
 }
 
+/// Reports a receive, by no task. False where the ring is full.
+#[inline(always)]
+pub fn report_receive(socket: &Socket) -> bool {
+    let actor = Actor {
+        pid_tgid: 0,
+        tgid: 0,
+        start_ns: 0,
+        netns_cookie: 0,
+    };
+    let Some(mut entry) = reserve_report() else {
+        return false;
+    };
+    let helpers = AvailableHelpers::NONE;
+    // SAFETY: `entry` is a `Report` that was just reserved, 8-byte aligned.
+    unsafe { fill(entry.as_mut_ptr(), kind::RECEIVE, socket, &actor, helpers) };
+    submit_report(entry);
+    true
+}
+
 /// Who acts, and where; 0 for none, and no Option: verifiers before Linux 6.3 reject reads of what it
 /// leaves unset.
 struct Actor {
@@ -234,6 +256,9 @@ unsafe fn fill(
         }
         if socket.is_shut_down {
             knows |= known::SHUT_DOWN;
+        }
+        if socket.is_from_host {
+            knows |= known::FROM_HOST;
         }
         (&raw mut (*report).netns_cookie).write(actor.netns_cookie);
 

@@ -10,7 +10,8 @@ use crate::{
     aggregate::{Accepts, Group, Summary},
     decide::{Decided, RuleInfo},
     model::{
-        ConnectOutcome, EventKind, Origin, PortKey, Printable, Severity, SocketKey, Transport,
+        ConnectOutcome, EventKind, Origin, PortKey, Printable, Received, Severity, SocketKey,
+        Transport,
     },
     process::Process,
     registry::RegistryInfo,
@@ -112,7 +113,7 @@ pub struct Alert {
     pub family: Option<Family>,
     /// The local address.
     pub address: Option<IpAddr>,
-    /// The remote end, on accept and connect.
+    /// The remote end, on accept and connect; the sender, on receive.
     pub peer: Option<Peer>,
     /// The registry's entry for the port.
     pub registry: Option<Rc<RegistryInfo>>,
@@ -141,6 +142,8 @@ pub struct Alert {
     pub lost: Option<u64>,
     /// On a health alert, what happened.
     pub detail: Option<Printable>,
+    /// On a close, the datagrams that the socket has received; None where none was seen.
+    pub received: Option<Received>,
 }
 
 /// Bytes of [`Alert::detail`] in JSON.
@@ -198,6 +201,7 @@ impl Alert {
             summary: None,
             lost: None,
             detail: detail.map(Printable::from),
+            received: event.received,
         }
     }
 
@@ -294,6 +298,7 @@ impl Alert {
             summary: None,
             lost: None,
             detail: None,
+            received: None,
         }
     }
 }

@@ -157,5 +157,6 @@ fn event(kind: EventKind, cookie: u64, task: &Task) -> Event {
         outcome: None,
         accepted: None,
         close: CloseKind::Released,
+        is_from_host: false,
     }
 }

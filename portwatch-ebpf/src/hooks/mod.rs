@@ -2,6 +2,7 @@
 
 mod before_bind;
 mod bind;
+mod receive;
 mod release;
 mod state;
 mod tcp;

@@ -39,6 +39,11 @@ pub struct Args {
     /// The old name of --no-aggregate
     #[arg(long, hide = true)]
     no_collapse: bool,
+    /// Do not report who sends datagrams to UDP sockets
+    ///
+    /// The same as enabled = false in the section receive of the rules file.
+    #[arg(long)]
+    no_receive: bool,
     /// Deny nothing; report what the rules would deny
     #[arg(long)]
     dry_run: bool,
@@ -65,6 +70,7 @@ impl Args {
             all: self.all,
             dry_run: self.dry_run,
             no_aggregate: self.no_aggregate || self.no_collapse,
+            no_receive: self.no_receive,
         }
     }
 }
@@ -123,6 +129,13 @@ mod tests {
                 &["--no-aggregate"],
                 Overrides {
                     no_aggregate: true,
+                    ..none
+                },
+            ),
+            (
+                &["--no-receive"],
+                Overrides {
+                    no_receive: true,
                     ..none
                 },
             ),

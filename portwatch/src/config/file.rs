@@ -17,6 +17,7 @@ use crate::{
         RuleError, User,
     },
     registry::Status,
+    sensor::ReceiveSettings,
 };
 
 /// The contents of a file.
@@ -24,6 +25,7 @@ use crate::{
 pub(super) struct Contents {
     pub policy: Policy,
     pub aggregate: Settings,
+    pub receive: ReceiveSettings,
     pub deprecated: Vec<Deprecated>,
 }
 
@@ -78,6 +80,7 @@ struct File {
     rule: Vec<RawRule>,
     aggregate: Option<Spanned<RawAggregate>>,
     collapse: Option<Spanned<RawAggregate>>,
+    receive: Option<RawReceive>,
 }
 
 #[derive(Deserialize)]
@@ -115,6 +118,13 @@ struct RawAggregate {
     hold: Option<Spanned<HumanDuration>>,
 }
 
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawReceive {
+    enabled: Option<bool>,
+    max_rate: Option<u32>,
+}
+
 /// Reads the text of a file.
 pub(super) fn parse(text: &str) -> Result<Contents, Problem> {
     let file: File = toml::from_str(text).map_err(|error| {
@@ -133,6 +143,7 @@ pub(super) fn parse(text: &str) -> Result<Contents, Problem> {
     Ok(Contents {
         policy: policy(text, file.rule)?,
         aggregate,
+        receive: receive(file.receive.as_ref()),
         deprecated: deprecated.found,
     })
 }
@@ -269,6 +280,15 @@ fn settings(raw: RawAggregate, deprecated: &mut Renames<'_>) -> Result<Settings,
             .unwrap_or(default.idle_timeout),
         bind_delay: duration(bind_delay, "bind_delay", &BIND_DELAY)?.unwrap_or(default.bind_delay),
     })
+}
+
+fn receive(raw: Option<&RawReceive>) -> ReceiveSettings {
+    let default = ReceiveSettings::default();
+    let max_rate = raw.and_then(|raw| raw.max_rate).map(u64::from);
+    ReceiveSettings {
+        enabled: raw.and_then(|raw| raw.enabled).unwrap_or(default.enabled),
+        max_rate: max_rate.unwrap_or(default.max_rate),
+    }
 }
 
 fn duration(

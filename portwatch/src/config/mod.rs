@@ -16,6 +16,7 @@ use crate::{
     model::{DenyRules, Transport},
     policy::{DefaultScope, Policy},
     registry::Registry,
+    sensor::ReceiveSettings,
     util::input::{self, Allowed, InputError},
 };
 
@@ -43,6 +44,8 @@ pub struct Overrides {
     pub dry_run: bool,
     /// Aggregate nothing.
     pub no_aggregate: bool,
+    /// Look at no datagrams.
+    pub no_receive: bool,
 }
 
 /// The effective configuration.
@@ -56,6 +59,8 @@ pub struct Config {
     pub dry_run: bool,
     /// The limits of the aggregation.
     pub aggregate: Settings,
+    /// Whether and how datagrams are looked at.
+    pub receive: ReceiveSettings,
     /// For the operator: old names in the file, each as `FILE:LINE: old is now new`.
     pub warnings: Vec<String>,
     /// The file that was read; None without one.
@@ -103,6 +108,7 @@ impl Overrides {
         }
         config.dry_run = self.dry_run;
         config.aggregate.enabled &= !self.no_aggregate;
+        config.receive.enabled &= !self.no_receive;
         config
     }
 }
@@ -124,6 +130,7 @@ impl Config {
             warnings: warnings.collect(),
             policy: contents.policy,
             aggregate: contents.aggregate,
+            receive: contents.receive,
             path: Some(path.into()),
             ..Self::default()
         })

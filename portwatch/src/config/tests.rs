@@ -24,7 +24,7 @@ fn a_malformed_file_is_rejected_with_place_and_suggestion() {
         ("HEADevent = \"listne\"\n", "did you mean \"listen\"?"),
         (
             "HEADevent = \"bind\"\npeer = \"10.0.0.0/8\"\n",
-            "only accept and connect have a peer",
+            "only accept, connect and receive have a peer",
         ),
         (
             "HEADpeer = \"10.0.0.1/8\"\n",
@@ -59,7 +59,7 @@ fn a_malformed_file_is_rejected_with_place_and_suggestion() {
         ("[[rule]\n", "]"),
         (
             "[agregate]\n",
-            "did you mean \"aggregate\"? (known: rule, aggregate)",
+            "did you mean \"aggregate\"? (known: rule, aggregate, receive)",
         ),
         ("[aggregate]\ninterval = \"-1s\"\n", "is negative"),
         (
@@ -204,7 +204,7 @@ fn the_default_file_is_read_once_it_exists_and_a_named_one_must_exist() {
 fn the_command_line_overrides_the_file_every_time_it_is_read() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("portwatch.toml");
-    let text = "[aggregate]\nenabled = true\n\
+    let text = "[aggregate]\nenabled = true\n[receive]\nmax_rate = 5\n\
                 [[rule]]\nname = \"x\"\ndecide = \"deny\"\nport = 976\n";
     std::fs::write(&path, text).unwrap();
     let registry = Registry::embedded().unwrap();
@@ -215,6 +215,7 @@ fn the_command_line_overrides_the_file_every_time_it_is_read() {
                 all: true,
                 dry_run: true,
                 no_aggregate: true,
+                no_receive: true,
             },
             DefaultScope::All,
             false,
@@ -229,6 +230,8 @@ fn the_command_line_overrides_the_file_every_time_it_is_read() {
         for config in [source.load().unwrap(), source.load().unwrap()] {
             assert_eq!(config.scope, scope);
             assert_eq!(config.aggregate.enabled, aggregates);
+            assert_eq!(config.receive.enabled, aggregates);
+            assert_eq!(config.receive.max_rate, 5);
             assert_eq!(!config.deny_rules(&registry).rules.is_empty(), denies);
             let watched = config.watched(&registry, &[Transport::Tcp]).count();
             assert_eq!(watched == 1023, scope == DefaultScope::All, "{watched}");

@@ -13,7 +13,7 @@ use nix::unistd::{ROOT, Uid, setresuid};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 use super::{
-    plain::{MPTCP, connect_and_accept, ephemeral_port, open},
+    plain::{MPTCP, connect_and_accept, ephemeral_port, local_address, open},
     script::{ExpectedSocket, Script, Stop},
 };
 use crate::model::{
@@ -83,7 +83,10 @@ impl Path {
             alerts.expect(Listen);
             connect_and_accept(alerts, &other, local)?;
         } else {
-            self.open()?.send_to(b"x", &local.into())?;
+            let client = self.open()?;
+            client.bind(&SocketAddr::new(local.ip(), 0).into())?;
+            alerts.expect_receive(local.ip(), local_address(&client)?);
+            script.wait_while(|| client.send_to(b"x", &local.into()).map(drop))?;
             other.recv(&mut [std::mem::MaybeUninit::uninit(); 2])?;
             expect_nothing(&denied)?;
         }

@@ -15,6 +15,7 @@ mod namespaces;
 mod netlink;
 mod no_alert;
 mod plain;
+mod receive;
 mod rewrite;
 pub mod runner;
 mod script;
@@ -54,6 +55,19 @@ pub const ALL: &[Scenario] = &[
     scenario("UDP over IPv6, dual-stack", plain::udp_ipv6_wildcard),
     scenario("UDP-Lite over IPv4", plain::udplite_ipv4),
     scenario("UDP-Lite over IPv6", plain::udplite_ipv6),
+    scenario("datagram over IPv4", receive::ipv4),
+    scenario("datagram over IPv4, wildcard", receive::ipv4_wildcard),
+    scenario("datagram over IPv6", receive::ipv6),
+    scenario(
+        "datagram over IPv4 to a dual-stack socket",
+        receive::dual_stack,
+    ),
+    scenario("datagram to a connected socket", receive::connected),
+    scenario("datagram over UDP-Lite", receive::udplite),
+    scenario(
+        "datagram in another network namespace",
+        receive::other_network_namespace,
+    ),
     scenario("MPTCP, MPTCP client", mptcp::plain),
     scenario("MPTCP, TCP client", mptcp::fallback),
     scenario("MPTCP, two paths", mptcp::joined_path),

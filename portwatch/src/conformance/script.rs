@@ -5,10 +5,13 @@ use std::{
     fmt,
     io::{self, Read as _, Write as _},
     net::{IpAddr, SocketAddr, UdpSocket},
-    os::fd::AsRawFd as _,
+    os::fd::{AsFd as _, AsRawFd as _},
 };
 
-use nix::sched::{CloneFlags, unshare};
+use nix::{
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sched::{CloneFlags, unshare},
+};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -36,7 +39,7 @@ pub struct Expected {
     pub address: Option<IpAddr>,
     /// The alert's port.
     pub port: u16,
-    /// The alert's peer, of accepts and connects.
+    /// The alert's peer, of accepts, connects and receives.
     pub peer: Option<SocketAddr>,
     /// The pid of the alert's process.
     pub pid: Option<u32>,
@@ -108,8 +111,24 @@ impl Script {
     /// Waits until the monitor has printed all alerts so far, so that what it reads in /proc for
     /// them still exists.
     pub(super) fn wait(&mut self) -> Result<(), Stop> {
+        self.wait_while(|| Ok(()))
+    }
+
+    /// As [`wait`](Self::wait), and does `again` each millisecond until then.
+    pub(super) fn wait_while(
+        &mut self,
+        mut again: impl FnMut() -> io::Result<()>,
+    ) -> Result<(), Stop> {
         send(&Line::Wait);
-        match io::stdin().read(&mut [0])? {
+        let stdin = io::stdin();
+        let mut answer = [PollFd::new(stdin.as_fd(), PollFlags::POLLIN)];
+        loop {
+            again()?;
+            if poll(&mut answer, PollTimeout::from(1_u8))? > 0 {
+                break;
+            }
+        }
+        match stdin.lock().read(&mut [0])? {
             0 => Err(Stop::Failed(
                 "the runner stopped waiting for the expected alerts".into(),
             )),
@@ -173,6 +192,16 @@ impl ExpectedSocket {
     /// Expects an alert about an accept at address `on` from `peer`.
     pub(super) fn expect_accept(self, on: IpAddr, peer: SocketAddr) {
         self.report(EventKind::Accept, Some(on.to_canonical()), Some(peer), None);
+    }
+
+    /// Expects an alert about a datagram to address `on` from `peer`.
+    pub(super) fn expect_receive(self, on: IpAddr, peer: SocketAddr) {
+        self.report(
+            EventKind::Receive,
+            Some(on.to_canonical()),
+            Some(peer),
+            None,
+        );
     }
 
     /// Expects an alert about a connect to `peer`.

@@ -270,6 +270,7 @@ fn event(entry: &SocketEntry, time: Timestamp) -> Event {
         outcome: None,
         accepted: None,
         close: CloseKind::Released,
+        is_from_host: false,
     }
 }
 

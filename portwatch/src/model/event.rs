@@ -34,11 +34,13 @@ pub enum EventKind {
     Health,
     /// Aggregated events.
     Summary,
+    /// The first datagram that a socket got from an address.
+    Receive,
 }
 
 impl EventKind {
     /// The kinds that concern a socket.
-    pub const OF_SOCKETS: [Self; 7] = [
+    pub const OF_SOCKETS: [Self; 8] = [
         Self::Bind,
         Self::Listen,
         Self::Accept,
@@ -46,6 +48,7 @@ impl EventKind {
         Self::Close,
         Self::Handover,
         Self::Deny,
+        Self::Receive,
     ];
 
     /// The name in the output.
@@ -62,6 +65,7 @@ impl EventKind {
             Self::Loss => "loss",
             Self::Health => "health",
             Self::Summary => "summary",
+            Self::Receive => "receive",
         }
     }
 }
@@ -180,7 +184,8 @@ pub struct Event {
     pub address: Option<IpAddr>,
     /// The local port.
     pub port: u16,
-    /// The remote end of an accept or connect, in the same form.
+    /// The remote end of an accept or connect, in the same form; of a receive, the sender, with port 0
+    /// where it has none.
     pub peer: Option<SocketAddr>,
     /// Who caused it, where the kernel says so. For a kernel socket, whichever task was running.
     pub task: Option<Task>,
@@ -195,6 +200,9 @@ pub struct Event {
     pub accepted: Option<u64>,
     /// Of a close.
     pub close: CloseKind,
+    /// On a receive, whether the datagram came from this host: over its loopback device, since the
+    /// address can be forged.
+    pub is_from_host: bool,
 }
 
 impl Event {
@@ -212,4 +220,17 @@ impl Event {
             port: self.port,
         }
     }
+}
+
+/// What a datagram socket has received.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Received {
+    /// Datagrams.
+    pub datagrams: u64,
+    /// Bytes in them, without headers.
+    pub bytes: u64,
+    /// From how many addresses; past 1,024, prefixes of addresses (/24, /64), at most 1,024 of these.
+    pub peers: u64,
+    /// Datagrams from addresses beyond these limits.
+    pub others: u64,
 }

@@ -12,7 +12,7 @@ mod transport;
 
 pub use self::{
     deny::{DenyRule, DenyRules},
-    event::{CloseKind, ConnectOutcome, Event, EventKind, ExecInfo, FileId, Task},
+    event::{CloseKind, ConnectOutcome, Event, EventKind, ExecInfo, FileId, Received, Task},
     key::{PortKey, SocketKey},
     origin::Origin,
     printable::Printable,

@@ -6,6 +6,7 @@ mod canary;
 mod cgroups;
 mod gaps;
 mod memory;
+mod receive;
 mod reload;
 mod ring;
 mod rules;
@@ -103,6 +104,7 @@ async fn watch(
     let mut sensor = Sensor::arm(&options.sensor, watched, &config.deny_rules(&registry))?;
     let (sandbox, unsandboxed) = enter(sandbox, options.sensor.fail_closed);
     sensor.count_repeats(config.aggregate.enabled);
+    sensor.set_receive(config.receive);
     let armed = armed(&config, &registry, &sensor);
     console::log(&armed);
     let mut limits = limits(options, &sensor);
@@ -156,6 +158,8 @@ async fn watch(
         has_overflowed: false,
         is_inexact: false,
         has_skipped: false,
+        receivers: Vec::new(),
+        receive_due: None,
         health,
         gaps: Gaps::new(),
         canary,
@@ -215,6 +219,10 @@ struct Monitor {
     is_inexact: bool,
     /// Whether a scan showed untracked sockets without holders while they counted.
     has_skipped: bool,
+    /// Sockets that were bound, and whose datagrams are to be looked at: cookie, and id of the cgroup.
+    receivers: Vec<(u64, u64)>,
+    /// When to look what that costs.
+    receive_due: Option<Instant>,
     /// Follows the cgroups of deny rules.
     cgroups: CgroupWatch,
     health: Interval,
@@ -230,7 +238,7 @@ impl Monitor {
             let due = self.scheduler.next();
             let flush_due = self.pipeline.due().map(Instant::from_std);
             let (losses_due, counts_due) = (self.losses_due, self.counts_due);
-            let counted_due = self.counted_due;
+            let (counted_due, receive_due) = (self.counted_due, self.receive_due);
             self.release_canary();
             self.service.alive();
             let alive_due = self.service.due().map(Instant::from_std);
@@ -250,6 +258,7 @@ impl Monitor {
                 () = until(counted_due) => {
                     self.take_counted_sockets()?;
                 }
+                () = until(receive_due) => self.tend_receive(),
                 () = until(canary_due), if !self.has_more => self.judge_canary(),
                 due = self.health.tick() => self.check_after(due.elapsed()),
                 complete = self.scheduler.complete() => self.scan = Some(complete),
@@ -281,6 +290,7 @@ impl Monitor {
             }
             self.pipeline.flush(now());
             self.pipeline.sinks_mut().flush().await?;
+            self.start_receiving();
             if self.pipeline.tracker().waits_for_scan() {
                 self.scheduler.request(Urgency::Loss);
             } else if self.pipeline.tracker().wants_scan() {

@@ -47,6 +47,7 @@ impl Monitor {
         let mut events = std::mem::take(&mut self.events);
         self.canary.consume(&mut events);
         for event in events.drain(..) {
+            self.note_datagrams(&event);
             self.pipeline.push(Input::Event(event), now());
             // A line that comes alone is out at once; of many, several go in one write.
             self.pipeline.sinks_mut().flush_if_full()?;
@@ -130,6 +131,7 @@ impl Monitor {
         let pass = self.sensor.take_counted_sockets(&mut events)?;
         self.canary.consume(&mut events);
         for event in events {
+            self.note_datagrams(&event);
             self.pipeline.push(Input::Event(event), now());
             self.pipeline.sinks_mut().flush_if_full()?;
         }

@@ -57,6 +57,8 @@ impl Monitor {
         self.config = config;
         // After the policy, so that what waits is reported by the rules under which it happened.
         self.pipeline.tracker().forget_unwatched(&scope);
+        self.stop_receiving();
+        self.sensor.set_receive(self.config.receive);
         let deny = self.config.deny_rules(self.pipeline.decider().registry());
         self.canary.choose_ports(&scope, &deny);
         self.scheduler.set_scope(scope);

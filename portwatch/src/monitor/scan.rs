@@ -32,6 +32,7 @@ impl Monitor {
             self.take_all_counted_sockets()?;
             counted = self.sensor.counted_sockets()?;
         }
+        let mut receivers = Vec::new();
         let tracker = self.pipeline.tracker();
         for (inode, cookie) in scan.netns_cookies() {
             tracker.host().cache_netns(cookie, inode);
@@ -48,6 +49,9 @@ impl Monitor {
         let (found, coverage) = scan.findings(|entry, event| {
             if Some(entry.netns) == canary || !scope.watches(event.port_key()) {
                 return None;
+            }
+            if entry.transport.is_datagram() {
+                receivers.extend(entry.cookie.zip(entry.cgroup));
             }
             if is_exact && !tracker.knows(event, entry.netns) {
                 if entry.cookie.is_some_and(|cookie| counted.contains(&cookie)) {
@@ -82,7 +86,13 @@ impl Monitor {
             // was watched: whether it has a mark shows when it gets one.
             exists.then_some(false)
         });
+        let shown = receivers.iter().map(|(cookie, _)| *cookie).collect();
+        self.summarize_absent(&shown);
         self.pipeline.push(Input::Scan(found, coverage), now());
+        self.stop_receiving();
+        let tracker = self.pipeline.tracker();
+        receivers.retain(|(cookie, _)| tracker.is_open(*cookie));
+        self.receivers.extend(receivers);
         if self.pipeline.take_needs_scan() {
             self.scheduler.request(Urgency::Recheck);
         }

@@ -82,6 +82,11 @@ pub(super) fn limits(options: &Options, sensor: &Sensor) -> Vec<String> {
                 .to_owned(),
         );
     }
+    limits.extend(
+        sensor
+            .receive_error()
+            .map(|why| format!("who sends datagrams is not seen: {why}")),
+    );
     limits.extend(sensor.late_deny().map(|why| {
         format!(
             "a bind is denied only after the kernel has accepted it; UDP-Lite keeps its port: {why}"

@@ -14,7 +14,8 @@ use crate::{
     alert::{Family, Peer, SCHEMA, Socket, SummaryInfo, SummaryProcess},
     decide::{Decider, RuleInfo},
     model::{
-        ConnectOutcome, EventKind, Origin, PortKey, Printable, Severity, SocketKey, Transport,
+        ConnectOutcome, EventKind, Origin, PortKey, Printable, Received, Severity, SocketKey,
+        Transport,
     },
     policy::{Decision, Policy, Rule},
     process::{Ancestor, ExeFlag, Process, tests::longest},
@@ -95,6 +96,7 @@ fn alert(comm: &[u8], cmdline: &[&[u8]]) -> Alert {
         summary: None,
         lost: None,
         detail: None,
+        received: None,
     }
 }
 
@@ -135,7 +137,7 @@ fn a_json_line_has_the_contracts_keys_in_order() {
             r#""unverified":[]}],"holders_omitted":0,"#,
             r#""rule":{"name":"legacy","reason":"known since 1999","decision":"notice","#,
             r#""dry_run":false},"accepts":null,"outcome":null,"summary":null,"#,
-            r#""lost":null,"detail":null}"#,
+            r#""lost":null,"detail":null,"received":null}"#,
             "\n"
         )
     );
@@ -294,6 +296,12 @@ fn longest_lines(text: &[u8]) -> Vec<String> {
         is_first_remote: false,
         outcome: Some(ConnectOutcome::Established),
         lasted: false,
+        received: Some(Received {
+            datagrams: u64::MAX,
+            bytes: u64::MAX,
+            peers: 2048,
+            others: u64::MAX,
+        }),
         is_crowded: false,
     };
     let rule = Rule {

@@ -114,6 +114,16 @@ impl Text {
         if let Some(accepts) = &alert.accepts {
             write!(text, " accepts={} peers={}", accepts.count, accepts.peers)?;
         }
+        if let Some(received) = &alert.received {
+            write!(
+                text,
+                " datagrams={} bytes={} peers={}",
+                received.datagrams, received.bytes, received.peers
+            )?;
+            if received.others > 0 {
+                write!(text, " others={}", received.others)?;
+            }
+        }
         if let Some(outcome) = alert.outcome {
             write!(text, " outcome={}", outcome.name())?;
         }

@@ -144,7 +144,12 @@ impl Rule {
 
     /// Fails when the rule, number `index`, can never match.
     pub(super) fn check(&self, index: usize) -> Result<(), RuleError> {
-        let has_peer = |event: &EventKind| matches!(event, EventKind::Accept | EventKind::Connect);
+        let has_peer = |event: &EventKind| {
+            matches!(
+                event,
+                EventKind::Accept | EventKind::Connect | EventKind::Receive
+            )
+        };
         let without_peer = |events: &[EventKind]| !events.iter().any(has_peer);
         for condition in &self.conditions {
             let never = |problem| {
@@ -157,7 +162,7 @@ impl Rule {
             let (paths, prefix) = match condition {
                 Condition::Peer(_) if self.events().is_some_and(without_peer) => {
                     return never(
-                        "only accept and connect have a peer: with that event this never matches"
+                        "only accept, connect and receive have a peer: with that event this never matches"
                             .into(),
                     );
                 }

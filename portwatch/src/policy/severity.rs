@@ -2,8 +2,8 @@
 
 use crate::model::{EventKind, Severity, Transport};
 
-/// The severity of an event that no rule matches. `first_remote`: an accept, the first on its
-/// socket from an address that is not this host's.
+/// The severity of an event that no rule matches. `first_remote`: an accept or receive, the first
+/// on its socket from an address that is not this host's.
 #[must_use]
 pub const fn default_severity(
     event: EventKind,
@@ -16,9 +16,10 @@ pub const fn default_severity(
             // It receives from its bind on.
             Transport::Udp | Transport::UdpLite => Severity::Warning,
         },
-        EventKind::Accept if first_remote => Severity::Critical,
+        EventKind::Accept | EventKind::Receive if first_remote => Severity::Critical,
         EventKind::Listen
         | EventKind::Accept
+        | EventKind::Receive
         | EventKind::Deny
         | EventKind::Loss
         | EventKind::Health

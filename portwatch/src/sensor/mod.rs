@@ -5,6 +5,7 @@ mod error;
 mod integrity;
 mod maps;
 mod object;
+mod receive;
 mod ring;
 #[cfg(feature = "testing")]
 mod testing;
@@ -12,7 +13,7 @@ mod testing;
 use std::{
     collections::{BTreeSet, HashSet},
     io,
-    os::fd::{BorrowedFd, OwnedFd},
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
     path::PathBuf,
     rc::Rc,
 };
@@ -47,6 +48,7 @@ pub use self::{
     error::SensorError,
     maps::{counted::Pass, deny::Deny, marks::ExistingSocket, repeats::News},
     object::{Check, PRIVILEGES, probe},
+    receive::ReceiveSettings,
 };
 use crate::model::{DenyRules, Event, Transport};
 
@@ -87,6 +89,7 @@ pub struct Sensor {
     /// The programs that could not be attached again.
     missing: BTreeSet<&'static str>,
     watched: Watched,
+    receive: receive::Receive,
     /// Reports that were taken from the ring.
     taken: u64,
     integrity: Integrity,
@@ -148,6 +151,7 @@ impl Sensor {
         let programs = ebpf.programs_mut();
         load_programs(programs.filter(|(name, _)| !names::BEFORE_BIND.contains(name)))?;
         let mut before_bind = BeforeBind::load(&mut ebpf);
+        let receive = receive::Receive::new(&mut ebpf, cgroup.as_fd())?;
         let mut programs = 0;
         let mut links = Links::default();
         for (name, program) in required(&mut ebpf) {
@@ -182,6 +186,7 @@ impl Sensor {
             cgroup_path: options.cgroup.clone(),
             missing: BTreeSet::new(),
             watched,
+            receive,
             taken: 0,
             integrity: Integrity::default(),
             links,
@@ -391,14 +396,18 @@ impl Sensor {
     /// Detaches the programs; what is in the ring stays readable.
     pub fn disarm(&mut self) {
         self.links = Links::default();
+        self.receive.disarm();
         self.ebpf = None;
     }
 }
 
+/// Programs without which the others work.
+const OPTIONAL: [&str; 2] = [names::TRACEPOINT, names::RECEIVE];
+
 /// The programs without which nothing works.
 fn required(ebpf: &mut Ebpf) -> impl Iterator<Item = (&str, &mut Program)> {
     ebpf.programs_mut()
-        .filter(|(name, _)| *name != names::TRACEPOINT && !names::BEFORE_BIND.contains(name))
+        .filter(|(name, _)| !OPTIONAL.contains(name) && !names::BEFORE_BIND.contains(name))
 }
 
 #[cfg(test)]

@@ -76,7 +76,10 @@ impl<H: Host> Tracker<H> {
                 running.closed.insert(key);
             }
         }
-        let may_wait = matches!(event.kind, EventKind::Close | EventKind::Accept);
+        let may_wait = matches!(
+            event.kind,
+            EventKind::Close | EventKind::Accept | EventKind::Receive
+        );
         if may_wait && is_unknown && running.events.len() < LIMIT {
             running.events.push(event);
             return None;

@@ -6,6 +6,7 @@ mod crowd;
 mod defer;
 mod handover;
 mod host;
+mod receive;
 mod reconcile;
 mod socket;
 mod steered;
@@ -89,8 +90,10 @@ impl<H: Host> Tracker<H> {
             socket.set_holders(found);
         }
         let mut is_first_remote = false;
-        if event.kind == EventKind::Accept {
-            let listener = key.is_none().then(|| (socket.netns, event.port_key()));
+        if matches!(event.kind, EventKind::Accept | EventKind::Receive) {
+            let is_tracked = key.is_some_and(|key| self.table.known(key).is_some());
+            let is_known = is_tracked || (key.is_some() && event.kind == EventKind::Accept);
+            let listener = (!is_known).then(|| (socket.netns, event.port_key()));
             let reached = socket.reached || listener.is_some_and(|it| self.table.is_reached(it));
             is_first_remote = !reached && self.is_remote(event);
             if let Some(listener) = listener.filter(|_| is_first_remote) {
@@ -314,6 +317,10 @@ impl<H: Host> Tracker<H> {
     }
 
     fn is_remote(&mut self, event: &Event) -> bool {
+        // Whoever sends a datagram can choose its address.
+        if event.kind == EventKind::Receive {
+            return !event.is_from_host;
+        }
         let mut is_own = |peer| Some(peer) == event.address || self.host.is_own_address(peer);
         event.peer.is_some_and(|peer| !is_own(peer.ip()))
     }

@@ -12,7 +12,10 @@ use serde::Serialize;
 use super::crowd::Crowd;
 use crate::{
     inventory::FoundSocket,
-    model::{CloseKind, ConnectOutcome, Event, EventKind, Origin, PortKey, Printable, SocketKey},
+    model::{
+        CloseKind, ConnectOutcome, Event, EventKind, Origin, PortKey, Printable, Received,
+        SocketKey,
+    },
     process::{Container, Process},
 };
 
@@ -190,6 +193,8 @@ pub struct TrackedSocket {
     pub(super) round: u64,
     /// When a scan last looked for its holders.
     pub(super) holders_at: Option<Timestamp>,
+    /// The datagrams that it has received, as far as they were seen.
+    pub received: Option<Received>,
     /// Whose it is, since it took the port.
     pub(super) crowd: Option<Rc<Crowd>>,
     /// Whether it is counted only.
@@ -215,6 +220,7 @@ impl TrackedSocket {
             absent_once: false,
             round: 0,
             holders_at: None,
+            received: None,
             crowd: None,
             is_crowded: false,
         }
@@ -266,6 +272,7 @@ impl TrackedSocket {
             outcome: None,
             accepted: None,
             close: CloseKind::Released,
+            is_from_host: false,
         }
     }
 
@@ -326,12 +333,14 @@ pub struct TrackedEvent {
     pub process: Option<Rc<Process>>,
     /// The processes that had the socket open at the last scan.
     pub holders: Holders,
-    /// On an accept: whether it is the first from a remote host.
+    /// On an accept or receive: whether it is the first from a remote host.
     pub is_first_remote: bool,
     /// On a close: how the socket's last outgoing connection ended.
     pub outcome: Option<ConnectOutcome>,
     /// On a close: whether the socket had been open for [`LASTING`].
     pub lasted: bool,
+    /// On a close: the datagrams that the socket has received, as far as they were seen.
+    pub received: Option<Received>,
     /// Whether the socket is one of too many of its program on the port: it is counted only.
     pub is_crowded: bool,
 }
@@ -361,6 +370,7 @@ impl TrackedEvent {
             is_first_remote: false,
             outcome: event.outcome,
             lasted: event.kind == EventKind::Close && socket.lasted(event.time),
+            received: socket.received.filter(|_| event.kind == EventKind::Close),
             is_crowded: socket.is_crowded,
         }
     }

@@ -124,6 +124,7 @@ pub(crate) fn event(kind: EventKind, cookie: u64, pid: u32) -> Event {
         outcome: None,
         accepted: None,
         close: CloseKind::Released,
+        is_from_host: false,
     }
 }
 

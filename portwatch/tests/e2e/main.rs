@@ -24,6 +24,7 @@ mod lifecycle;
 mod load;
 mod loss;
 mod no_alert;
+mod receive;
 mod rules;
 mod sandbox;
 mod snapshot;

@@ -12,6 +12,7 @@ mod figure;
 mod footprint;
 mod latency;
 mod parts;
+mod receive;
 mod snapshot;
 mod throughput;
 mod work;
@@ -42,6 +43,8 @@ pub(crate) enum Section {
     Unwatched,
     /// Cost of a reported event, in total and per BPF program
     Event,
+    /// Cost of datagrams, and when they are first seen
+    Receive,
     /// Instructions and time of the monitor's parts
     Parts,
     /// Delay from bind() to a readable alert
@@ -120,6 +123,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         let rows = match section {
             Section::Unwatched => isolated(|| cost::unwatched(profile)),
             Section::Event => isolated(|| cost::event(profile)),
+            Section::Receive => isolated(|| receive::measure(profile)),
             Section::Parts => parts::measure(profile),
             Section::Latency => isolated(|| latency::measure(profile)),
             Section::Throughput => isolated(|| throughput::measure(profile)),

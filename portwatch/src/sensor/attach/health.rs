@@ -132,6 +132,7 @@ impl Sensor {
                 },
             });
         }
+        changes.extend(self.check_receive());
         changes
     }
 }

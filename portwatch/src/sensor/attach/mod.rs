@@ -10,7 +10,7 @@ pub(super) mod tracepoint;
 use std::{collections::HashMap, os::fd::AsFd};
 
 use aya::programs::{
-    CgroupAttachMode, Program, ProgramError,
+    CgroupAttachMode, CgroupSkbAttachType, Program, ProgramError,
     links::{FdLink, LinkError},
 };
 
@@ -62,7 +62,11 @@ pub(super) fn attach_program(
 }
 
 /// Attaches a program for as long as the link lives.
-fn link(name: &str, program: &mut Program, cgroup: impl AsFd) -> Result<FdLink, SensorError> {
+pub(super) fn link(
+    name: &str,
+    program: &mut Program,
+    cgroup: impl AsFd,
+) -> Result<FdLink, SensorError> {
     /// A link is multi-attach by nature; the kernel rejects any other mode's flags.
     const MODE: CgroupAttachMode = CgroupAttachMode::Single;
     let failed = |error| SensorError::attach(name, &error);
@@ -77,6 +81,11 @@ fn link(name: &str, program: &mut Program, cgroup: impl AsFd) -> Result<FdLink, 
         }
         Program::SockOps(program) => {
             let id = program.attach(cgroup, MODE).map_err(failed)?;
+            program.take_link(id).map_err(failed)?.try_into()
+        }
+        Program::CgroupSkb(program) => {
+            let ingress = CgroupSkbAttachType::Ingress;
+            let id = program.attach(cgroup, ingress, MODE).map_err(failed)?;
             program.take_link(id).map_err(failed)?.try_into()
         }
         _ => return Err(failed(ProgramError::UnexpectedProgramType)),

@@ -1,21 +1,20 @@
 //! The table of counted sockets: what the BPF programs neither reported nor counted yet. What lasts is
 //! taken out of it; see portwatch-ebpf/src/counted.rs.
+#![forbid(unsafe_code)]
 
-use std::{
-    collections::VecDeque,
-    ffi::c_long,
-    io,
-    os::fd::{AsFd as _, AsRawFd as _},
-};
+use std::{collections::VecDeque, io};
 
 use aya::{
     Ebpf,
-    maps::{Map, MapData},
+    maps::{HashMap, MapError},
 };
-use bytemuck::Zeroable as _;
 use portwatch_common::{CountedKey, MAX_COUNTED_SOCKETS, Report, names, protocol::has_lasted};
 
-use super::map;
+use super::{
+    Plain,
+    batch::{Batch, PlainMap},
+    map,
+};
 use crate::{linux::clock::monotonic_ns, sensor::SensorError};
 
 /// Entries that are read with one system call: 35 KB.
@@ -29,9 +28,8 @@ const TAKEN: usize = 64;
 
 /// The table, and how far it is read.
 pub(in crate::sensor) struct CountedSockets {
-    map: MapData,
-    keys: Vec<CountedKey>,
-    reports: Vec<Report>,
+    map: PlainMap<CountedKey, Report>,
+    batch: Batch<CountedKey, Report>,
     /// The bucket at which the next read begins; None for the first.
     bucket: Option<u32>,
     /// Whether all was read in this pass, and `due` is to be taken out.
@@ -57,14 +55,9 @@ pub enum Pass {
 impl CountedSockets {
     pub(in crate::sensor) fn new(ebpf: &mut Ebpf) -> Result<Self, SensorError> {
         let found = ebpf.take_map(names::COUNTED_SOCKETS);
-        let map = map(found, names::COUNTED_SOCKETS, |map| match map {
-            Map::HashMap(data) => Ok(data),
-            _ => Err(io::Error::other("is no hash")),
-        })?;
         Ok(Self {
-            map,
-            keys: vec![CountedKey::zeroed(); BATCH],
-            reports: vec![Report::zeroed(); BATCH],
+            map: map(found, names::COUNTED_SOCKETS, HashMap::try_from)?,
+            batch: Batch::new(BATCH),
             bucket: None,
             is_read: false,
             due: VecDeque::new(),
@@ -98,7 +91,7 @@ impl CountedSockets {
         let now = self.due.len().min(TAKEN);
         for (key, report) in self.due.drain(..now) {
             // Otherwise its socket has closed, and reports or counts it itself.
-            if delete(&self.map, &key).map_err(failed)? {
+            if delete(&mut self.map, key).map_err(failed)? {
                 taken.push(report);
             }
         }
@@ -116,11 +109,11 @@ impl CountedSockets {
         &self,
         mut each: impl FnMut(&CountedKey, &Report),
     ) -> io::Result<()> {
-        let (mut keys, mut reports) = (self.keys.clone(), self.reports.clone());
+        let mut batch = Batch::new(BATCH);
         let mut bucket = None;
         loop {
-            let (read, next) = lookup_batch(&self.map, bucket, &mut keys, &mut reports)?;
-            for (key, report) in keys.iter().zip(&reports).take(read) {
+            let (read, next) = batch.read(&self.map, bucket, MAX_COUNTED_SOCKETS as usize)?;
+            for (key, report) in batch.entries(read) {
                 each(key, report);
             }
             if next.is_none() {
@@ -132,11 +125,11 @@ impl CountedSockets {
 
     /// Reads one batch. Returns whether there is more.
     fn read(&mut self, everything: bool) -> io::Result<bool> {
-        let (keys, reports) = (&mut self.keys, &mut self.reports);
-        let (read, next) = lookup_batch(&self.map, self.bucket, keys, reports)?;
+        let limit = MAX_COUNTED_SOCKETS as usize;
+        let (read, next) = self.batch.read(&self.map, self.bucket, limit)?;
         self.bucket = next;
         let now = monotonic_ns();
-        for (key, report) in self.keys.iter().zip(&self.reports).take(read) {
+        for (key, report) in self.batch.entries(read) {
             // A program is about to write the event: no time yet.
             let is_due = report.time_ns != 0 && (everything || has_lasted(report.time_ns, now));
             if !is_due {
@@ -149,111 +142,15 @@ impl CountedSockets {
     }
 }
 
-/// `BPF_MAP_DELETE_ELEM` and `BPF_MAP_LOOKUP_BATCH` of bpf(2), the latter since Linux 5.6
-/// (include/uapi/linux/bpf.h).
-const DELETE_ELEM: c_long = 3;
-const LOOKUP_BATCH: c_long = 24;
-
-/// The part of `union bpf_attr` for one element.
-#[repr(C)]
-struct ElementAttr {
-    map_fd: u32,
-    padding: u32,
-    key: u64,
-    value: u64,
-    flags: u64,
-}
-
-/// The part of `union bpf_attr` for batches.
-#[repr(C)]
-struct BatchAttr {
-    in_batch: u64,
-    out_batch: u64,
-    keys: u64,
-    values: u64,
-    count: u32,
-    map_fd: u32,
-    elem_flags: u64,
-    flags: u64,
-}
-
 /// Removes an entry. Returns whether it was there.
-fn delete(map: &MapData, key: &CountedKey) -> io::Result<bool> {
-    let mut attr = ElementAttr {
-        map_fd: fd(map),
-        padding: 0,
-        key: std::ptr::from_ref(key) as u64,
-        value: 0,
-        flags: 0,
-    };
-    // SAFETY: the key has the map's key size and outlives the call, which writes nothing.
-    match unsafe { bpf(DELETE_ELEM, &mut attr) } {
+fn delete(map: &mut PlainMap<CountedKey, Report>, key: CountedKey) -> io::Result<bool> {
+    match map.remove(&Plain(key)) {
         Ok(()) => Ok(true),
-        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
-        Err(error) => Err(error),
-    }
-}
-
-/// Reads the entries of whole buckets from `bucket` on, as many as fit. Returns how many there were,
-/// and at which bucket to go on.
-fn lookup_batch(
-    map: &MapData,
-    bucket: Option<u32>,
-    keys: &mut Vec<CountedKey>,
-    reports: &mut Vec<Report>,
-) -> io::Result<(usize, Option<u32>)> {
-    let mut next = 0_u32;
-    loop {
-        let room = keys.len().min(reports.len());
-        let mut attr = BatchAttr {
-            in_batch: bucket
-                .as_ref()
-                .map_or(0, |bucket| std::ptr::from_ref(bucket) as u64),
-            out_batch: &raw mut next as u64,
-            keys: keys.as_mut_ptr() as u64,
-            values: reports.as_mut_ptr() as u64,
-            count: room as u32,
-            map_fd: fd(map),
-            elem_flags: 0,
-            flags: 0,
-        };
-        // SAFETY: the kernel reads a u32 from `in_batch`, writes one to `out_batch`, and `count`
-        // elements of the map's key and value size at most to `keys` and `values`, which have room for
-        // them; all outlive the call. Any bytes are a `CountedKey` or a `Report`.
-        let result = unsafe { bpf(LOOKUP_BATCH, &mut attr) };
-        // Also where it fails the kernel writes how many there were, if it wrote any.
-        match result {
-            Ok(()) => return Ok((attr.count as usize, Some(next))),
-            Err(error) => match error.raw_os_error() {
-                // The end.
-                Some(libc::ENOENT) => return Ok((attr.count as usize, None)),
-                // One bucket has more than fits.
-                Some(libc::ENOSPC) if room < MAX_COUNTED_SOCKETS as usize => {
-                    keys.resize(room * 2, CountedKey::zeroed());
-                    reports.resize(room * 2, Report::zeroed());
-                }
-                Some(libc::EINTR) => {}
-                _ => return Err(error),
-            },
+        Err(MapError::SyscallError(error))
+            if error.io_error.raw_os_error() == Some(libc::ENOENT) =>
+        {
+            Ok(false)
         }
+        Err(error) => Err(io::Error::other(error)),
     }
-}
-
-fn fd(map: &MapData) -> u32 {
-    map.fd().as_fd().as_raw_fd() as u32
-}
-
-/// bpf(2).
-///
-/// # Safety
-///
-/// `attr` is the part of `union bpf_attr` that `command` reads, and its pointers are what the command
-/// asks for.
-unsafe fn bpf<T>(command: c_long, attr: &mut T) -> io::Result<()> {
-    // SAFETY: the caller's promise; the kernel takes what lies beyond the size for zero.
-    let result = unsafe { libc::syscall(libc::SYS_bpf, command, &raw mut *attr, size_of::<T>()) };
-    if result < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(())
 }

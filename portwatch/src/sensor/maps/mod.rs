@@ -1,5 +1,6 @@
 //! The maps that the agent and the BPF programs share.
 
+pub(super) mod batch;
 pub(super) mod counted;
 pub(super) mod deny;
 pub(super) mod marks;

@@ -10,7 +10,7 @@ use aya::{
 use portwatch_common::names;
 
 use super::HostFeatures;
-use crate::sensor::SensorError;
+use crate::sensor::{OPTIONAL, SensorError};
 
 /// Loads the programs, at once: most of the agent's start is the kernel's verifier, and nothing keeps it
 /// from verifying several.
@@ -22,8 +22,8 @@ pub(in crate::sensor) fn load_programs<'a>(
             .map(|(name, program)| (name, scope.spawn(|| load_program(program))))
             .collect();
         for (name, loading) in loading {
-            // The optional one: what is in its way is reported when it is needed.
-            if name == names::TRACEPOINT {
+            // What is in the way of these is reported when they are needed.
+            if OPTIONAL.contains(&name) {
                 continue;
             }
             let loaded = loading
@@ -41,6 +41,7 @@ pub(in crate::sensor) fn load_program(program: &mut Program) -> Result<(), Progr
         Program::CgroupSock(program) => program.load(),
         Program::CgroupSockAddr(program) => program.load(),
         Program::SockOps(program) => program.load(),
+        Program::CgroupSkb(program) => program.load(),
         Program::TracePoint(program) => program.load(),
         _ => Err(ProgramError::UnexpectedProgramType),
     }

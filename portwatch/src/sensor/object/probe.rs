@@ -14,7 +14,7 @@ use crate::{
         SensorError,
         attach::{Cgroup, HOOKS, Links, attach_program, attached, tracepoint},
         maps::map,
-        required,
+        receive, required,
     },
 };
 
@@ -130,6 +130,15 @@ pub fn probe() -> Vec<Check> {
         tracepoint
             .map(|()| format!("loads and attaches; {here}"))
             .map_err(|error| format!("{error}; {here}")),
+    );
+    let receive = load(EbpfLoader::new(), OBJECT, RING_SIZE, &features)
+        .and_then(|mut object| receive::load(&mut object));
+    add(
+        "program receive",
+        false,
+        receive
+            .map(|()| "loads: who sends datagrams is reported".into())
+            .map_err(text),
     );
     add(
         "what a process runs",

@@ -149,6 +149,7 @@ fn event(report: &Report, exec_info: Option<Rc<ExecInfo>>, clock: Clock) -> Opti
         kind::CONNECT => EventKind::Connect,
         kind::CLOSE | kind::RELEASE => EventKind::Close,
         kind::DENY => EventKind::Deny,
+        kind::RECEIVE => EventKind::Receive,
         _ => return None,
     };
     let transport = Transport::from_protocol(report.protocol)?;
@@ -208,6 +209,7 @@ fn event(report: &Report, exec_info: Option<Rc<ExecInfo>>, clock: Clock) -> Opti
             kind::CLOSE if report.known & known::SHUT_DOWN != 0 => CloseKind::ShutDown,
             _ => CloseKind::Released,
         },
+        is_from_host: report.kind == kind::RECEIVE && report.known & known::FROM_HOST != 0,
     })
 }
 
@@ -293,6 +295,7 @@ mod tests {
                 outcome: None,
                 accepted: None,
                 close: CloseKind::Released,
+                is_from_host: false,
             }
         );
     }
