@@ -159,6 +159,7 @@ const PINS: [i64; 4] = [SYS_fchmod, SYS_mkdirat, SYS_renameat, SYS_unlinkat];
 
 /// The libc crate has these with another type for each libc (include/uapi/asm-generic/ioctls.h).
 const TCGETS: u64 = 0x5401;
+const TIOCGWINSZ: u64 = 0x5413;
 const FIONREAD: u64 = 0x541b;
 const FIONBIO: u64 = 0x5421;
 
@@ -249,7 +250,9 @@ pub(super) fn of_monitor(pid: u32, keeps_pins: bool) -> Vec<Call> {
             one_of(
                 1,
                 &[
+                    // isatty(3): glibc's, musl's.
                     TCGETS,
+                    TIOCGWINSZ,
                     libc::SIOCGSKNS,
                     FIONBIO,
                     FIONREAD,
