@@ -134,13 +134,14 @@ pub(super) const ABSENT: [i64; 2] = [SYS_clone3, SYS_openat2];
 
 /// The commands of bpf(2) (`enum bpf_cmd` in include/uapi/linux/bpf.h). No program is loaded, no map
 /// made, nothing found by its id.
-const BPF_COMMANDS: [u64; 7] = [
+const BPF_COMMANDS: [u64; 8] = [
     1,  // BPF_MAP_LOOKUP_ELEM
     2,  // BPF_MAP_UPDATE_ELEM
     3,  // BPF_MAP_DELETE_ELEM
     4,  // BPF_MAP_GET_NEXT_KEY
     15, // BPF_OBJ_GET_INFO_BY_FD
     16, // BPF_PROG_QUERY
+    24, // BPF_MAP_LOOKUP_BATCH
     28, // BPF_LINK_CREATE
 ];
 
