@@ -84,13 +84,17 @@ pub struct KernelOffsets {
     pub socket_file: u32,
     /// `inet_connection_sock.icsk_ulp_ops`.
     pub sock_ulp: u32,
-    /// `inet_connection_sock.icsk_ulp_data`; this and the following are 0 where the kernel has no
+    /// `inet_connection_sock.icsk_ulp_data`; this and the following two are 0 where the kernel has no
     /// MPTCP.
     pub sock_ulp_data: u32,
     /// `tcp_sock.is_mptcp`, in bits.
     pub sock_is_mptcp: u32,
     /// `mptcp_subflow_context.mp_join`, in bits.
     pub subflow_join: u32,
+    /// `sock.__sk_common.skc_flags`; this and the following may be missing.
+    pub sock_flags: u32,
+    /// `sock.sk_err`.
+    pub sock_error: u32,
 }
 
 const _: () = assert!(size_of::<KernelOffsets>() == (KernelOffsets::MEMBERS.len() + 1) * 4);
@@ -138,10 +142,12 @@ impl KernelOffsets {
         sock_ulp_data: 0,
         sock_is_mptcp: 0,
         subflow_join: 0,
+        sock_flags: 0,
+        sock_error: 0,
     };
 
     /// Structure and member behind each field from `task_loginuid` on, in their order.
-    pub const MEMBERS: [(&'static str, &'static str); 39] = [
+    pub const MEMBERS: [(&'static str, &'static str); 41] = [
         ("task_struct", "loginuid"),
         ("sock", "__sk_common.skc_net.net"),
         ("net", "ns.inum"),
@@ -181,13 +187,16 @@ impl KernelOffsets {
         ("inet_connection_sock", "icsk_ulp_data"),
         ("tcp_sock", "is_mptcp"),
         ("mptcp_subflow_context", "mp_join"),
+        ("sock", "__sk_common.skc_flags"),
+        ("sock", "sk_err"),
     ];
 
     /// How many of [`Self::MEMBERS`], from the first on, a kernel may lack.
     pub const OPTIONAL: usize = 15;
 
-    /// How many of [`Self::MEMBERS`], up to the last, a kernel without MPTCP lacks.
-    pub const OF_MPTCP: usize = 3;
+    /// How many of [`Self::MEMBERS`], up to the last, a kernel may lack: one without MPTCP the first
+    /// three of them.
+    pub const OPTIONAL_LAST: usize = 5;
 
     /// Those of [`Self::MEMBERS`] that can be bit fields: their offsets are in bits.
     pub const IN_BITS: [&'static str; 2] = ["is_mptcp", "mp_join"];

@@ -92,6 +92,12 @@ pub mod kind {
     /// A socket left the port whose [`CLOSE`] had [`known::SHUT_DOWN`](super::known::SHUT_DOWN), or
     /// was counted.
     pub const RELEASE: u8 = 7;
+    /// In a [`RepeatKey`](super::RepeatKey) only: connections that ended.
+    pub const SESSION: u8 = 16;
+    /// The same: bytes that they received.
+    pub const SESSION_IN: u8 = 17;
+    /// The same: bytes that they sent and the peers acknowledged.
+    pub const SESSION_OUT: u8 = 18;
 }
 
 /// Which optional parts of a [`Report`] the kernel filled: bits of [`Report::known`].
@@ -143,11 +149,13 @@ mod deny;
 mod exec_info;
 mod kernel_offsets;
 pub mod protocol;
+mod session_end;
 
 pub use control::{Control, CountedKey, MAX_COUNTED_SOCKETS, RepeatKey, Stats, counted};
 pub use deny::{DENY_BANKS, DENY_SLOTS, DenyRule, MAX_DENY_RULES, deny_flags, deny_slot};
 pub use exec_info::{ARGS_BYTES, EXE_BYTES, EXECFN_BYTES, ExecInfo, NAME_BYTES, exec_info_flags};
 pub use kernel_offsets::KernelOffsets;
+pub use session_end::{SessionEnd, end, session, session_flags};
 
 /// One event as a BPF program writes it into the ring buffer, in the host's byte order but for
 /// the addresses. Without padding, so that every byte is written before it is submitted.
@@ -204,7 +212,8 @@ pub struct Report {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct SocketMark {
-    /// Cookie of the marked socket; in a child that inherited it, its listener's.
+    /// Cookie of the marked socket; in a child that inherited it, its listener's; 0 in an accepted
+    /// socket whose listener has no mark.
     pub cookie: u64,
     /// The same bytes as in [`Report`], as words.
     pub address: [u32; 4],
@@ -222,8 +231,12 @@ pub struct SocketMark {
     pub binder: u32,
     /// One of [`connection`].
     pub connection: u8,
+    /// Bits of [`session`]: this socket's own, also in a child that inherited the rest.
+    pub session: u8,
     /// Zero.
-    pub reserved: [u8; 3],
+    pub reserved: [u8; 2],
+    /// When the connection was established: `CLOCK_MONOTONIC` nanoseconds; 0 without one.
+    pub opened_ns: u64,
 }
 
 const _: () = assert!(size_of::<Report>() == 120 && align_of::<Report>() == 8);

@@ -27,6 +27,7 @@ mod marks;
 mod repeats;
 mod report;
 mod ring;
+mod sessions;
 mod watched;
 
 /// BPF programs cannot unwind, and nothing here panics.

@@ -281,7 +281,7 @@ fn repeat_key(kind: u8, socket: &Socket, netns_cookie: u64, binder: u32, epoch: 
         family: socket.local.family,
         protocol: socket.local.protocol,
         known: 0,
-        reserved: 0,
+        session: 0,
     };
     if netns_cookie != 0 {
         key.known |= known::NETNS;

@@ -9,7 +9,7 @@ use aya_ebpf::{
     macros::btf_map,
     maps::ring_buf::RingBufEntry,
 };
-use portwatch_common::{ExecInfo, Report, protocol::must_wake};
+use portwatch_common::{ExecInfo, Report, SessionEnd, protocol::must_wake};
 
 use crate::control::{count_lost, polling};
 
@@ -32,6 +32,18 @@ pub fn reserve_report() -> Option<RingBufEntry<Report>> {
         count_lost();
     }
     entry
+}
+
+/// Reserves the end of a connection; None, and nothing is counted, when the ring is full.
+#[inline(always)]
+pub fn reserve_session_end() -> Option<RingBufEntry<SessionEnd>> {
+    RING.reserve_untyped(0)
+}
+
+/// Hands a record over without waking the agent, which reads it when it reads the next one.
+#[inline(always)]
+pub fn submit_silently<T>(entry: RingBufEntry<T>) {
+    entry.submit(BPF_RB_NO_WAKEUP.into());
 }
 
 /// Bytes in the ring that the agent has not taken yet.

@@ -10,7 +10,8 @@ use crate::{
     aggregate::{Accepts, Group, Summary},
     decide::{Decided, RuleInfo},
     model::{
-        ConnectOutcome, EventKind, Origin, PortKey, Printable, Severity, SocketKey, Transport,
+        ConnectOutcome, Direction, EndedBy, EventKind, Origin, PortKey, Printable, Session,
+        Sessions, Severity, SocketKey, Transport,
     },
     process::Process,
     registry::RegistryInfo,
@@ -112,7 +113,7 @@ pub struct Alert {
     pub family: Option<Family>,
     /// The local address.
     pub address: Option<IpAddr>,
-    /// The remote end, on accept and connect.
+    /// The remote end, on accept, connect and session.
     pub peer: Option<Peer>,
     /// The registry's entry for the port.
     pub registry: Option<Rc<RegistryInfo>>,
@@ -141,6 +142,44 @@ pub struct Alert {
     pub lost: Option<u64>,
     /// On a health alert, what happened.
     pub detail: Option<Printable>,
+    /// Of a connection: which end is on the port. None when unknown, and on other events.
+    pub direction: Option<Direction>,
+    /// On a close, the connections of the socket; None without any.
+    pub sessions: Option<Sessions>,
+    /// On a session, how it went.
+    pub session: Option<SessionInfo>,
+}
+
+/// A connection that ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct SessionInfo {
+    /// Which end is on the port.
+    pub direction: Direction,
+    /// When it was established; None when unknown.
+    #[serde(serialize_with = "maybe_nanoseconds")]
+    pub opened: Option<Timestamp>,
+    /// How long it lasted; None when unknown.
+    pub duration_ms: Option<u64>,
+    /// Bytes that were received in order.
+    pub bytes_in: u64,
+    /// Bytes that the peer acknowledged.
+    pub bytes_out: u64,
+    /// How it ended; None when unknown.
+    pub ended_by: Option<EndedBy>,
+}
+
+impl SessionInfo {
+    fn of(session: &Session, ended: Timestamp) -> Self {
+        let duration = session.opened.map(|opened| ended.duration_since(opened));
+        Self {
+            direction: session.direction,
+            opened: session.opened,
+            duration_ms: duration.and_then(|it| u64::try_from(it.as_millis()).ok()),
+            bytes_in: session.bytes_in,
+            bytes_out: session.bytes_out,
+            ended_by: session.ended_by,
+        }
+    }
 }
 
 /// Bytes of [`Alert::detail`] in JSON.
@@ -165,6 +204,8 @@ impl Alert {
             severity,
             rule,
             detail,
+            sessions,
+            ..
         } = decided;
         Self {
             schema: SCHEMA,
@@ -198,6 +239,11 @@ impl Alert {
             summary: None,
             lost: None,
             detail: detail.map(Printable::from),
+            direction: event.direction,
+            sessions,
+            session: event
+                .session
+                .map(|session| SessionInfo::of(&session, event.time)),
         }
     }
 
@@ -294,6 +340,9 @@ impl Alert {
             summary: None,
             lost: None,
             detail: None,
+            direction: None,
+            sessions: None,
+            session: None,
         }
     }
 }

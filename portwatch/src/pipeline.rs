@@ -80,6 +80,7 @@ impl<H: Host> Pipeline<H> {
             Input::Event(event) => self.tracker.observe(event, &mut self.tracked),
             Input::Counted(event, times) => {
                 let event = self.tracker.counted(&event);
+                self.aggregator.sum_sessions(&event, times);
                 if let Some(decided) = self.decider.decide(event) {
                     self.aggregator.add_counted(decided, times, now);
                 }
@@ -139,6 +140,8 @@ impl<H: Host> Pipeline<H> {
 
     fn advance(&mut self, now: Instant) {
         for event in self.tracked.drain(..) {
+            self.aggregator.sum_sessions(&event, 1);
+            let sessions = self.aggregator.take_sessions(&event);
             let pending = event.key.filter(|_| event.kind == EventKind::Close);
             let pending = pending.and_then(|key| self.aggregator.pending(key));
             let before = pending.map(|pending| TrackedEvent {
@@ -168,7 +171,8 @@ impl<H: Host> Pipeline<H> {
                     None => {}
                 }
             }
-            if let Some(decided) = decided {
+            if let Some(mut decided) = decided {
+                decided.sessions = sessions;
                 self.aggregator.push(decided, now, &mut self.outputs);
             }
         }

@@ -157,5 +157,7 @@ fn event(kind: EventKind, cookie: u64, task: &Task) -> Event {
         outcome: None,
         accepted: None,
         close: CloseKind::Released,
+        direction: None,
+        session: None,
     }
 }

@@ -8,6 +8,7 @@ mod cap;
 mod group;
 mod peers;
 mod pending;
+mod sessions;
 mod settings;
 mod summary;
 
@@ -16,14 +17,16 @@ use std::{
     time::Instant,
 };
 
-use self::{bursts::Bursts, cap::Cap, peers::Peers, pending::PendingSockets};
+use self::{
+    bursts::Bursts, cap::Cap, peers::Peers, pending::PendingSockets, sessions::SessionSums,
+};
 pub use self::{
     cap::Capped, group::Group, peers::Accepts, pending::Pending, settings::Settings,
     summary::Summary,
 };
 use crate::{
     decide::Decided,
-    model::{ConnectOutcome, EventKind, Origin, Severity, SocketKey, Transport},
+    model::{ConnectOutcome, EventKind, Origin, Sessions, Severity, SocketKey, Transport},
     tracker::{LASTING, TrackedEvent},
     util::Bounded,
 };
@@ -63,6 +66,7 @@ pub struct Aggregator {
     deadlines: VecDeque<(Instant, SocketKey)>,
     clients: Bounded<SocketKey, ()>,
     peers: Peers,
+    sessions: SessionSums,
     bursts: Bursts,
     pending: PendingSockets,
     /// Sockets that were reported because they had kept their port for long.
@@ -82,12 +86,32 @@ impl Aggregator {
             deadlines: VecDeque::new(),
             clients: Bounded::new(CLIENTS),
             peers: Peers::default(),
+            sessions: SessionSums::default(),
             bursts: Bursts::default(),
             pending: PendingSockets::default(),
             kept: Bounded::new(KEPT),
             connected: Bounded::new(KEPT),
             cap: Cap::default(),
         }
+    }
+
+    /// Sums up the connections of each socket, whatever becomes of their events: `times` such events
+    /// happened.
+    pub fn sum_sessions(&mut self, event: &TrackedEvent, times: u64) {
+        self.sessions.add(event, times);
+    }
+
+    /// The connections of a socket that closes; None without any.
+    pub fn take_sessions(&mut self, event: &TrackedEvent) -> Option<Sessions> {
+        let key = event.key.filter(|_| event.kind == EventKind::Close)?;
+        self.sessions.close(key)
+    }
+
+    /// Whether the end of a connection is an alert.
+    fn reports_session(&self, decided: &Decided) -> bool {
+        let session = decided.event.session;
+        let is_wanted = self.settings.sessions || decided.reports_sessions;
+        is_wanted && session.is_some_and(|session| session.is_one())
     }
 
     /// Whether there is room for one more alert, which is counted otherwise.
@@ -121,6 +145,15 @@ impl Aggregator {
 
     /// Takes an event, and adds what is to be reported now.
     pub fn push(&mut self, decided: Decided, now: Instant, out: &mut Vec<Output>) {
+        if decided.event.kind == EventKind::Session {
+            if self.reports_session(&decided) {
+                match self.settings.enabled {
+                    true => self.report(decided, now, out),
+                    false => out.push(Output::event(decided)),
+                }
+            }
+            return;
+        }
         if !self.settings.enabled {
             out.push(Output::event(decided));
             return;
@@ -173,7 +206,13 @@ impl Aggregator {
     }
 
     /// Takes what the BPF programs counted as `times` such events.
-    pub fn add_counted(&mut self, decided: Decided, times: u64, now: Instant) {
+    pub fn add_counted(&mut self, decided: Decided, mut times: u64, now: Instant) {
+        if let Some(session) = decided.event.session {
+            times = session.ended;
+            if times == 0 || !(self.settings.sessions || decided.reports_sessions) {
+                return;
+            }
+        }
         if !self.peers.add_counted(&decided, times) {
             self.bursts
                 .add_counted(&decided, times, &self.settings, now);

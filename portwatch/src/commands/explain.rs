@@ -173,7 +173,11 @@ fn describe_holder(process: &Process) -> String {
         text = format!("{text}: {}", words.join(" "));
     }
     if let Some(unit) = &process.unit {
-        text = format!("{text} (unit {}{})", quoted(unit), mark("unit", ", unverified"));
+        text = format!(
+            "{text} (unit {}{})",
+            quoted(unit),
+            mark("unit", ", unverified")
+        );
     }
     text
 }

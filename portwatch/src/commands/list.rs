@@ -11,7 +11,7 @@ use crate::{
     config::Overrides,
     decide::Decider,
     inventory::{Reach, Scan, Scope},
-    model::{EventKind, Transport},
+    model::{Direction, EventKind, Transport},
     monitor::host_name,
     output::{FormatName, Sink, Sinks},
     pipeline::Pipeline,
@@ -135,7 +135,11 @@ fn row(alert: &Alert) -> [String; 8] {
     let state = match (alert.event, alert.peer) {
         (EventKind::Listen, _) => "listening".into(),
         (EventKind::Connect, Some(peer)) => {
-            format!("connected {}", SocketAddr::new(peer.address, peer.port))
+            let state = match alert.direction {
+                Some(Direction::Out) => "connected to",
+                _ => "connection with",
+            };
+            format!("{state} {}", SocketAddr::new(peer.address, peer.port))
         }
         _ => "bound".into(),
     };

@@ -39,6 +39,11 @@ pub struct Args {
     /// The old name of --no-aggregate
     #[arg(long, hide = true)]
     no_collapse: bool,
+    /// Report the end of each TCP connection on a watched port: duration, bytes, who closed it
+    ///
+    /// Otherwise the connections of a listener are only summed up, in its close.
+    #[arg(long)]
+    sessions: bool,
     /// Deny nothing; report what the rules would deny
     #[arg(long)]
     dry_run: bool,
@@ -65,6 +70,7 @@ impl Args {
             all: self.all,
             dry_run: self.dry_run,
             no_aggregate: self.no_aggregate || self.no_collapse,
+            sessions: self.sessions,
         }
     }
 }
@@ -112,6 +118,13 @@ mod tests {
         for (arguments, expected) in [
             (&[][..], none),
             (&["--all"], Overrides { all: true, ..none }),
+            (
+                &["--sessions"],
+                Overrides {
+                    sessions: true,
+                    ..none
+                },
+            ),
             (
                 &["--dry-run"],
                 Overrides {

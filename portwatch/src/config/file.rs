@@ -88,6 +88,8 @@ struct RawRule {
     decide: Decision,
     #[serde(default)]
     unverified: bool,
+    #[serde(default)]
+    sessions: bool,
     port: Option<Spanned<OneOrMany<PortRange>>>,
     transport: Option<Spanned<OneOrMany<Transport>>>,
     status: Option<Spanned<OneOrMany<Status>>>,
@@ -238,6 +240,7 @@ fn rule(raw: RawRule) -> (Rule, RulePlaces) {
         reason: raw.reason.map(Spanned::into_inner),
         decision: raw.decide,
         unverified: raw.unverified,
+        sessions: raw.sessions,
         conditions: conditions.collect(),
     };
     (rule, places)
@@ -268,6 +271,7 @@ fn settings(raw: RawAggregate, deprecated: &mut Renames<'_>) -> Result<Settings,
         idle_timeout: duration(idle_timeout, "idle_timeout", &IDLE_TIMEOUT)?
             .unwrap_or(default.idle_timeout),
         bind_delay: duration(bind_delay, "bind_delay", &BIND_DELAY)?.unwrap_or(default.bind_delay),
+        sessions: default.sessions,
     })
 }
 

@@ -24,7 +24,7 @@ fn a_malformed_file_is_rejected_with_place_and_suggestion() {
         ("HEADevent = \"listne\"\n", "did you mean \"listen\"?"),
         (
             "HEADevent = \"bind\"\npeer = \"10.0.0.0/8\"\n",
-            "only accept and connect have a peer",
+            "only accept, connect and session have a peer",
         ),
         (
             "HEADpeer = \"10.0.0.1/8\"\n",
@@ -215,6 +215,7 @@ fn the_command_line_overrides_the_file_every_time_it_is_read() {
                 all: true,
                 dry_run: true,
                 no_aggregate: true,
+                sessions: true,
             },
             DefaultScope::All,
             false,

@@ -139,10 +139,7 @@ fn read(
 
 /// The cookies of the TCP connections on `ports` that are known to be outgoing, in the namespace of
 /// `netlink`.
-pub(super) fn outgoing(
-    netlink: &OwnedFd,
-    ports: &RangeInclusive<u16>,
-) -> io::Result<HashSet<u64>> {
+pub(super) fn outgoing(netlink: &OwnedFd, ports: &RangeInclusive<u16>) -> io::Result<HashSet<u64>> {
     let mut rows = Vec::new();
     read(
         netlink,

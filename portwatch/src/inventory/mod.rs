@@ -23,12 +23,12 @@ use nix::time::{ClockId, clock_gettime};
 
 pub use self::holders::{Holder, duplicate, is_held_by};
 use self::namespaces::Namespace;
+#[cfg(feature = "testing")]
+pub use self::{diag::parse_packet, tables::parse_lines};
 pub use self::{
     scan::{Coverage, FoundSocket, MAX_HOLDERS, Scan, Scope},
     targets::{Reach, Targets},
 };
-#[cfg(feature = "testing")]
-pub use self::{diag::parse_packet, tables::parse_lines};
 use crate::{linux::protocols, model::Transport, util::parallel};
 
 /// The processor time of the calling thread so far.
@@ -217,7 +217,8 @@ fn read_namespace(
                 .rows
                 .iter()
                 .any(|row| row.connection().is_some_and(is_in_scope));
-            let outgoing = is_connected.then(|| diag::outgoing(&netlink, ports).unwrap_or_default());
+            let outgoing =
+                is_connected.then(|| diag::outgoing(&netlink, ports).unwrap_or_default());
             Read::Diag(dump, outgoing.unwrap_or_default())
         }
         Err(_) => namespace

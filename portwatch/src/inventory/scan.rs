@@ -14,7 +14,7 @@ use jiff::Timestamp;
 
 use super::{Inventory, Reach, SocketEntry, State, is_held_by, read_within, thread_time};
 use crate::{
-    model::{CloseKind, Event, EventKind, PortKey, SocketKey, Transport},
+    model::{CloseKind, Direction, Event, EventKind, PortKey, SocketKey, Transport},
     process::{Process, Processes, is_running},
     registry::LAST_SYSTEM_PORT,
 };
@@ -250,6 +250,9 @@ fn event(entry: &SocketEntry, time: Timestamp) -> Event {
         outcome: None,
         accepted: None,
         close: CloseKind::Released,
+        // An accepted connection whose listener is gone looks the same from outside.
+        direction: (kind == EventKind::Connect && entry.is_outgoing).then_some(Direction::Out),
+        session: None,
     }
 }
 

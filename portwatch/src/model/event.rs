@@ -8,7 +8,7 @@ use std::{
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::{PortKey, SocketKey, Transport};
+use super::{Direction, PortKey, Session, SocketKey, Transport};
 
 /// The kind of an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -34,11 +34,13 @@ pub enum EventKind {
     Health,
     /// Aggregated events.
     Summary,
+    /// A TCP connection ended.
+    Session,
 }
 
 impl EventKind {
     /// The kinds that concern a socket.
-    pub const OF_SOCKETS: [Self; 7] = [
+    pub const OF_SOCKETS: [Self; 8] = [
         Self::Bind,
         Self::Listen,
         Self::Accept,
@@ -46,6 +48,7 @@ impl EventKind {
         Self::Close,
         Self::Handover,
         Self::Deny,
+        Self::Session,
     ];
 
     /// The name in the output.
@@ -62,6 +65,7 @@ impl EventKind {
             Self::Loss => "loss",
             Self::Health => "health",
             Self::Summary => "summary",
+            Self::Session => "session",
         }
     }
 }
@@ -180,7 +184,7 @@ pub struct Event {
     pub address: Option<IpAddr>,
     /// The local port.
     pub port: u16,
-    /// The remote end of an accept or connect, in the same form.
+    /// The remote end of an accept, connect or session, in the same form.
     pub peer: Option<SocketAddr>,
     /// Who caused it, where the kernel says so. For a kernel socket, whichever task was running.
     pub task: Option<Task>,
@@ -195,6 +199,10 @@ pub struct Event {
     pub accepted: Option<u64>,
     /// Of a close.
     pub close: CloseKind,
+    /// On a connect that a scan found, which way it went; None when unknown.
+    pub direction: Option<Direction>,
+    /// On a session, how it went.
+    pub session: Option<Session>,
 }
 
 impl Event {

@@ -93,6 +93,7 @@ async fn watch(
     let mut sensor = Sensor::arm(&options.sensor, watched, &config.deny_rules(&registry))?;
     let (sandbox, unsandboxed) = enter(sandbox);
     sensor.count_repeats(config.aggregate.enabled);
+    sensor.wake_for_sessions(config.reports_sessions());
     console::log(&armed(&config, &registry, &sensor));
     let limits = limits(options, &sensor);
     for message in config.warnings.iter().chain(&limits).chain(&unsandboxed) {

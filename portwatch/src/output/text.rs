@@ -9,8 +9,8 @@ use std::{
 
 use super::Format;
 use crate::{
-    alert::{Alert, SummaryInfo},
-    model::{EventKind, Origin, Printable, Severity},
+    alert::{Alert, SessionInfo, SummaryInfo},
+    model::{Direction, EventKind, Origin, Printable, Severity},
     process::Process,
     tracker::Holder,
 };
@@ -48,7 +48,10 @@ impl Text {
             text,
             "{on}{:<8}{off} {:<7}",
             alert.severity.name(),
-            alert.event.name()
+            match (alert.event, alert.direction) {
+                (EventKind::Connect, None) => "connection",
+                (event, _) => event.name(),
+            }
         )?;
         if let Some(lost) = alert.lost {
             write!(
@@ -70,10 +73,10 @@ impl Text {
             }
         }
         if let Some(peer) = alert.peer {
-            let arrow = if alert.event == EventKind::Connect {
-                "->"
-            } else {
-                "<-"
+            let arrow = match alert.direction {
+                Some(Direction::Out) => "->",
+                Some(Direction::In) => "<-",
+                None => "<->",
             };
             write!(
                 text,
@@ -112,6 +115,16 @@ impl Text {
         }
         if let Some(accepts) = &alert.accepts {
             write!(text, " accepts={} peers={}", accepts.count, accepts.peers)?;
+        }
+        if let Some(sessions) = &alert.sessions {
+            write!(
+                text,
+                " sessions={} open={} bytes_in={} bytes_out={}",
+                sessions.ended, sessions.open, sessions.bytes_in, sessions.bytes_out
+            )?;
+        }
+        if let Some(session) = &alert.session {
+            compose_session(session, text)?;
         }
         if let Some(outcome) = alert.outcome {
             write!(text, " outcome={}", outcome.name())?;
@@ -181,6 +194,26 @@ fn compose_process(process: &Process, text: &mut String) -> fmt::Result {
         chain.extend(more(process.ancestors_omitted));
         // Each name on its own, then all: no name can look like two.
         write!(text, " ancestors={}", quoted(&chain.join(" < "), LIST))?;
+    }
+    Ok(())
+}
+
+/// How a connection went.
+fn compose_session(session: &SessionInfo, text: &mut String) -> fmt::Result {
+    write!(text, " direction={}", session.direction.name())?;
+    if let Some(opened) = session.opened {
+        write!(text, " opened={opened:.6}")?;
+    }
+    if let Some(duration) = session.duration_ms {
+        write!(text, " duration_ms={duration}")?;
+    }
+    write!(
+        text,
+        " bytes_in={} bytes_out={}",
+        session.bytes_in, session.bytes_out
+    )?;
+    if let Some(ended_by) = session.ended_by {
+        write!(text, " ended_by={}", ended_by.name())?;
     }
     Ok(())
 }

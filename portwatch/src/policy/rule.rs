@@ -49,6 +49,8 @@ pub struct Rule {
     pub decision: Decision,
     /// Whether claims satisfy its conditions as well as verified facts do.
     pub unverified: bool,
+    /// Whether the end of each connection that it matches is reported.
+    pub sessions: bool,
     /// At most one of each key.
     pub conditions: Vec<Condition>,
 }
@@ -113,6 +115,14 @@ impl Rule {
         })
     }
 
+    /// Whether it asks for the end of each connection that it matches.
+    #[must_use]
+    pub fn reports_sessions(&self) -> bool {
+        let names_them = |events: &[EventKind]| events.contains(&EventKind::Session);
+        self.decision != Decision::Ignore
+            && (self.sessions || self.events().is_some_and(names_them))
+    }
+
     /// How many of its values are patterns.
     #[must_use]
     pub fn patterns(&self) -> usize {
@@ -144,7 +154,12 @@ impl Rule {
 
     /// Fails when the rule, number `index`, can never match.
     pub(super) fn check(&self, index: usize) -> Result<(), RuleError> {
-        let has_peer = |event: &EventKind| matches!(event, EventKind::Accept | EventKind::Connect);
+        let has_peer = |event: &EventKind| {
+            matches!(
+                event,
+                EventKind::Accept | EventKind::Connect | EventKind::Session
+            )
+        };
         let without_peer = |events: &[EventKind]| !events.iter().any(has_peer);
         for condition in &self.conditions {
             let never = |problem| {
@@ -157,7 +172,7 @@ impl Rule {
             let (paths, prefix) = match condition {
                 Condition::Peer(_) if self.events().is_some_and(without_peer) => {
                     return never(
-                        "only accept and connect have a peer: with that event this never matches"
+                        "only accept, connect and session have a peer: with that event this never matches"
                             .into(),
                     );
                 }

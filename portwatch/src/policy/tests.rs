@@ -39,6 +39,7 @@ fn policy(rules: &[(Decision, Conditions<'_>)]) -> Policy {
             reason: None,
             decision: *decision,
             unverified: false,
+            sessions: false,
             conditions: conditions
                 .iter()
                 .map(|(key, values)| condition(key, values))
@@ -330,6 +331,7 @@ fn more_pairs_of_user_and_cgroup_than_the_kernel_holds_are_rejected() {
             reason: None,
             decision: Decision::Deny,
             unverified: false,
+            sessions: false,
             conditions: vec![condition("user", &uids.join(", "))],
         };
         let result = Policy::new(vec![rule]);

@@ -237,6 +237,12 @@ impl Sensor {
         self.repeats.allow(may_count);
     }
 
+    /// Whether the end of each connection is to be read at once. Until this is called it is read with the
+    /// next event.
+    pub fn wake_for_sessions(&mut self, wake: bool) {
+        self.repeats.wake_for_sessions(wake);
+    }
+
     /// Whether there is something that [`take_repeats`](Self::take_repeats) will give.
     #[must_use]
     pub const fn is_counting(&self) -> bool {
@@ -256,7 +262,7 @@ impl Sensor {
         }?;
         let now = Timestamp::now();
         let taken = taken.iter();
-        events.extend(taken.filter_map(|(key, count)| Some((decode::repeat(key, now)?, *count))));
+        events.extend(taken.filter_map(|(key, count)| decode::repeat(key, *count, now)));
         Ok(())
     }
 

@@ -6,6 +6,7 @@ mod defer;
 mod handover;
 mod host;
 mod reconcile;
+mod sessions;
 mod socket;
 mod steered;
 mod table;
@@ -16,7 +17,7 @@ use jiff::Timestamp;
 
 #[cfg(test)]
 pub(crate) use self::socket::Holders;
-use self::{defer::Deferred, socket::Found, steered::Steered, table::Table};
+use self::{defer::Deferred, sessions::Sessions, socket::Found, steered::Steered, table::Table};
 pub use self::{
     host::{Host, ThisHost},
     reconcile::has_cookies,
@@ -34,6 +35,7 @@ pub struct Tracker<H> {
     table: Table,
     deferred: Deferred,
     steered: Steered,
+    sessions: Sessions,
     /// Sockets that the last scan showed, that are not reported yet, and that may be gone by now.
     unsure_once: HashSet<SocketKey>,
 }
@@ -46,6 +48,7 @@ impl<H: Host> Tracker<H> {
             table: Table::default(),
             deferred: Deferred::default(),
             steered: Steered::default(),
+            sessions: Sessions::default(),
             unsure_once: HashSet::new(),
         }
     }
@@ -57,6 +60,10 @@ impl<H: Host> Tracker<H> {
 
     /// Adds the tracked event of `event`; none yet where a scan will show more.
     pub fn observe(&mut self, event: Event, out: &mut Vec<TrackedEvent>) {
+        if event.session.is_some() {
+            self.end_session(&event, out);
+            return;
+        }
         if let Some(event) = self.defer(event, out) {
             self.apply(&event, None, out);
         }
@@ -98,6 +105,7 @@ impl<H: Host> Tracker<H> {
             }
         }
         if let Some(key) = key {
+            self.note_for_sessions(key, &socket, event);
             match event.close {
                 CloseKind::ShutDown => self.table.shut_down(key),
                 CloseKind::Released | CloseKind::ReleasedLater => {

@@ -126,7 +126,9 @@ impl<H: Host> Tracker<H> {
                 key => key == event.key,
             };
             match found.iter().find(is_it) {
-                Some(found) if !found.holders.is_empty() => self.apply(&event, Some(found.into()), out),
+                Some(found) if !found.holders.is_empty() => {
+                    self.apply(&event, Some(found.into()), out)
+                }
                 // A scan that began before the event need not show its socket.
                 _ if begun >= round => self.deferred.unattributed.push((begun, event)),
                 _ => self.apply(&event, None, out),
@@ -238,6 +240,7 @@ impl<H: Host> Tracker<H> {
                 let event = socket.event(key, EventKind::Close, Timestamp::now());
                 out.push(self.tracked_event(&event, &socket, Some(key), Origin::Snapshot));
             }
+            self.sessions.closed(key, &socket, None);
             self.table.store(key, &socket, EventKind::Close);
         }
         is_new

@@ -11,7 +11,10 @@ use serde::Serialize;
 
 use crate::{
     inventory::FoundSocket,
-    model::{CloseKind, ConnectOutcome, Event, EventKind, Origin, PortKey, Printable, SocketKey},
+    model::{
+        CloseKind, ConnectOutcome, Direction, Event, EventKind, Origin, PortKey, Printable,
+        Session, SocketKey,
+    },
     process::{Container, Process},
 };
 
@@ -259,6 +262,8 @@ impl TrackedSocket {
             outcome: None,
             accepted: None,
             close: CloseKind::Released,
+            direction: None,
+            session: None,
         }
     }
 
@@ -301,7 +306,7 @@ pub struct TrackedEvent {
     pub port_key: PortKey,
     /// The local address.
     pub address: Option<IpAddr>,
-    /// The remote end of an accept or connect.
+    /// The remote end of an accept, connect or session.
     pub peer: Option<SocketAddr>,
     /// Inode of the socket's network namespace.
     pub netns: Option<u64>,
@@ -321,6 +326,10 @@ pub struct TrackedEvent {
     pub outcome: Option<ConnectOutcome>,
     /// On a close: whether the socket had been open for [`LASTING`].
     pub lasted: bool,
+    /// Of a connection: which end is on the port. None when unknown, and on other events.
+    pub direction: Option<Direction>,
+    /// On a session, how it went.
+    pub session: Option<Session>,
 }
 
 impl TrackedEvent {
@@ -348,6 +357,13 @@ impl TrackedEvent {
             is_first_remote: false,
             outcome: event.outcome,
             lasted: event.kind == EventKind::Close && socket.lasted(event.time),
+            direction: match (event.kind, origin) {
+                (EventKind::Accept, _) => Some(Direction::In),
+                (EventKind::Connect, Origin::Live) => Some(Direction::Out),
+                (EventKind::Connect, Origin::Snapshot) => event.direction,
+                _ => event.session.map(|session| session.direction),
+            },
+            session: event.session,
         }
     }
 

@@ -116,6 +116,8 @@ pub(crate) fn event(kind: EventKind, cookie: u64, pid: u32) -> Event {
         outcome: None,
         accepted: None,
         close: CloseKind::Released,
+        direction: None,
+        session: None,
     }
 }
 

@@ -24,5 +24,6 @@ mod loss;
 mod no_alert;
 mod rules;
 mod sandbox;
+mod sessions;
 mod snapshot;
 mod support;

@@ -63,6 +63,11 @@ impl Repeats {
         self.control.epoch().store(epoch, Relaxed);
     }
 
+    /// Whether the agent is to be woken for the end of a connection.
+    pub(in crate::sensor) fn wake_for_sessions(&self, wake: bool) {
+        self.control.sessions().store(wake.into(), Relaxed);
+    }
+
     /// What the BPF programs did since the last call.
     pub(in crate::sensor) fn news(&mut self) -> Result<News, SensorError> {
         let slots = self

@@ -44,10 +44,10 @@ fn offsets(bytes: &[u8]) -> Result<KernelOffsets, OffsetsError> {
     let members = KernelOffsets::MEMBERS.into_iter().zip(&mut found);
     for (index, ((structure, path), offset)) in members.enumerate() {
         let in_bits = KernelOffsets::IN_BITS.contains(&path);
-        let of_mptcp = KernelOffsets::MEMBERS.len() - KernelOffsets::OF_MPTCP;
+        let optional_last = KernelOffsets::MEMBERS.len() - KernelOffsets::OPTIONAL_LAST;
         match types.bit_offset(structure, path) {
             Some(bits) => *offset = if in_bits { bits } else { bits / 8 },
-            None if index < KernelOffsets::OPTIONAL || index >= of_mptcp => {}
+            None if index < KernelOffsets::OPTIONAL || index >= optional_last => {}
             None => return Err(OffsetsError::Missing(structure, path)),
         }
     }
@@ -227,6 +227,8 @@ mod tests {
             found.nsproxy_mount_ns,
             found.mount_ns_inum,
             found.mount_ns,
+            found.sock_flags,
+            found.sock_error,
         ];
         assert!(!optional.contains(&0), "{optional:?}");
 

@@ -6,13 +6,16 @@ use std::{net::SocketAddr, rc::Rc};
 use bytemuck::Zeroable as _;
 use jiff::Timestamp;
 use nix::time::{ClockId, clock_gettime};
-use portwatch_common::{RepeatKey, Report, connection, exec_info_flags, kind, known};
+use portwatch_common::{
+    RepeatKey, Report, SessionEnd, connection, end, exec_info_flags, kind, known, session_flags,
+};
 use rustix::fs::makedev;
 
 use crate::{
     linux::address,
     model::{
-        CloseKind, ConnectOutcome, Event, EventKind, ExecInfo, FileId, SocketKey, Task, Transport,
+        CloseKind, ConnectOutcome, Direction, EndedBy, Event, EventKind, ExecInfo, FileId, Session,
+        SocketKey, Task, Transport,
     },
     util::Bounded,
 };
@@ -60,6 +63,9 @@ impl Decoder {
             let wire = bytemuck::try_pod_read_unaligned(bytes).ok()?;
             self.keep(&wire);
             return None;
+        }
+        if bytes.len() == size_of::<SessionEnd>() {
+            return session_end(&bytemuck::try_pod_read_unaligned(bytes).ok()?, clock);
         }
         let report: Report = bytemuck::try_pod_read_unaligned(bytes).ok()?;
         let exec_info = (report.known & known::START != 0)
@@ -124,8 +130,15 @@ fn device(kernels: u32) -> u64 {
     makedev(kernels >> 20, kernels & 0xf_ffff)
 }
 
-/// The event that stands for each of what was counted.
-pub(in crate::sensor) fn repeat(key: &RepeatKey, time: Timestamp) -> Option<Event> {
+/// The event that stands for each of what was counted, `count` times, and how often it is to be taken.
+pub(in crate::sensor) fn repeat(
+    key: &RepeatKey,
+    count: u64,
+    time: Timestamp,
+) -> Option<(Event, u64)> {
+    if let Some(sum) = session_sum(key, count, time) {
+        return Some((sum, 1));
+    }
     let report = Report {
         cookie: key.cookie,
         netns_cookie: key.netns_cookie,
@@ -140,11 +153,12 @@ pub(in crate::sensor) fn repeat(key: &RepeatKey, time: Timestamp) -> Option<Even
     };
     let binder = (key.binder != 0).then_some(key.binder);
     let event = event(&report, None, Clock(0))?;
-    Some(Event {
+    let event = Event {
         time,
         binder,
         ..event
-    })
+    };
+    Some((event, count))
 }
 
 fn event(report: &Report, exec_info: Option<Rc<ExecInfo>>, clock: Clock) -> Option<Event> {
@@ -214,6 +228,89 @@ fn event(report: &Report, exec_info: Option<Rc<ExecInfo>>, clock: Clock) -> Opti
             kind::CLOSE if report.known & known::SHUT_DOWN != 0 => CloseKind::ShutDown,
             _ => CloseKind::Released,
         },
+        direction: None,
+        session: None,
+    })
+}
+
+/// The event of a connection's end.
+fn session_end(end: &SessionEnd, clock: Clock) -> Option<Event> {
+    let address = |words: [u32; 4]| address::ip(end.family, bytemuck::cast(words));
+    let is_outgoing = end.flags & session_flags::OUTGOING != 0;
+    let is_joined = end.flags & session_flags::JOINED != 0;
+    Some(Event {
+        kind: EventKind::Session,
+        time: clock.time(end.time_ns),
+        key: (end.cookie != 0).then_some(SocketKey::Cookie(end.cookie)),
+        netns_cookie: (end.netns_cookie != 0).then_some(end.netns_cookie),
+        netns: None,
+        transport: Transport::Tcp,
+        address: Some(address(end.local_address)?),
+        port: end.local_port,
+        peer: Some(SocketAddr::new(
+            address(end.remote_address)?,
+            end.remote_port,
+        )),
+        task: None,
+        is_kernel_socket: None,
+        binder: None,
+        outcome: None,
+        accepted: (end.cookie == 0).then_some(end.own),
+        close: CloseKind::Released,
+        direction: None,
+        session: Some(Session {
+            direction: if is_outgoing {
+                Direction::Out
+            } else {
+                Direction::In
+            },
+            opened: (end.opened_ns != 0).then(|| clock.time(end.opened_ns)),
+            ended: u64::from(!is_joined),
+            is_sum: false,
+            bytes_in: end.bytes_in,
+            bytes_out: end.bytes_out,
+            ended_by: match end.end {
+                end::BY_US => Some(EndedBy::Us),
+                end::BY_PEER => Some(EndedBy::Peer),
+                end::RESET => Some(EndedBy::Reset),
+                end::TIMEOUT => Some(EndedBy::Timeout),
+                _ => None,
+            },
+        }),
+    })
+}
+
+/// A part of the sums of a listener's connections: `count` is of what the key's kind says.
+fn session_sum(key: &RepeatKey, count: u64, time: Timestamp) -> Option<Event> {
+    let (ended, bytes_in, bytes_out) = match key.kind {
+        kind::SESSION => (count, 0, 0),
+        kind::SESSION_IN => (0, count, 0),
+        kind::SESSION_OUT => (0, 0, count),
+        _ => return None,
+    };
+    let end = SessionEnd {
+        cookie: key.cookie,
+        netns_cookie: key.netns_cookie,
+        local_address: key.local_address,
+        local_port: key.local_port,
+        family: key.family,
+        flags: key.session as u8,
+        bytes_in,
+        bytes_out,
+        ..SessionEnd::zeroed()
+    };
+    let event = session_end(&end, Clock(0))?;
+    Some(Event {
+        time,
+        peer: None,
+        accepted: None,
+        binder: (key.binder != 0).then_some(key.binder),
+        session: event.session.map(|session| Session {
+            ended,
+            is_sum: true,
+            ..session
+        }),
+        ..event
     })
 }
 
@@ -299,6 +396,8 @@ mod tests {
                 outcome: None,
                 accepted: None,
                 close: CloseKind::Released,
+                direction: None,
+                session: None,
             }
         );
     }
