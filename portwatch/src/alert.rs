@@ -87,6 +87,10 @@ pub struct SummaryInfo {
     pub held: BTreeMap<&'static str, String>,
     /// The processes that caused most of them, the busiest first.
     pub processes: Vec<SummaryProcess>,
+    /// Bytes that their sessions received; None without any.
+    pub bytes_in: Option<u64>,
+    /// Bytes that their sessions sent; None without any.
+    pub bytes_out: Option<u64>,
 }
 
 /// One line for the operator. What is not known is None, never guessed.
@@ -270,6 +274,7 @@ impl Alert {
             _ => None,
         };
         let processes = summary.processes.iter();
+        let has_sessions = summary.counts.contains_key(EventKind::Session.name());
         Self {
             port: only.map(|port_key| port_key.port),
             transport: only.map(|port_key| port_key.transport),
@@ -277,6 +282,8 @@ impl Alert {
             process,
             summary: Some(SummaryInfo {
                 since: summary.since,
+                bytes_in: has_sessions.then_some(summary.bytes.0),
+                bytes_out: has_sessions.then_some(summary.bytes.1),
                 counts: summary.counts,
                 ports: ranges(summary.ports),
                 held: ranges(held),

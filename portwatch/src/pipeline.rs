@@ -80,8 +80,11 @@ impl<H: Host> Pipeline<H> {
             Input::Event(event) => self.tracker.observe(event, &mut self.tracked),
             Input::Counted(event, times) => {
                 let event = self.tracker.counted(&event);
-                self.aggregator.sum_sessions(&event, times);
-                if let Some(decided) = self.decider.decide(event) {
+                let is_summed = self.aggregator.sum_counted_sessions(&event, times);
+                let is_summed = is_summed && event.session.is_some();
+                if let Some(decided) = self.decider.decide(event)
+                    && (!is_summed || self.aggregator.wants_sessions(&decided))
+                {
                     self.aggregator.add_counted(decided, times, now);
                 }
             }
@@ -140,7 +143,7 @@ impl<H: Host> Pipeline<H> {
 
     fn advance(&mut self, now: Instant) {
         for event in self.tracked.drain(..) {
-            self.aggregator.sum_sessions(&event, 1);
+            self.aggregator.sum_sessions(&event);
             let sessions = self.aggregator.take_sessions(&event);
             let pending = event.key.filter(|_| event.kind == EventKind::Close);
             let pending = pending.and_then(|key| self.aggregator.pending(key));

@@ -95,10 +95,15 @@ impl Aggregator {
         }
     }
 
-    /// Sums up the connections of each socket, whatever becomes of their events: `times` such events
-    /// happened.
-    pub fn sum_sessions(&mut self, event: &TrackedEvent, times: u64) {
-        self.sessions.add(event, times);
+    /// Sums up the connections of each socket, whatever becomes of their events.
+    pub fn sum_sessions(&mut self, event: &TrackedEvent) {
+        self.sessions.add(event);
+    }
+
+    /// As [`sum_sessions`](Self::sum_sessions), for what the BPF programs counted as `times` such events.
+    /// False where it comes after the close of its socket, and is for a summary.
+    pub fn sum_counted_sessions(&mut self, event: &TrackedEvent, times: u64) -> bool {
+        self.sessions.add_counted(event, times)
     }
 
     /// The connections of a socket that closes; None without any.
@@ -107,11 +112,10 @@ impl Aggregator {
         self.sessions.close(key)
     }
 
-    /// Whether the end of a connection is an alert.
-    fn reports_session(&self, decided: &Decided) -> bool {
-        let session = decided.event.session;
-        let is_wanted = self.settings.sessions || decided.reports_sessions;
-        is_wanted && session.is_some_and(|session| session.is_one())
+    /// Whether the end of a connection is an alert, or else in a summary.
+    #[must_use]
+    pub const fn wants_sessions(&self, decided: &Decided) -> bool {
+        self.settings.sessions || decided.reports_sessions
     }
 
     /// Whether there is room for one more alert, which is counted otherwise.
@@ -146,7 +150,9 @@ impl Aggregator {
     /// Takes an event, and adds what is to be reported now.
     pub fn push(&mut self, decided: Decided, now: Instant, out: &mut Vec<Output>) {
         if decided.event.kind == EventKind::Session {
-            if self.reports_session(&decided) {
+            let session = decided.event.session;
+            let is_one = session.is_some_and(|session| session.is_one());
+            if is_one && self.wants_sessions(&decided) {
                 match self.settings.enabled {
                     true => self.report(decided, now, out),
                     false => out.push(Output::event(decided)),
@@ -209,9 +215,6 @@ impl Aggregator {
     pub fn add_counted(&mut self, decided: Decided, mut times: u64, now: Instant) {
         if let Some(session) = decided.event.session {
             times = session.ended;
-            if times == 0 || !(self.settings.sessions || decided.reports_sessions) {
-                return;
-            }
         }
         if !self.peers.add_counted(&decided, times) {
             self.bursts

@@ -26,11 +26,24 @@ impl Default for SessionSums {
 }
 
 impl SessionSums {
-    /// Adds what is one of `times` such events.
-    pub(super) fn add(&mut self, event: &TrackedEvent, times: u64) {
-        let Some(key) = event.key else {
-            return;
-        };
+    /// Adds an event.
+    pub(super) fn add(&mut self, event: &TrackedEvent) {
+        if let Some(key) = event.key {
+            self.add_to(key, event, 1);
+        }
+    }
+
+    /// Adds what stands for `times` such events, if its socket has connections; a listener that closed
+    /// has none.
+    pub(super) fn add_counted(&mut self, event: &TrackedEvent, times: u64) -> bool {
+        let known = event.key.filter(|key| self.0.get(key).is_some());
+        if let Some(key) = known {
+            self.add_to(key, event, times);
+        }
+        known.is_some()
+    }
+
+    fn add_to(&mut self, key: SocketKey, event: &TrackedEvent, times: u64) {
         if event.kind == EventKind::Accept {
             self.0.get_or_insert_mut(key, Sums::default).accepted += times;
         }

@@ -393,6 +393,7 @@ fn longest_lines(text: &[u8]) -> Vec<String> {
         counts: kinds.map(|kind| (kind.name(), u64::MAX)).collect(),
         ports,
         registry: Some(registry),
+        bytes: (0, 0),
         processes: vec![(Rc::clone(&process), u64::MAX); 3],
     };
     let detail = String::from_utf8_lossy(&long);

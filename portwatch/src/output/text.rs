@@ -249,6 +249,9 @@ fn compose_summary(summary: &SummaryInfo, text: &mut String) -> fmt::Result {
             )?;
         }
     }
+    if let (Some(bytes_in), Some(bytes_out)) = (summary.bytes_in, summary.bytes_out) {
+        write!(text, "; bytes_in={bytes_in} bytes_out={bytes_out}")?;
+    }
     text.push(';');
     Ok(())
 }

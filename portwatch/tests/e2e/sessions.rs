@@ -2,18 +2,21 @@
 
 use std::{
     io::{Read as _, Write as _},
-    net::{Shutdown, TcpListener, TcpStream},
+    net::{Shutdown, SocketAddr, TcpListener, TcpStream},
     sync::mpsc,
     thread,
 };
 
-use nix::sys::socket::{setsockopt, sockopt};
+use nix::sys::{
+    signal::Signal,
+    socket::{setsockopt, sockopt},
+};
 use serde_json::Value;
 use socket2::{Domain, SockRef, Socket, Type};
 
 use crate::{
     assert_alert,
-    support::{Monitor, Namespace, in_namespace, listed},
+    support::{Cgroup, Monitor, Namespace, REBIND, in_namespace, listed},
 };
 
 /// A connection on port 976: the client's end and the server's.
@@ -302,7 +305,7 @@ fn outgoing_connections_end_too() {
     in_namespace(|namespace| {
         let monitor = Monitor::start(&["--sessions"]);
         let server = TcpListener::bind("127.0.0.1:0").unwrap();
-        let at = |address: &str| address.parse::<std::net::SocketAddr>().unwrap().into();
+        let at = |address: &str| address.parse::<SocketAddr>().unwrap().into();
         let bound = || {
             let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
             socket.set_reuse_address(true).unwrap();
@@ -441,5 +444,118 @@ fn the_direction_of_a_connection_is_a_fact_or_unknown() {
         let peer = ends.0.local_addr().unwrap();
         assert!(text.contains(&format!("connection with {peer}")), "{text}");
         drop(ends);
+    });
+}
+
+/// While the ring is filling, the BPF programs sum up what ends: nothing is lost of it.
+#[test]
+fn connections_that_end_while_the_ring_is_full_are_in_the_sums() {
+    const CONNECTIONS: u64 = 700;
+    in_namespace(|_| {
+        let cgroup = Cgroup::new("sessions-counted");
+        let path = cgroup.path().to_str().unwrap();
+        let ring = ["--ring-size", "16384", "--config", "/dev/null"];
+        let monitor = Monitor::start_default(&[&ring[..], &["--cgroup", path]].concat());
+        monitor.signal(Signal::SIGSTOP);
+        let script = format!(
+            "{REBIND} $| = 1; socket(my $s, PF_INET, SOCK_STREAM, 0) or die; \
+             rebind($s, sockaddr_in(976, INADDR_LOOPBACK)); listen($s, 5) or die; \
+             for (1..{CONNECTIONS}) {{ socket(my $c, PF_INET, SOCK_STREAM, 0) or die; \
+             connect($c, sockaddr_in(976, INADDR_LOOPBACK)) or die; accept(my $a, $s) or die; \
+             syswrite($c, 'x' x 10); sysread($a, my $in, 10) == 10 or die; \
+             syswrite($a, 'y' x 3); sysread($c, $in, 3) == 3 or die; \
+             close $c; sysread($a, $in, 1); close $a }} print \"done\\n\"; <STDIN>"
+        );
+        let mut server = cgroup.start_perl(&script);
+        server.wait_for("done");
+        monitor.signal(Signal::SIGCONT);
+        drop(server);
+        let (mut sums, mut is_closed) = ((0, 0, 0), false);
+        let alerts = monitor.stop_all();
+        for alert in &alerts {
+            let of = |value: &Value| {
+                let word = |key: &str| value[key].as_u64().unwrap_or(0);
+                (word("bytes_in"), word("bytes_out"))
+            };
+            let (ended, (bytes_in, bytes_out)) = match alert["event"].as_str().unwrap() {
+                "close" => {
+                    is_closed = true;
+                    let ended = alert["sessions"]["ended"].as_u64().unwrap();
+                    (ended, of(&alert["sessions"]))
+                }
+                "summary" => {
+                    let ended = alert["summary"]["counts"]["session"].as_u64();
+                    (ended.unwrap_or(0), of(&alert["summary"]))
+                }
+                event => {
+                    assert_ne!(event, "loss", "{alert}");
+                    continue;
+                }
+            };
+            sums = (sums.0 + ended, sums.1 + bytes_in, sums.2 + bytes_out);
+        }
+        assert!(is_closed, "{alerts:?}");
+        let all = (CONNECTIONS, CONNECTIONS * 10, CONNECTIONS * 3);
+        assert_eq!(sums, all, "{alerts:?}");
+    });
+}
+
+/// How many paths have joined a connection of this network namespace (`MPJoinAckRx` in
+/// net/mptcp/mib.c, Linux 6.18).
+fn joined_paths() -> u64 {
+    let text = std::fs::read_to_string("/proc/thread-self/net/netstat").unwrap();
+    let mut lines = text.lines().filter(|line| line.starts_with("MPTcpExt:"));
+    let (names, values) = (lines.next().unwrap(), lines.next().unwrap());
+    let mut counters = names.split(' ').zip(values.split(' '));
+    let (_, joined) = counters.find(|(name, _)| *name == "MPJoinAckRx").unwrap();
+    joined.parse().unwrap()
+}
+
+/// The bytes of a further path count, the path itself does not.
+#[test]
+fn an_mptcp_connection_of_two_paths_is_one_session() {
+    in_namespace(|namespace| {
+        namespace.ip("mptcp limits set subflow 2 add_addr_accepted 2");
+        namespace.ip("mptcp endpoint add 127.0.0.2 subflow");
+        let monitor = Monitor::start(&["--sessions"]);
+        let mptcp = || {
+            let protocol = socket2::Protocol::from(262);
+            Socket::new(Domain::IPV4, Type::STREAM, Some(protocol)).unwrap()
+        };
+        let listener = mptcp();
+        let at: SocketAddr = "127.0.0.1:976".parse().unwrap();
+        listener.bind(&at.into()).unwrap();
+        listener.listen(8).unwrap();
+        let listener = TcpListener::from(listener);
+        let client = mptcp();
+        client.connect(&at.into()).unwrap();
+        let mut client = TcpStream::from(client);
+        let mut server = listener.accept().unwrap().0;
+        client.write_all(b"x").unwrap();
+        server.read_exact(&mut [0]).unwrap();
+        server.write_all(b"y").unwrap();
+        client.read_exact(&mut [0]).unwrap();
+        while joined_paths() == 0 {
+            thread::yield_now();
+        }
+        server.write_all(&[0; 100_000]).unwrap();
+        drop(server);
+        let mut received = Vec::new();
+        client.read_to_end(&mut received).unwrap();
+        assert_eq!(received.len(), 100_000);
+        drop(client);
+        assert_alert!(session(&monitor, namespace), {
+            "direction" => "in",
+            "process/pid" => std::process::id(),
+        });
+        drop(listener);
+        let close = monitor.alert(namespace.inode);
+        assert_alert!(close, { "event" => "close", "sessions/ended" => 1, "sessions/open" => 0 });
+        // What is sent again on the other path counts twice.
+        assert!(
+            close["sessions"]["bytes_out"].as_u64().unwrap() >= 100_001,
+            "{close}"
+        );
+        monitor.stop_without_more(namespace.inode);
     });
 }
