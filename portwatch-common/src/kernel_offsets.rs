@@ -95,6 +95,10 @@ pub struct KernelOffsets {
     pub sock_flags: u32,
     /// `sock.sk_err`.
     pub sock_error: u32,
+    /// `sock.__sk_common.skc_bound_dev_if`.
+    pub sock_device: u32,
+    /// `sock.__sk_common.skc_ipv6only`, in bits.
+    pub sock_v6only: u32,
 }
 
 const _: () = assert!(size_of::<KernelOffsets>() == (KernelOffsets::MEMBERS.len() + 1) * 4);
@@ -144,10 +148,12 @@ impl KernelOffsets {
         subflow_join: 0,
         sock_flags: 0,
         sock_error: 0,
+        sock_device: 0,
+        sock_v6only: 0,
     };
 
     /// Structure and member behind each field from `task_loginuid` on, in their order.
-    pub const MEMBERS: [(&'static str, &'static str); 41] = [
+    pub const MEMBERS: [(&'static str, &'static str); 43] = [
         ("task_struct", "loginuid"),
         ("sock", "__sk_common.skc_net.net"),
         ("net", "ns.inum"),
@@ -189,6 +195,8 @@ impl KernelOffsets {
         ("mptcp_subflow_context", "mp_join"),
         ("sock", "__sk_common.skc_flags"),
         ("sock", "sk_err"),
+        ("sock", "__sk_common.skc_bound_dev_if"),
+        ("sock", "__sk_common.skc_ipv6only"),
     ];
 
     /// How many of [`Self::MEMBERS`], from the first on, a kernel may lack.
@@ -196,10 +204,10 @@ impl KernelOffsets {
 
     /// How many of [`Self::MEMBERS`], up to the last, a kernel may lack: one without MPTCP the first
     /// three of them.
-    pub const OPTIONAL_LAST: usize = 5;
+    pub const OPTIONAL_LAST: usize = 7;
 
     /// Those of [`Self::MEMBERS`] that can be bit fields: their offsets are in bits.
-    pub const IN_BITS: [&'static str; 2] = ["is_mptcp", "mp_join"];
+    pub const IN_BITS: [&'static str; 3] = ["is_mptcp", "mp_join", "__sk_common.skc_ipv6only"];
 
     /// The offsets of these [`Self::MEMBERS`].
     #[must_use]

@@ -134,6 +134,15 @@ pub mod connection {
     pub const ESTABLISHED: u8 = 2;
 }
 
+/// What the BPF programs see of where a socket can be reached: the second word of
+/// [`Report::remote_address`].
+pub mod place {
+    /// These words are set.
+    pub const KNOWN: u32 = 1;
+    /// The socket takes no IPv4.
+    pub const V6ONLY: u32 = 1 << 1;
+}
+
 /// Which end of a socket was reported: the values of [`SocketMark::closed`].
 pub mod closed {
     /// None.
@@ -183,7 +192,8 @@ pub struct Report {
     pub gid: u32,
     /// Network byte order; an IPv4 address takes the first four bytes, the rest is zero.
     pub local_address: [u8; 16],
-    /// As `local_address`.
+    /// As `local_address`. Without [`known::REMOTE`], on a bind or listen: two words, the index of the
+    /// device that the socket is bound to and bits of [`place`].
     pub remote_address: [u8; 16],
     /// Inode of the socket's network namespace; 0 when it is not known.
     pub netns_inode: u32,

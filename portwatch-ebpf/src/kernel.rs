@@ -6,7 +6,7 @@
 use core::ffi::c_void;
 
 use aya_ebpf::{bindings::bpf_sock, helpers::generated::bpf_probe_read_kernel};
-use portwatch_common::PROTOCOL_TCP;
+use portwatch_common::{PROTOCOL_TCP, place};
 
 use crate::globals::offset;
 
@@ -109,6 +109,42 @@ pub fn ending(sk: *mut c_void) -> Ending {
         ending.error = read((sk + offset!(sock_error)) as *const c_void);
     }
     ending
+}
+
+/// Where the socket of a `cgroup_sock` context can be reached: the words of
+/// [`portwatch_common::Report::remote_address`], zero where the kernel has no type information.
+#[inline(always)]
+pub fn place_of(sock: *mut bpf_sock) -> [u32; 2] {
+    if offset!(sock_device) == 0 || offset!(sock_v6only) == 0 {
+        return [0; 2];
+    }
+    let at = |offset: u64| sock.cast::<u8>().wrapping_add(offset as usize).cast();
+    let byte: u8 = read(at(offset!(sock_v6only) / 8));
+    [read(at(offset!(sock_device))), place_bits(byte)]
+}
+
+/// As [`place_of`], by the `sk` of a `sock_ops` context.
+#[inline(always)]
+pub fn place_of_sk(sk: *mut c_void) -> [u32; 2] {
+    if offset!(sock_device) == 0 || offset!(sock_v6only) == 0 {
+        return [0; 2];
+    }
+    let sk = address_of(sk);
+    if sk == 0 {
+        return [0; 2];
+    }
+    let byte: u8 = read((sk + offset!(sock_v6only) / 8) as *const c_void);
+    let device: u32 = read((sk + offset!(sock_device)) as *const c_void);
+    [device, place_bits(byte)]
+}
+
+#[inline(always)]
+fn place_bits(byte: u8) -> u32 {
+    if byte >> (offset!(sock_v6only) % 8) & 1 != 0 {
+        place::KNOWN | place::V6ONLY
+    } else {
+        place::KNOWN
+    }
 }
 
 /// The number that a pointer is: the verifier allows no arithmetic on a socket's.

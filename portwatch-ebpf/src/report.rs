@@ -41,6 +41,8 @@ pub struct Socket {
     pub connection: u8,
     /// On a close: whether it may still have its port.
     pub is_shut_down: bool,
+    /// Where it can be reached, as in [`Report::remote_address`].
+    pub place: [u32; 2],
 }
 
 /// Identifies a socket.
@@ -79,6 +81,7 @@ impl Socket {
             counted: counted::COUNTED,
             connection: connection::NONE,
             is_shut_down: false,
+            place: [0; 2],
         }
     }
 }
@@ -222,7 +225,7 @@ unsafe fn fill(
             remote_port = port;
             put(remote, address);
         } else {
-            put(remote, [0; 4]);
+            put(remote, [socket.place[0], socket.place[1], 0, 0]);
         }
         (&raw mut (*report).remote_port).write(remote_port);
 

@@ -1,7 +1,11 @@
 //! The wire record. docs/alert.schema.json describes its JSON form.
 #![forbid(unsafe_code)]
 
-use std::{collections::BTreeMap, net::IpAddr, rc::Rc};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+    rc::Rc,
+};
 
 use jiff::Timestamp;
 use serde::{Serialize, Serializer};
@@ -152,6 +156,11 @@ pub struct Alert {
     pub sessions: Option<Sessions>,
     /// On a session, how it went.
     pub session: Option<SessionInfo>,
+    /// The device that the socket is bound to, by its name in the socket's network namespace. None
+    /// without one, and where it is unknown.
+    pub device: Option<Printable>,
+    /// Of an IPv6 wildcard: whether it takes no IPv4. None for others, and where it is unknown.
+    pub v6only: Option<bool>,
 }
 
 /// A connection that ended.
@@ -183,6 +192,29 @@ impl SessionInfo {
             bytes_out: session.bytes_out,
             ended_by: session.ended_by,
         }
+    }
+}
+
+impl Alert {
+    /// The local address and port, a link-local one with the scope that it is valid in.
+    #[must_use]
+    pub fn local(&self) -> Option<String> {
+        let port = self.port?;
+        let Some(address) = self.address else {
+            return Some(format!("port {port}"));
+        };
+        Some(local(address, port, self.device.as_deref()))
+    }
+}
+
+/// An address and port; a link-local one with its scope, `[fe80::1%eth0]:976`.
+#[must_use]
+pub fn local(address: IpAddr, port: u16, device: Option<&str>) -> String {
+    match (address, device) {
+        (IpAddr::V6(v6), Some(device)) if v6.is_unicast_link_local() => {
+            format!("[{v6}%{device}]:{port}")
+        }
+        _ => SocketAddr::new(address, port).to_string(),
     }
 }
 
@@ -248,6 +280,8 @@ impl Alert {
             session: event
                 .session
                 .map(|session| SessionInfo::of(&session, event.time)),
+            device: event.device,
+            v6only: event.v6only,
         }
     }
 
@@ -350,6 +384,8 @@ impl Alert {
             direction: None,
             sessions: None,
             session: None,
+            device: None,
+            v6only: None,
         }
     }
 }

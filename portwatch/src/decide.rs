@@ -149,6 +149,7 @@ fn facts<'a>(event: &'a TrackedEvent, registry: Option<&RegistryInfo>) -> Facts<
         uid: process.map(|process| process.uid),
         netns: event.netns,
         host_netns: event.is_host_netns,
+        device: event.device.as_deref(),
         ..process.map(facts_of).unwrap_or_default()
     }
 }

@@ -159,5 +159,8 @@ fn event(kind: EventKind, cookie: u64, task: &Task) -> Event {
         close: CloseKind::Released,
         direction: None,
         session: None,
+        interface: None,
+        device: None,
+        v6only: None,
     }
 }

@@ -13,7 +13,7 @@ use portwatch_common::{FAMILY_IPV4, FAMILY_IPV6, kind};
 use crate::{
     deny::is_denied,
     globals::AvailableHelpers,
-    kernel::{is_kernel_socket, netns_inode},
+    kernel::{is_kernel_socket, netns_inode, place_of},
     marks::mark,
     report::{Key, Local, Socket, report},
     watched::is_watched,
@@ -87,6 +87,7 @@ fn socket(sock: *mut bpf_sock, cookie: u64, local: Local) -> Socket {
     Socket {
         is_kernel_socket: is_kernel_socket(sock, local.protocol),
         netns_inode: netns_inode(sock),
+        place: place_of(sock),
         ..Socket::new(Key::Cookie(cookie), local)
     }
 }

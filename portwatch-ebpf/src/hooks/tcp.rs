@@ -24,7 +24,7 @@ use super::release::shut_down;
 use crate::{
     counted::{is_reported, release_events},
     globals::AvailableHelpers,
-    kernel::is_joined_subflow,
+    kernel::{is_joined_subflow, place_of_sk},
     marks::{mark, mark_accepted, mark_of},
     report::{Key, Local, Socket, report},
     sessions,
@@ -178,6 +178,9 @@ fn report_and_mark(ctx: &SockOpsContext, kind: u8, remote: Remote) {
     let helpers = AvailableHelpers::sock_ops();
     let cookie = cookie(ctx);
     let mut socket = socket(ctx.ops, Key::Cookie(cookie), remote);
+    if kind == kind::LISTEN {
+        socket.place = place_of_sk(sk(ctx));
+    }
     // Without a mark of its own it takes the port now, without a bind.
     if let Some(before) = mark_in(ctx)
         && field!(before.as_ptr(), cookie) == cookie

@@ -143,9 +143,18 @@ fn row(alert: &Alert) -> [String; 8] {
         }
         _ => "bound".into(),
     };
-    let address = alert.address.map_or("?".into(), |address| {
-        SocketAddr::new(address, port).to_string()
-    });
+    let address = alert.address.and_then(|_| alert.local());
+    let mut address = address.unwrap_or_else(|| "?".into());
+    if let Some(device) = &alert.device {
+        address.push_str(&format!(" on {}", quoted(device)));
+    }
+    if let Some(v6only) = alert.v6only {
+        address.push_str(if v6only {
+            " (IPv6 only)"
+        } else {
+            " (and IPv4)"
+        });
+    }
     let registry = alert.registry.as_ref().map_or("?".into(), |word| {
         let service = word
             .service

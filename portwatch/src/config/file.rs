@@ -102,6 +102,7 @@ struct RawRule {
     container: Option<Spanned<bool>>,
     cgroup: Option<Spanned<OneOrMany<NamePattern>>>,
     netns: Option<Spanned<OneOrMany<Netns>>>,
+    device: Option<Spanned<OneOrMany<NamePattern>>>,
 }
 
 #[derive(Deserialize)]
@@ -226,6 +227,7 @@ fn rule(raw: RawRule) -> (Rule, RulePlaces) {
         container,
         values(raw.cgroup, Condition::Cgroup),
         values(raw.netns, Condition::Netns),
+        values(raw.device, Condition::Device),
     ];
     let mut places = RulePlaces {
         name: raw.name.span(),

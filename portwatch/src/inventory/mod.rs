@@ -29,7 +29,11 @@ pub use self::{
     scan::{Coverage, FoundSocket, MAX_HOLDERS, Scan, Scope},
     targets::{Reach, Targets},
 };
-use crate::{linux::protocols, model::Transport, util::parallel};
+use crate::{
+    linux::protocols,
+    model::{Printable, Transport},
+    util::parallel,
+};
 
 /// The processor time of the calling thread so far.
 fn thread_time() -> Duration {
@@ -73,6 +77,11 @@ pub struct SocketEntry {
     pub holders_omitted: u32,
     /// Whether its holders were known, and not looked for.
     pub is_known: bool,
+    /// The device that it is bound to, by its name in the socket's network namespace; `if7` where that
+    /// device is gone. None without one, and where sock_diag cannot be asked.
+    pub device: Option<Printable>,
+    /// Of an IPv6 wildcard: whether it takes no IPv4. None for others, and where it is unknown.
+    pub v6only: Option<bool>,
 }
 
 /// The existing sockets of this host and what limits the list.
@@ -143,7 +152,8 @@ fn read_within(
                     inventory.read.insert(inode);
                     inventory.namespaces.push((inode, dump.cookie));
                     inventory.unshown.extend(dump.unshown);
-                    let entries = dump.rows.into_iter().map(|row| row.entry(inode));
+                    let entries = dump.rows.into_iter();
+                    let entries = entries.map(|row| row.entry(inode, &dump.devices));
                     inventory.sockets.extend(entries.map(|mut entry| {
                         let cookie = entry.cookie;
                         entry.is_outgoing = cookie.is_some_and(|one| outgoing.contains(&one));
@@ -362,7 +372,7 @@ mod tests {
         let by_diag = dump.rows.into_iter().map(|row| SocketEntry {
             cookie: None,
             cgroup: None,
-            ..row.entry(7)
+            ..row.entry(7, &HashMap::new())
         });
         let read = sorted(tables::read(std::process::id(), 7, &ports));
         assert_eq!(read.len(), mine.len());
@@ -383,6 +393,8 @@ mod tests {
             is_outgoing: false,
             holders_omitted: 0,
             is_known: false,
+            device: None,
+            v6only: None,
         };
         let peer = State::Connected("10.0.0.9:40000".parse().unwrap());
         let mut sockets = vec![

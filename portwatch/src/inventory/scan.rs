@@ -253,6 +253,9 @@ fn event(entry: &SocketEntry, time: Timestamp) -> Event {
         // An accepted connection whose listener is gone looks the same from outside.
         direction: (kind == EventKind::Connect && entry.is_outgoing).then_some(Direction::Out),
         session: None,
+        interface: None,
+        device: entry.device.clone(),
+        v6only: entry.v6only,
     }
 }
 

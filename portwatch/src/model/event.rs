@@ -8,7 +8,7 @@ use std::{
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::{Direction, PortKey, Session, SocketKey, Transport};
+use super::{Direction, PortKey, Printable, Session, SocketKey, Transport};
 
 /// The kind of an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -203,6 +203,13 @@ pub struct Event {
     pub direction: Option<Direction>,
     /// On a session, how it went.
     pub session: Option<Session>,
+    /// The index of the device that the socket is bound to, 0 for none, where the BPF programs can
+    /// read it.
+    pub interface: Option<u32>,
+    /// The name of that device, in a scan.
+    pub device: Option<Printable>,
+    /// Of an IPv6 wildcard: whether it takes no IPv4. None for others, and where it is unknown.
+    pub v6only: Option<bool>,
 }
 
 impl Event {

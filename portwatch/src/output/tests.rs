@@ -95,6 +95,8 @@ fn alert(comm: &[u8], cmdline: &[&[u8]]) -> Alert {
         direction: Some(Direction::In),
         sessions: None,
         session: None,
+        device: None,
+        v6only: None,
     }
 }
 
@@ -135,7 +137,7 @@ fn a_json_line_has_the_contracts_keys_in_order() {
             r#""unverified":[]}],"holders_omitted":0,"#,
             r#""rule":{"name":"legacy","reason":"known since 1999","decision":"notice","#,
             r#""dry_run":false},"accepts":null,"outcome":null,"summary":null,"#,
-            r#""lost":null,"detail":null,"direction":"in","sessions":null,"session":null}"#,
+            r#""lost":null,"detail":null,"direction":"in","sessions":null,"session":null,"device":null,"v6only":null}"#,
             "\n"
         )
     );
@@ -344,6 +346,8 @@ fn longest_lines(text: &[u8]) -> Vec<String> {
             bytes_out: u64::MAX,
             ended_by: Some(EndedBy::Timeout),
         }),
+        device: Some(Printable::from("fifteen_bytes_x")),
+        v6only: Some(false),
     };
     let rule = Rule {
         name: String::from_utf8_lossy(&long).into_owned(),

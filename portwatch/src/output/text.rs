@@ -65,12 +65,8 @@ impl Text {
         if let Some(detail) = &alert.detail {
             write!(text, " {}", quoted_detail(detail))?;
         }
-        if let (Some(transport), Some(port)) = (alert.transport, alert.port) {
-            write!(text, " {} ", transport.name())?;
-            match alert.address {
-                Some(address) => write!(text, "{}", SocketAddr::new(address, port))?,
-                None => write!(text, "port {port}")?,
-            }
+        if let (Some(transport), Some(local)) = (alert.transport, alert.local()) {
+            write!(text, " {} {}", transport.name(), quoted(&local, NAME))?;
         }
         if let Some(peer) = alert.peer {
             let arrow = match alert.direction {
@@ -131,6 +127,12 @@ impl Text {
         }
         if alert.origin == Origin::Snapshot {
             text.push_str(" origin=snapshot");
+        }
+        if let Some(device) = &alert.device {
+            write!(text, " device={}", quoted(device, NAME))?;
+        }
+        if let Some(v6only) = alert.v6only {
+            write!(text, " v6only={v6only}")?;
         }
         if let Some(netns) = alert.socket.netns {
             write!(text, " netns={netns}")?;

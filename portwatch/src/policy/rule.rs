@@ -127,9 +127,10 @@ impl Rule {
     #[must_use]
     pub fn patterns(&self) -> usize {
         let patterns = self.conditions.iter().map(|condition| match condition {
-            Condition::Exe(names) | Condition::Unit(names) | Condition::Cgroup(names) => {
-                names.iter().filter(|name| !name.is_plain()).count()
-            }
+            Condition::Exe(names)
+            | Condition::Unit(names)
+            | Condition::Cgroup(names)
+            | Condition::Device(names) => names.iter().filter(|name| !name.is_plain()).count(),
             _ => 0,
         });
         patterns.sum()

@@ -271,6 +271,13 @@ impl<H: Host> Tracker<H> {
                 None => actor.and_then(|tid| self.host.thread_netns(tid)),
             };
         }
+        if let Some(interface) = event.interface {
+            let tid = event.task.as_ref().map(|task| task.tid);
+            socket.device = (interface != 0)
+                .then(|| self.host.device(socket.netns, interface, tid))
+                .flatten();
+            socket.v6only = event.v6only;
+        }
         socket
     }
 

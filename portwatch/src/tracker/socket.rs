@@ -192,6 +192,10 @@ pub struct TrackedSocket {
     pub(super) round: u64,
     /// When a scan last looked for its holders.
     pub(super) holders_at: Option<Timestamp>,
+    /// The device that it is bound to.
+    pub(super) device: Option<Printable>,
+    /// Of an IPv6 wildcard: whether it takes no IPv4.
+    pub(super) v6only: Option<bool>,
 }
 
 impl TrackedSocket {
@@ -213,6 +217,8 @@ impl TrackedSocket {
             absent_once: false,
             round: 0,
             holders_at: None,
+            device: None,
+            v6only: None,
         }
     }
 
@@ -264,6 +270,9 @@ impl TrackedSocket {
             close: CloseKind::Released,
             direction: None,
             session: None,
+            interface: None,
+            device: self.device.clone(),
+            v6only: self.v6only,
         }
     }
 
@@ -330,6 +339,10 @@ pub struct TrackedEvent {
     pub direction: Option<Direction>,
     /// On a session, how it went.
     pub session: Option<Session>,
+    /// The device that the socket is bound to, by its name in the socket's network namespace.
+    pub device: Option<Printable>,
+    /// Of an IPv6 wildcard: whether it takes no IPv4. None for others, and where it is unknown.
+    pub v6only: Option<bool>,
 }
 
 impl TrackedEvent {
@@ -364,6 +377,8 @@ impl TrackedEvent {
                 _ => event.session.map(|session| session.direction),
             },
             session: event.session,
+            device: socket.device.clone(),
+            v6only: socket.v6only,
         }
     }
 

@@ -40,6 +40,10 @@ impl Host for FakeHost {
             .then(|| Rc::new(process(pid)))
     }
 
+    fn device(&mut self, _: Option<u64>, index: u32, _: Option<u32>) -> Option<Printable> {
+        Some(Printable::from(format!("if{index}").as_str()))
+    }
+
     fn host_netns(&mut self) -> Option<u64> {
         Some(NETNS)
     }
@@ -118,6 +122,9 @@ pub(crate) fn event(kind: EventKind, cookie: u64, pid: u32) -> Event {
         close: CloseKind::Released,
         direction: None,
         session: None,
+        interface: None,
+        device: None,
+        v6only: None,
     }
 }
 

@@ -27,3 +27,4 @@ mod sandbox;
 mod sessions;
 mod snapshot;
 mod support;
+mod where_reached;

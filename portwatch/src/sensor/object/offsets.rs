@@ -229,6 +229,8 @@ mod tests {
             found.mount_ns,
             found.sock_flags,
             found.sock_error,
+            found.sock_device,
+            found.sock_v6only,
         ];
         assert!(!optional.contains(&0), "{optional:?}");
 

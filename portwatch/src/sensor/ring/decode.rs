@@ -7,7 +7,8 @@ use bytemuck::Zeroable as _;
 use jiff::Timestamp;
 use nix::time::{ClockId, clock_gettime};
 use portwatch_common::{
-    RepeatKey, Report, SessionEnd, connection, end, exec_info_flags, kind, known, session_flags,
+    FAMILY_IPV6, RepeatKey, Report, SessionEnd, connection, end, exec_info_flags, kind, known,
+    place, session_flags,
 };
 use rustix::fs::makedev;
 
@@ -182,6 +183,7 @@ fn event(report: &Report, exec_info: Option<Rc<ExecInfo>>, clock: Clock) -> Opti
     } else {
         None
     };
+    let place = place(report);
     let is_kernel_socket = report.known & known::KERNEL != 0;
     let task = (report.known & known::TASK != 0).then(|| Task {
         pid: report.tgid,
@@ -230,7 +232,20 @@ fn event(report: &Report, exec_info: Option<Rc<ExecInfo>>, clock: Clock) -> Opti
         },
         direction: None,
         session: None,
+        interface: place.map(|(interface, _)| interface),
+        device: None,
+        v6only: place
+            .filter(|_| report.family == FAMILY_IPV6 && report.local_address == [0; 16])
+            .map(|(_, bits)| bits & place::V6ONLY != 0),
     })
+}
+
+/// The index of the device that a socket is bound to, and its bits, where they are set.
+fn place(report: &Report) -> Option<(u32, u32)> {
+    let [interface, bits, ..]: [u32; 4] = bytemuck::cast(report.remote_address);
+    let takes_port = matches!(report.kind, kind::BIND | kind::LISTEN | kind::DENY);
+    let is_set = takes_port && report.known & known::REMOTE == 0 && bits & place::KNOWN != 0;
+    is_set.then_some((interface, bits))
 }
 
 /// The event of a connection's end.
@@ -277,6 +292,9 @@ fn session_end(end: &SessionEnd, clock: Clock) -> Option<Event> {
                 _ => None,
             },
         }),
+        interface: None,
+        device: None,
+        v6only: None,
     })
 }
 
@@ -398,6 +416,9 @@ mod tests {
                 close: CloseKind::Released,
                 direction: None,
                 session: None,
+                interface: None,
+                device: None,
+                v6only: None,
             }
         );
     }
