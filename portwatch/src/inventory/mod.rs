@@ -240,11 +240,13 @@ fn read_namespace(
 /// Drops the connections that a listener in the list has accepted: they are reported as its
 /// accepts, not as sockets on the port. Keeps those with one of these cookies.
 fn drop_accepted(sockets: &mut Vec<SocketEntry>, kept: Option<&HashSet<u64>>) {
-    let mut listeners: HashMap<(u64, Transport, u16), Vec<SocketAddr>> = HashMap::new();
+    type Listener = (IpAddr, Option<bool>);
+    let mut listeners: HashMap<(u64, Transport, u16), Vec<Listener>> = HashMap::new();
     let key = |entry: &SocketEntry| (entry.netns, entry.transport, entry.local.port());
     for entry in sockets.iter() {
         if entry.state == State::Listening {
-            listeners.entry(key(entry)).or_default().push(entry.local);
+            let listener = (entry.local.ip(), entry.v6only);
+            listeners.entry(key(entry)).or_default().push(listener);
         }
     }
     sockets.retain(|entry| {
@@ -253,19 +255,20 @@ fn drop_accepted(sockets: &mut Vec<SocketEntry>, kept: Option<&HashSet<u64>>) {
         !is_connection
             || entry.is_outgoing
             || (entry.cookie.zip(kept)).is_some_and(|(cookie, kept)| kept.contains(&cookie))
-            || !listeners.get(&key(entry)).is_some_and(|locals| {
-                locals
+            || !listeners.get(&key(entry)).is_some_and(|listeners| {
+                listeners
                     .iter()
-                    .any(|local| can_accept(local.ip(), entry.local.ip()))
+                    .any(|(local, v6only)| can_accept(*local, *v6only, entry.local.ip()))
             })
     });
 }
 
 /// Whether a listener at `listener` can accept a connection to `local`; an IPv6 wildcard also one
-/// to an IPv4 address.
-fn can_accept(listener: IpAddr, local: IpAddr) -> bool {
-    let is_wildcard = listener.is_unspecified() && (listener.is_ipv6() || local.is_ipv4());
-    is_wildcard || listener == local
+/// to an IPv4 address, unless it is known to take none.
+fn can_accept(listener: IpAddr, v6only: Option<bool>, local: IpAddr) -> bool {
+    let takes_both = listener.is_ipv6() && v6only != Some(true);
+    let is_family = takes_both || listener.is_ipv4() == local.is_ipv4();
+    listener.is_unspecified() && is_family || listener == local
 }
 
 #[cfg(test)]
@@ -372,6 +375,8 @@ mod tests {
         let by_diag = dump.rows.into_iter().map(|row| SocketEntry {
             cookie: None,
             cgroup: None,
+            // /proc/net does not show it.
+            v6only: None,
             ..row.entry(7, &HashMap::new())
         });
         let read = sorted(tables::read(std::process::id(), 7, &ports));
@@ -410,14 +415,19 @@ mod tests {
                 is_outgoing: true,
                 ..entry("10.0.0.1:976", peer, 1)
             },
+            SocketEntry {
+                v6only: Some(true),
+                ..entry("[::]:975", State::Listening, 1)
+            },
+            entry("10.0.0.1:975", peer, 1),
             entry("[::]:979", State::Listening, 1),
             entry("10.0.0.1:979", peer, 1),
         ];
         sockets[1].cookie = Some(7);
         let mut waiting = sockets.clone();
         drop_accepted(&mut waiting, Some(&HashSet::from([7])));
-        assert_eq!(waiting, sockets[..9]);
-        let expected = [0, 2, 3, 4, 5, 6, 7, 8].map(|index: usize| sockets[index].clone());
+        assert_eq!(waiting, sockets[..11]);
+        let expected = [0, 2, 3, 4, 5, 6, 7, 8, 9, 10].map(|index: usize| sockets[index].clone());
         drop_accepted(&mut sockets, None);
         assert_eq!(sockets, expected);
     }

@@ -13,6 +13,7 @@ use crate::{
 
 mod changes;
 mod scans;
+mod sessions;
 mod steered;
 
 /// A host on which every process but number 404 is still there.

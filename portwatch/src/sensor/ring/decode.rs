@@ -476,6 +476,117 @@ mod tests {
         }
     }
 
+    fn wire_session() -> SessionEnd {
+        SessionEnd {
+            time_ns: 3_000_000_005,
+            opened_ns: 5,
+            cookie: 8193,
+            own: 9000,
+            netns_cookie: 1,
+            bytes_in: 200,
+            bytes_out: 9000,
+            local_address: bytemuck::cast([127_u8, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]),
+            remote_address: bytemuck::cast([10_u8, 0, 0, 9, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]),
+            local_port: 976,
+            remote_port: 40_000,
+            family: FAMILY_IPV4,
+            end: end::BY_PEER,
+            flags: 0,
+            reserved: 0,
+        }
+    }
+
+    #[test]
+    fn the_end_of_a_connection_becomes_an_event() {
+        let clock = Clock(1_000_000_000);
+        let decode = |end: &SessionEnd| Decoder::new().decode(bytemuck::bytes_of(end), clock);
+        let event = decode(&wire_session()).unwrap();
+        assert_eq!(event.kind, EventKind::Session);
+        assert_eq!(event.key, Some(SocketKey::Cookie(8193)));
+        assert_eq!((event.netns_cookie, event.port), (Some(1), 976));
+        assert_eq!(event.peer, Some("10.0.0.9:40000".parse().unwrap()));
+        let expected = Session {
+            direction: Direction::In,
+            opened: Some(Timestamp::from_nanosecond(1_000_000_005).unwrap()),
+            ended: 1,
+            is_sum: false,
+            bytes_in: 200,
+            bytes_out: 9000,
+            ended_by: Some(EndedBy::Peer),
+        };
+        assert_eq!(event.session, Some(expected));
+
+        let unknown = SessionEnd {
+            cookie: 0,
+            opened_ns: 0,
+            end: end::UNKNOWN,
+            flags: session_flags::OUTGOING | session_flags::JOINED,
+            ..wire_session()
+        };
+        let event = decode(&unknown).unwrap();
+        assert_eq!((event.key, event.accepted), (None, Some(9000)));
+        let session = event.session.unwrap();
+        assert_eq!((session.direction, session.ended), (Direction::Out, 0));
+        assert_eq!((session.opened, session.ended_by), (None, None));
+        let broken = SessionEnd {
+            family: 1,
+            ..wire_session()
+        };
+        assert_eq!(decode(&broken), None);
+    }
+
+    #[test]
+    fn the_sums_of_connections_are_taken_once_whatever_their_count() {
+        let time = Timestamp::UNIX_EPOCH;
+        for (kind, expected) in [
+            (kind::SESSION, (7, 0, 0)),
+            (kind::SESSION_IN, (0, 7, 0)),
+            (kind::SESSION_OUT, (0, 0, 7)),
+        ] {
+            let key = RepeatKey {
+                cookie: 8193,
+                family: FAMILY_IPV4,
+                protocol: PROTOCOL_TCP,
+                local_port: 976,
+                kind,
+                ..RepeatKey::zeroed()
+            };
+            let (event, times) = repeat(&key, 7, time).unwrap();
+            let session = event.session.unwrap();
+            let sums = (session.ended, session.bytes_in, session.bytes_out);
+            assert_eq!((times, sums), (1, expected));
+            assert!(session.is_sum && !session.is_one());
+            assert_eq!(event.key, Some(SocketKey::Cookie(8193)));
+        }
+    }
+
+    #[test]
+    fn where_a_socket_can_be_reached_is_in_its_bind_and_listen() {
+        let place = |words: [u32; 2]| bytemuck::cast([words[0], words[1], 0, 0]);
+        let wildcard = Report {
+            family: FAMILY_IPV6,
+            local_address: [0; 16],
+            ..report()
+        };
+        for (words, wire, expected) in [
+            ([3, place::KNOWN], report(), (Some(3), None)),
+            ([0, place::KNOWN], wildcard, (Some(0), Some(false))),
+            (
+                [0, place::KNOWN | place::V6ONLY],
+                wildcard,
+                (Some(0), Some(true)),
+            ),
+            ([0, 0], wildcard, (None, None)),
+        ] {
+            let report = Report {
+                remote_address: place(words),
+                ..wire
+            };
+            let event = decode(&report, Clock(0)).unwrap();
+            assert_eq!((event.interface, event.v6only), expected);
+        }
+    }
+
     fn wire_exec_info() -> portwatch_common::ExecInfo {
         let mut info = portwatch_common::ExecInfo {
             start_ns: 40,
