@@ -1,6 +1,8 @@
 //! The wire record. docs/alert.schema.json describes its JSON form.
 #![forbid(unsafe_code)]
 
+mod session;
+
 use std::{
     collections::BTreeMap,
     net::{IpAddr, SocketAddr},
@@ -10,12 +12,13 @@ use std::{
 use jiff::Timestamp;
 use serde::{Serialize, Serializer};
 
+pub use self::session::SessionInfo;
 use crate::{
     aggregate::{Accepts, Group, Summary},
     decide::{Decided, RuleInfo},
     model::{
-        ConnectOutcome, Direction, EndedBy, EventKind, Origin, PortKey, Printable, Session,
-        Sessions, Severity, SocketKey, Transport,
+        ConnectOutcome, Direction, EventKind, Origin, PortKey, Printable, Sessions, Severity,
+        SocketKey, Transport,
     },
     process::Process,
     registry::RegistryInfo,
@@ -161,38 +164,6 @@ pub struct Alert {
     pub device: Option<Printable>,
     /// Of an IPv6 wildcard: whether it takes no IPv4. None for others, and where it is unknown.
     pub v6only: Option<bool>,
-}
-
-/// A connection that ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-pub struct SessionInfo {
-    /// Which end is on the port.
-    pub direction: Direction,
-    /// When it was established; None when unknown.
-    #[serde(serialize_with = "maybe_nanoseconds")]
-    pub opened: Option<Timestamp>,
-    /// How long it lasted; None when unknown.
-    pub duration_ms: Option<u64>,
-    /// Bytes that were received in order.
-    pub bytes_in: u64,
-    /// Bytes that the peer acknowledged.
-    pub bytes_out: u64,
-    /// How it ended; None when unknown.
-    pub ended_by: Option<EndedBy>,
-}
-
-impl SessionInfo {
-    fn of(session: &Session, ended: Timestamp) -> Self {
-        let duration = session.opened.map(|opened| ended.duration_since(opened));
-        Self {
-            direction: session.direction,
-            opened: session.opened,
-            duration_ms: duration.and_then(|it| u64::try_from(it.as_millis()).ok()),
-            bytes_in: session.bytes_in,
-            bytes_out: session.bytes_out,
-            ended_by: session.ended_by,
-        }
-    }
 }
 
 impl Alert {

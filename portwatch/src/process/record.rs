@@ -119,11 +119,7 @@ impl Process {
     pub fn json(&self) -> Option<Rc<RawValue>> {
         let mut rendered = self.rendered();
         if rendered.json.is_none() {
-            rendered.json = Some(
-                serde_json::value::to_raw_value(&Record::of(self))
-                    .ok()?
-                    .into(),
-            );
+            rendered.json = Some(serde_json::value::to_raw_value(&Record::of(self)).ok()?.into());
             self.keep(rendered.clone());
         }
         rendered.json

@@ -2,6 +2,7 @@
 
 mod control;
 pub(super) mod decode;
+mod sessions;
 mod wake;
 
 pub(super) use self::{

@@ -35,7 +35,7 @@ fn the_end_of_a_connection_names_the_process_of_a_listener_that_closed_long_ago(
         tracker.one(&event(EventKind::Close, cookie, 0));
     }
     // More closes than are kept of sockets without connections.
-    for cookie in 10..10 + 2 * table::CLOSED as u64 {
+    for cookie in 10..10 + 2 * CLOSED as u64 {
         tracker.one(&event(EventKind::Listen, cookie, 813));
         tracker.one(&event(EventKind::Close, cookie, 0));
     }
