@@ -8,7 +8,7 @@ use socket2::{Domain, SockAddr, Socket, Type};
 
 use crate::{
     assert_alert,
-    support::{Monitor, in_namespace, listed, run},
+    support::{Monitor, binary, in_namespace, listed, run},
 };
 
 struct Case {
@@ -147,7 +147,21 @@ fn a_rule_matches_the_device() {
             drop(case.open(0));
         }
         for event in ["bind", "close"] {
-            assert_alert!(monitor.alert(namespace.inode), { "event" => event, "device" => "lo" });
+            let alert = monitor.alert(namespace.inode);
+            assert_alert!(alert, { "event" => event, "device" => "lo" });
+            for (device, decides) in [("lo", false), ("other0", true)] {
+                let mut alert = alert.clone();
+                alert["device"] = json!(device);
+                let file = directory.path().join("alert.json");
+                std::fs::write(&file, alert.to_string()).unwrap();
+                let explained = std::process::Command::new(binary())
+                    .args(["explain-alert", "--config", config.to_str().unwrap()])
+                    .stdin(std::fs::File::open(&file).unwrap())
+                    .output()
+                    .unwrap();
+                let text = String::from_utf8(explained.stdout).unwrap();
+                assert_eq!(text.contains("inside"), decides, "{device}: {text}");
+            }
         }
         monitor.stop_without_more(namespace.inode);
     });
