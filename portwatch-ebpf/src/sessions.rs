@@ -130,7 +130,7 @@ fn sums(ops: *mut bpf_sock_ops, seen: u8, sk: *mut c_void) -> Sums {
     }
 }
 
-/// Reports the end of a connection, or sums it up.
+/// Reports the end of a connection, or counts it in sums.
 #[inline(always)]
 fn ended(
     ctx: &SockOpsContext,

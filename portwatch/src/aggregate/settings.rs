@@ -17,7 +17,7 @@ pub struct Settings {
     pub bind_delay: Duration,
     /// How many alerts a second are written in the long run, `critical` ones aside; 0 for any number.
     pub max_rate: u32,
-    /// Whether the end of each connection is reported, and not only summed up.
+    /// Whether the end of each connection is reported, and not only summed.
     pub sessions: bool,
 }
 

@@ -174,7 +174,7 @@ fn row(alert: &Alert) -> [String; 8] {
         let (name, key) = unit.or(container)?;
         Some(match holder.unverified.contains(&key) {
             true => format!("{} (unverified)", quoted(name)),
-            false => quoted(name).into(),
+            false => quoted(name),
         })
     });
     let unknown = || "-".to_owned();

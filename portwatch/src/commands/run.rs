@@ -41,7 +41,7 @@ pub struct Args {
     no_collapse: bool,
     /// Report the end of each TCP connection on a watched port: duration, bytes, who closed it
     ///
-    /// Otherwise the connections of a listener are only summed up, in its close.
+    /// Otherwise the connections of a listener are only summed, in its close.
     #[arg(long)]
     sessions: bool,
     /// Deny nothing; report what the rules would deny

@@ -150,7 +150,7 @@ impl<H: Host> Tracker<H> {
         socket.origin = Origin::Snapshot;
         socket.address = event.address;
         socket.stage = stage(event.kind);
-        socket.device = event.device.clone();
+        socket.device.clone_from(&event.device);
         socket.v6only = event.v6only;
         socket.netns = Some(found.netns);
         socket.is_kernel_socket = event.is_kernel_socket;
@@ -179,7 +179,7 @@ impl<H: Host> Tracker<H> {
         socket.netns = socket.netns.or(Some(found.netns));
         // It can have been bound to a device after its port.
         if event.cookie().is_some() {
-            socket.device = event.device.clone();
+            socket.device.clone_from(&event.device);
             socket.v6only = event.v6only.or(socket.v6only);
         }
         // What happened since the scan began has been reported.

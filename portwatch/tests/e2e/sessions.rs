@@ -269,7 +269,7 @@ fn the_end_of_each_connection_has_its_bytes_and_who_ended_it() {
 }
 
 #[test]
-fn without_the_option_connections_are_only_summed_up() {
+fn without_the_option_connections_are_only_summed() {
     in_namespace(|namespace| {
         for start in [Monitor::start, Monitor::start_default] {
             let monitor = start(&[]);
@@ -447,7 +447,7 @@ fn the_direction_of_a_connection_is_a_fact_or_unknown() {
     });
 }
 
-/// While the ring is filling, the BPF programs sum up what ends: nothing is lost of it.
+/// While the ring is filling, the BPF programs add up what ends: nothing is lost of it.
 #[test]
 fn connections_that_end_while_the_ring_is_full_are_in_the_sums() {
     const CONNECTIONS: u64 = 700;
@@ -538,7 +538,7 @@ fn an_mptcp_connection_of_two_paths_is_one_session() {
         while joined_paths() == 0 {
             thread::yield_now();
         }
-        server.write_all(&[0; 100_000]).unwrap();
+        server.write_all(&vec![0; 100_000]).unwrap();
         drop(server);
         let mut received = Vec::new();
         client.read_to_end(&mut received).unwrap();
