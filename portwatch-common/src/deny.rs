@@ -17,11 +17,15 @@ pub const DENY_SLOTS: u32 = DENY_BANKS * TRANSPORTS * SYSTEM_PORTS;
 /// The transports whose bind can be denied.
 const TRANSPORTS: u32 = 3;
 
+/// Bytes of [`DenyRule::name`]. The BPF programs cut a longer one one byte short of them, so a name in a
+/// rule is two bytes short of them at most.
+pub const CGROUP_NAME_BYTES: usize = 64;
+
 /// Bits of [`DenyRule::flags`].
 pub mod deny_flags {
     /// Only for the user `uid`.
     pub const UID: u32 = 1;
-    /// Only within the cgroup `cgroup_id`, which is `level` deep.
+    /// Only within the cgroup that `cgroup_id` or `parent_id` and `name` stand for, `level` deep.
     pub const CGROUP: u32 = 1 << 1;
     /// Deny the bind; without it, allow it and evaluate no further rule.
     pub const DENY: u32 = 1 << 2;
@@ -33,6 +37,10 @@ pub mod deny_flags {
 pub struct DenyRule {
     /// Id of a cgroup in the v2 hierarchy.
     pub cgroup_id: u64,
+    /// Id of the cgroup above; 0 where `name` does not count.
+    pub parent_id: u64,
+    /// The cgroup's name, padded with NULs: one that was created a moment ago has it already.
+    pub name: [u64; CGROUP_NAME_BYTES / 8],
     /// How far that cgroup is below the root.
     pub level: u32,
     /// Real user id in the initial user namespace.

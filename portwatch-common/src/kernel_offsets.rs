@@ -11,7 +11,7 @@ use bytemuck::{Pod, Zeroable};
 pub struct KernelOffsets {
     /// Not 0 when all the others are set but those that say otherwise.
     pub known: u32,
-    /// `task_struct.loginuid`; 0 where the kernel has no audit. Those up to `mount_ns` can be 0: what
+    /// `task_struct.loginuid`; 0 where the kernel has no audit. Those up to `sock_v6only` can be 0: what
     /// is read through them is then unknown.
     pub task_loginuid: u32,
     /// `sock.__sk_common.skc_net.net`.
@@ -42,6 +42,38 @@ pub struct KernelOffsets {
     pub mount_ns_inum: u32,
     /// `mount.mnt_ns`.
     pub mount_ns: u32,
+    /// `sock.__sk_common.skc_prot`.
+    pub sock_prot: u32,
+    /// `proto.put_port`, from Linux 5.17 on.
+    pub proto_put_port: u32,
+    /// `inet_connection_sock.icsk_ulp_data`.
+    pub sock_ulp_data: u32,
+    /// `mptcp_subflow_context.conn`; 0 without MPTCP.
+    pub subflow_conn: u32,
+    /// `tcp_sock.is_mptcp`, in bits; 0 without MPTCP.
+    pub sock_is_mptcp: u32,
+    /// `mptcp_subflow_context.mp_join`, in bits; 0 without MPTCP.
+    pub subflow_join: u32,
+    /// `task_struct.cgroups`.
+    pub task_cgroups: u32,
+    /// `css_set.dfl_cgrp`.
+    pub css_set_cgroup: u32,
+    /// `cgroup.level`.
+    pub cgroup_level: u32,
+    /// `cgroup.self.parent`.
+    pub cgroup_parent: u32,
+    /// `cgroup.kn`.
+    pub cgroup_kernfs: u32,
+    /// `kernfs_node.name`.
+    pub kernfs_name: u32,
+    /// `sock.__sk_common.skc_flags`.
+    pub sock_flags: u32,
+    /// `sock.sk_err`.
+    pub sock_error: u32,
+    /// `sock.__sk_common.skc_bound_dev_if`.
+    pub sock_device: u32,
+    /// `sock.__sk_common.skc_ipv6only`, in bits.
+    pub sock_v6only: u32,
     /// `task_struct.mm`.
     pub task_mm: u32,
     /// `task_struct.real_parent`.
@@ -84,21 +116,6 @@ pub struct KernelOffsets {
     pub socket_file: u32,
     /// `inet_connection_sock.icsk_ulp_ops`.
     pub sock_ulp: u32,
-    /// `inet_connection_sock.icsk_ulp_data`; this and the following two are 0 where the kernel has no
-    /// MPTCP.
-    pub sock_ulp_data: u32,
-    /// `tcp_sock.is_mptcp`, in bits.
-    pub sock_is_mptcp: u32,
-    /// `mptcp_subflow_context.mp_join`, in bits.
-    pub subflow_join: u32,
-    /// `sock.__sk_common.skc_flags`; this and the following may be missing.
-    pub sock_flags: u32,
-    /// `sock.sk_err`.
-    pub sock_error: u32,
-    /// `sock.__sk_common.skc_bound_dev_if`.
-    pub sock_device: u32,
-    /// `sock.__sk_common.skc_ipv6only`, in bits.
-    pub sock_v6only: u32,
 }
 
 const _: () = assert!(size_of::<KernelOffsets>() == (KernelOffsets::MEMBERS.len() + 1) * 4);
@@ -122,6 +139,22 @@ impl KernelOffsets {
         nsproxy_mount_ns: 0,
         mount_ns_inum: 0,
         mount_ns: 0,
+        sock_prot: 0,
+        proto_put_port: 0,
+        sock_ulp_data: 0,
+        subflow_conn: 0,
+        sock_is_mptcp: 0,
+        subflow_join: 0,
+        task_cgroups: 0,
+        css_set_cgroup: 0,
+        cgroup_level: 0,
+        cgroup_parent: 0,
+        cgroup_kernfs: 0,
+        kernfs_name: 0,
+        sock_flags: 0,
+        sock_error: 0,
+        sock_device: 0,
+        sock_v6only: 0,
         task_mm: 0,
         task_parent: 0,
         task_tgid: 0,
@@ -143,17 +176,10 @@ impl KernelOffsets {
         sock_socket: 0,
         socket_file: 0,
         sock_ulp: 0,
-        sock_ulp_data: 0,
-        sock_is_mptcp: 0,
-        subflow_join: 0,
-        sock_flags: 0,
-        sock_error: 0,
-        sock_device: 0,
-        sock_v6only: 0,
     };
 
     /// Structure and member behind each field from `task_loginuid` on, in their order.
-    pub const MEMBERS: [(&'static str, &'static str); 43] = [
+    pub const MEMBERS: [(&'static str, &'static str); 52] = [
         ("task_struct", "loginuid"),
         ("sock", "__sk_common.skc_net.net"),
         ("net", "ns.inum"),
@@ -169,6 +195,22 @@ impl KernelOffsets {
         ("nsproxy", "mnt_ns"),
         ("mnt_namespace", "ns.inum"),
         ("mount", "mnt_ns"),
+        ("sock", "__sk_common.skc_prot"),
+        ("proto", "put_port"),
+        ("inet_connection_sock", "icsk_ulp_data"),
+        ("mptcp_subflow_context", "conn"),
+        ("tcp_sock", "is_mptcp"),
+        ("mptcp_subflow_context", "mp_join"),
+        ("task_struct", "cgroups"),
+        ("css_set", "dfl_cgrp"),
+        ("cgroup", "level"),
+        ("cgroup", "self.parent"),
+        ("cgroup", "kn"),
+        ("kernfs_node", "name"),
+        ("sock", "__sk_common.skc_flags"),
+        ("sock", "sk_err"),
+        ("sock", "__sk_common.skc_bound_dev_if"),
+        ("sock", "__sk_common.skc_ipv6only"),
         ("task_struct", "mm"),
         ("task_struct", "real_parent"),
         ("task_struct", "tgid"),
@@ -190,21 +232,10 @@ impl KernelOffsets {
         ("sock", "sk_socket"),
         ("socket", "file"),
         ("inet_connection_sock", "icsk_ulp_ops"),
-        ("inet_connection_sock", "icsk_ulp_data"),
-        ("tcp_sock", "is_mptcp"),
-        ("mptcp_subflow_context", "mp_join"),
-        ("sock", "__sk_common.skc_flags"),
-        ("sock", "sk_err"),
-        ("sock", "__sk_common.skc_bound_dev_if"),
-        ("sock", "__sk_common.skc_ipv6only"),
     ];
 
     /// How many of [`Self::MEMBERS`], from the first on, a kernel may lack.
-    pub const OPTIONAL: usize = 15;
-
-    /// How many of [`Self::MEMBERS`], up to the last, a kernel may lack: one without MPTCP the first
-    /// three of them.
-    pub const OPTIONAL_LAST: usize = 7;
+    pub const OPTIONAL: usize = 31;
 
     /// Those of [`Self::MEMBERS`] that can be bit fields: their offsets are in bits.
     pub const IN_BITS: [&'static str; 3] = ["is_mptcp", "mp_join", "__sk_common.skc_ipv6only"];

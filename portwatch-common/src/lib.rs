@@ -41,6 +41,8 @@ pub mod names {
     pub const WATCHED: &str = "WATCHED";
     /// The program on the tracepoint, which is attached only where it is of use.
     pub const TRACEPOINT: &str = "inet_sock_set_state";
+    /// The programs that deny before the kernel looks for the port, attached only while rules deny.
+    pub const BEFORE_BIND: [&str; 2] = ["bind4", "bind6"];
     /// `u8`: whether `sock_ops` programs may ask for the current task (not before Linux 6.18).
     pub const SOCK_OPS_TASK: &str = "SOCK_OPS_TASK";
     /// `u8`: whether `sock_ops` programs may ask for the netns cookie (not on Linux 5.10).
@@ -161,7 +163,9 @@ pub mod protocol;
 mod session_end;
 
 pub use control::{Control, CountedKey, MAX_COUNTED_SOCKETS, RepeatKey, Stats, counted};
-pub use deny::{DENY_BANKS, DENY_SLOTS, DenyRule, MAX_DENY_RULES, deny_flags, deny_slot};
+pub use deny::{
+    CGROUP_NAME_BYTES, DENY_BANKS, DENY_SLOTS, DenyRule, MAX_DENY_RULES, deny_flags, deny_slot,
+};
 pub use exec_info::{ARGS_BYTES, EXE_BYTES, EXECFN_BYTES, ExecInfo, NAME_BYTES, exec_info_flags};
 pub use kernel_offsets::KernelOffsets;
 pub use session_end::{SessionEnd, end, session, session_flags};

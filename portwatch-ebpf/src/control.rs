@@ -83,6 +83,19 @@ fn add_marked_sockets(value: u64) {
         // SAFETY: the map's only value, valid for the whole run.
         unsafe { add(&raw mut (*control).marked_sockets, value) };
     }
+    if let Some(stats) = STATS.get_ptr_mut(0) {
+        // SAFETY: this CPU's slot, valid for the whole run.
+        unsafe { add(&raw mut (*stats).marked_sockets, value) };
+    }
+}
+
+/// Counts a report that is about to be put into the ring.
+#[inline(always)]
+pub fn count_submitted() {
+    if let Some(stats) = STATS.get_ptr_mut(0) {
+        // SAFETY: this CPU's slot, valid for the whole run.
+        unsafe { add(&raw mut (*stats).submitted, 1) };
+    }
 }
 
 /// Counts a report that found the ring full.

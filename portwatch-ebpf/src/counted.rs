@@ -6,6 +6,11 @@
 //! - A close counts what is younger, and puts what lasted into the ring, before itself.
 //! - An event of the same socket that is reported puts what came before it into the ring.
 
+#![expect(
+    clippy::needless_borrows_for_generic_args,
+    reason = "passed by value they are copied to the stack, which has no room for a report"
+)]
+
 use core::ptr::NonNull;
 
 use aya_ebpf::{
@@ -22,7 +27,7 @@ use portwatch_common::{
 use crate::{
     control::count_counted_socket,
     repeats,
-    ring::{reserve_report, submit},
+    ring::{reserve_report, submit_report},
 };
 
 /// Without memory of its own while nothing is counted. Not for tracepoints: before Linux 6.1 the kernel
@@ -138,7 +143,7 @@ extern "C" fn portwatch_release_event(cookie: u64, kind: u32) -> u32 {
     // It was not removed before, so it is what was copied: nothing else adds one for this key while a
     // program runs for its socket.
     if COUNTED_SOCKETS.remove(&key).is_ok() {
-        submit(entry);
+        submit_report(entry);
         return 1;
     }
     // With a wake-up, as any: the agent is not woken for a record behind one that it has not read.

@@ -7,8 +7,11 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use portwatch_common::{
-    DENY_BANKS, DENY_SLOTS, DenyRule, MAX_DENY_RULES, SYSTEM_PORTS, deny_flags as flags, deny_slot,
+    CGROUP_NAME_BYTES, DENY_BANKS, DENY_SLOTS, DenyRule, MAX_DENY_RULES, SYSTEM_PORTS,
+    deny_flags as flags, deny_slot,
 };
+
+use crate::kernel::cgroup_name;
 
 #[btf_map]
 static DENY_BANK: Array<u32, 1> = Array::new();
@@ -30,12 +33,22 @@ fn bank() -> u32 {
 }
 
 /// Whether the current task may not bind (port, protocol).
+///
+/// Kernel sockets are spared, unless a user without root has made the kernel bind one: by AF_SMC, or by a
+/// device in a network namespace of its own. A bind can sleep, so the current task is the one that asks for
+/// it, or a thread of the kernel.
 #[inline(always)]
-pub fn is_denied(port: u32, protocol: u8) -> bool {
-    portwatch_deny(port, protocol.into()) != 0
+pub fn is_denied(is_kernel_socket: bool, port: u32, protocol: u8) -> bool {
+    (!is_kernel_socket || uid() != 0) && portwatch_deny(port, protocol.into()) != 0
 }
 
-/// As [`is_denied`]. A function of its own for the verifier too, which then checks it once and not
+#[inline(always)]
+fn uid() -> u32 {
+    // SAFETY: takes no argument.
+    (unsafe { bpf_get_current_uid_gid() }) as u32
+}
+
+/// As [`is_denied`], of a socket that is not spared. A function of its own for the verifier too, which then checks it once and not
 /// once for each path that continues from here.
 #[inline(never)]
 #[unsafe(no_mangle)]
@@ -59,16 +72,16 @@ fn decide(port: u32, protocol: u8) -> bool {
     if rules == 0 {
         return false;
     }
-    // SAFETY: takes no argument.
-    let uid = unsafe { bpf_get_current_uid_gid() } as u32;
+    let uid = uid();
     for index in 0..MAX_DENY_RULES {
         if rules >> index & 1 == 0 {
             continue;
         }
-        let Some(rule) = DENY_RULES.get((bank - 1) * MAX_DENY_RULES + index) else {
+        let index = (bank - 1) * MAX_DENY_RULES + index;
+        let Some(rule) = DENY_RULES.get(index) else {
             return false;
         };
-        if matches(rule, uid) {
+        if matches(rule, index, uid) {
             return rule.flags & flags::DENY != 0;
         }
     }
@@ -76,13 +89,39 @@ fn decide(port: u32, protocol: u8) -> bool {
 }
 
 #[inline(always)]
-fn matches(rule: &DenyRule, uid: u32) -> bool {
+fn matches(rule: &DenyRule, index: u32, uid: u32) -> bool {
     if rule.flags & flags::UID != 0 && rule.uid != uid {
         return false;
     }
     if rule.flags & flags::CGROUP == 0 {
         return true;
     }
-    // SAFETY: takes a level; 0 comes back for one that the task is not as deep as.
-    unsafe { bpf_get_current_ancestor_cgroup_id(rule.level as i32) == rule.cgroup_id }
+    ancestor(rule.level) == rule.cgroup_id
+        || rule.parent_id != 0
+            && ancestor(rule.level.wrapping_sub(1)) == rule.parent_id
+            && portwatch_has_name(index) != 0
+}
+
+/// Id of the current task's cgroup at that level; 0 where it is not as deep.
+#[inline(always)]
+fn ancestor(level: u32) -> u64 {
+    // SAFETY: takes a level.
+    unsafe { bpf_get_current_ancestor_cgroup_id(level as i32) }
+}
+
+/// Whether the current task's cgroup at the level of the rule at `index` has the name in it. A function of
+/// its own for the verifier too.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn portwatch_has_name(index: u32) -> u32 {
+    let Some(rule) = DENY_RULES.get(index) else {
+        return 0;
+    };
+    let mut name = [0_u64; CGROUP_NAME_BYTES / 8];
+    if !cgroup_name(rule.level, &mut name) {
+        return 0;
+    }
+    let words = name.iter().zip(&rule.name);
+    let difference = words.fold(0, |all, (here, wanted)| all | (here ^ wanted));
+    u32::from(difference == 0)
 }

@@ -43,7 +43,7 @@ pub struct AvailableHelpers {
 }
 
 impl AvailableHelpers {
-    /// In a `cgroup_sock` program, in the context of the task that acts.
+    /// In a `cgroup_sock` or `cgroup_sock_addr` program, in the context of the task that acts.
     pub const CGROUP_SOCK: Self = Self {
         task: true,
         netns: true,

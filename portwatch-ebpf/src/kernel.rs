@@ -5,8 +5,10 @@
 
 use core::ffi::c_void;
 
-use aya_ebpf::{bindings::bpf_sock, helpers::generated::bpf_probe_read_kernel};
-use portwatch_common::{PROTOCOL_TCP, place};
+use aya_ebpf::helpers::generated::{
+    bpf_get_current_task, bpf_probe_read_kernel, bpf_probe_read_kernel_str,
+};
+use portwatch_common::{CGROUP_NAME_BYTES, PROTOCOL_TCP, PROTOCOL_UDPLITE, place};
 
 use crate::globals::offset;
 
@@ -31,27 +33,62 @@ pub fn read<T: Default>(address: *const c_void) -> T {
     value
 }
 
-/// Whether the socket of a `cgroup_sock` context is a kernel socket: it belongs to no file. Nor does
-/// a subflow of MPTCP, which has an upper layer protocol instead.
+/// Address of the socket behind a pointer that the verifier knows as one: with some it allows no
+/// arithmetic, so the number is read back from where the pointer lies on the stack.
 #[inline(always)]
-pub fn is_kernel_socket(sock: *mut bpf_sock, protocol: u8) -> bool {
-    if offset!(known) == 0 {
-        return false;
-    }
-    let socket = member(sock, offset!(sock_socket));
-    if socket == 0 || word(socket + offset!(socket_file)) != 0 {
-        return false;
-    }
-    protocol != PROTOCOL_TCP || member(sock, offset!(sock_ulp)) == 0
+pub fn address_of<T>(sock: *mut T) -> u64 {
+    let mut copy: *mut T = core::ptr::null_mut();
+    // SAFETY: a local of that type; volatile, so that it is in memory.
+    unsafe { (&raw mut copy).write_volatile(sock) };
+    read((&raw const copy).cast())
 }
 
-/// Inode of the network namespace of the socket of a `cgroup_sock` context; 0 when unknown.
+/// Whether the socket at that address is a kernel socket: it belongs to no file. Nor does a subflow
+/// of MPTCP on some kernels: there the socket that it is a part of counts.
 #[inline(always)]
-pub fn netns_inode(sock: *mut bpf_sock) -> u32 {
+pub fn is_kernel_socket(sock: u64, protocol: u8) -> bool {
+    if offset!(known) == 0 || !is_fileless(sock) {
+        return false;
+    }
+    if protocol != PROTOCOL_TCP || word(sock + offset!(sock_ulp)) == 0 {
+        return true;
+    }
+    if offset!(sock_ulp_data) == 0 || offset!(subflow_conn) == 0 {
+        return false;
+    }
+    let subflow = word(sock + offset!(sock_ulp_data));
+    let whole = word(subflow + offset!(subflow_conn));
+    subflow != 0 && whole != 0 && is_fileless(whole)
+}
+
+#[inline(always)]
+fn is_fileless(sock: u64) -> bool {
+    let socket = word(sock + offset!(sock_socket));
+    socket != 0 && word(socket + offset!(socket_file)) == 0
+}
+
+/// Whether the socket at that address keeps its port when a bind is denied after the kernel has
+/// accepted it: TCP and UDP before Linux 5.17, and UDP-Lite, which has no `put_port`
+/// (`__inet_bind` in net/ipv4/af_inet.c).
+#[inline(always)]
+pub fn keeps_port(sock: u64, protocol: u8) -> bool {
+    if offset!(known) == 0 || offset!(sock_prot) == 0 {
+        return protocol == PROTOCOL_UDPLITE;
+    }
+    if offset!(proto_put_port) == 0 {
+        return true;
+    }
+    let operations = word(sock + offset!(sock_prot));
+    word(operations + offset!(proto_put_port)) == 0
+}
+
+/// Inode of the network namespace of the socket at that address; 0 when unknown.
+#[inline(always)]
+pub fn netns_inode(sock: u64) -> u32 {
     if offset!(sock_net) == 0 || offset!(net_inum) == 0 {
         return 0;
     }
-    let net = member(sock, offset!(sock_net));
+    let net = word(sock + offset!(sock_net));
     read((net + offset!(net_inum)) as *const c_void)
 }
 
@@ -111,49 +148,20 @@ pub fn ending(sk: *mut c_void) -> Ending {
     ending
 }
 
-/// Where the socket of a `cgroup_sock` context can be reached: the words of
-/// [`portwatch_common::Report::remote_address`], zero where the kernel has no type information.
+/// Where the socket at that address can be reached: the words of
+/// [`portwatch_common::Report::remote_address`], zero for address 0 and where the kernel has no type
+/// information.
 #[inline(always)]
-pub fn place_of(sock: *mut bpf_sock) -> [u32; 2] {
-    if offset!(sock_device) == 0 || offset!(sock_v6only) == 0 {
+pub fn place_of(sock: u64) -> [u32; 2] {
+    if offset!(sock_device) == 0 || offset!(sock_v6only) == 0 || sock == 0 {
         return [0; 2];
     }
-    let at = |offset: u64| sock.cast::<u8>().wrapping_add(offset as usize).cast();
-    let byte: u8 = read(at(offset!(sock_v6only) / 8));
-    [read(at(offset!(sock_device))), place_bits(byte)]
-}
-
-/// As [`place_of`], by the `sk` of a `sock_ops` context.
-#[inline(always)]
-pub fn place_of_sk(sk: *mut c_void) -> [u32; 2] {
-    if offset!(sock_device) == 0 || offset!(sock_v6only) == 0 {
-        return [0; 2];
-    }
-    let sk = address_of(sk);
-    if sk == 0 {
-        return [0; 2];
-    }
-    let byte: u8 = read((sk + offset!(sock_v6only) / 8) as *const c_void);
-    let device: u32 = read((sk + offset!(sock_device)) as *const c_void);
-    [device, place_bits(byte)]
-}
-
-#[inline(always)]
-fn place_bits(byte: u8) -> u32 {
-    if byte >> (offset!(sock_v6only) % 8) & 1 != 0 {
-        place::KNOWN | place::V6ONLY
+    let device: u32 = read((sock + offset!(sock_device)) as *const c_void);
+    if bit(sock, offset!(sock_v6only)) {
+        [device, place::KNOWN | place::V6ONLY]
     } else {
-        place::KNOWN
+        [device, place::KNOWN]
     }
-}
-
-/// The number that a pointer is: the verifier allows no arithmetic on a socket's.
-#[inline(always)]
-fn address_of(pointer: *mut c_void) -> u64 {
-    let mut copy: *mut c_void = core::ptr::null_mut();
-    // SAFETY: a local of that type; volatile, so that it is in memory.
-    unsafe { (&raw mut copy).write_volatile(pointer) };
-    read((&raw const copy).cast())
 }
 
 /// A bit of the structure at a kernel address. The structure's bit fields begin with the lowest bit
@@ -164,9 +172,34 @@ fn bit(address: u64, bits: u64) -> bool {
     byte >> (bits % 8) & 1 != 0
 }
 
-/// A word of the socket behind a `cgroup_sock` context, which is the socket itself: for a helper,
-/// its address.
+/// How far above its own cgroup a task's cgroup may be for its name to be read.
+const MAX_STEPS: u32 = 16;
+
+/// Reads the name of the current task's cgroup at that level into `name`, which is all 0. False where it
+/// is not known.
 #[inline(always)]
-fn member(sock: *mut bpf_sock, offset: u64) -> u64 {
-    read(sock.cast::<u8>().wrapping_add(offset as usize).cast())
+pub fn cgroup_name(level: u32, name: &mut [u64; CGROUP_NAME_BYTES / 8]) -> bool {
+    if offset!(known) == 0 || offset!(cgroup_level) == 0 || offset!(kernfs_name) == 0 {
+        return false;
+    }
+    // SAFETY: takes no argument.
+    let task = unsafe { bpf_get_current_task() };
+    let mut cgroup = word(word(task + offset!(task_cgroups)) + offset!(css_set_cgroup));
+    for _ in 0..MAX_STEPS {
+        if read::<u32>((cgroup + offset!(cgroup_level)) as *const c_void) == level {
+            let from = word(word(cgroup + offset!(cgroup_kernfs)) + offset!(kernfs_name));
+            // SAFETY: the destination has that many bytes; the kernel checks the source.
+            let read = unsafe {
+                bpf_probe_read_kernel_str(
+                    name.as_mut_ptr().cast(),
+                    CGROUP_NAME_BYTES as u32,
+                    from as *const c_void,
+                )
+            };
+            return read > 0;
+        }
+        // The cgroup's own state is its first member (struct cgroup, Linux 5.10 to 6.18).
+        cgroup = word(cgroup + offset!(cgroup_parent));
+    }
+    false
 }

@@ -20,7 +20,7 @@ use crate::{
     field::put,
     globals::AvailableHelpers,
     repeats,
-    ring::{reserve_report, submit},
+    ring::{reserve_report, submit_report},
 };
 
 /// A socket as a hook describes it, whichever context it has it from.
@@ -146,7 +146,7 @@ pub fn report<C: EbpfContext>(
     };
     // SAFETY: `entry` is a `Report` that was just reserved, 8-byte aligned.
     unsafe { fill(entry.as_mut_ptr(), kind, socket, &actor, helpers) };
-    submit(entry);
+    submit_report(entry);
     if epoch != 0 {
         let key = repeat_key(kind, socket, actor.netns_cookie, actor.tgid, epoch);
         repeats::start_counting(&key);

@@ -11,7 +11,7 @@ use aya_ebpf::{
 };
 use portwatch_common::{ExecInfo, Report, SessionEnd, protocol::must_wake};
 
-use crate::control::{count_lost, polling};
+use crate::control::{count_lost, count_submitted, polling};
 
 /// Records on their way to the agent, which sets the size.
 #[btf_map]
@@ -52,6 +52,14 @@ pub fn filled() -> u64 {
     let ring = ptr::from_ref(&RING).cast_mut().cast();
     // SAFETY: the map pointer is patched by the loader.
     unsafe { bpf_ringbuf_query(ring, BPF_RB_AVAIL_DATA.into()) }
+}
+
+/// Hands a report over. It is counted while it keeps the ring from being empty, so that once the ring
+/// is empty, the agent has taken as many as were counted.
+#[inline(always)]
+pub fn submit_report(entry: RingBufEntry<Report>) {
+    count_submitted();
+    submit(entry);
 }
 
 /// Hands a record over, and wakes the agent unless it polls.

@@ -101,6 +101,10 @@ impl Decider {
                 detail = Some(match (event.origin, event.is_kernel_socket) {
                     (Origin::Snapshot, _) => "not denied: bound before the monitor started",
                     (_, Some(true)) => "not denied: kernel socket",
+                    // It is on the port although a hook ran.
+                    _ if event.kind == EventKind::Bind => {
+                        "not denied: the deny rules in the kernel allowed it, or it could not be undone"
+                    }
                     _ => "not denied: no BPF hook for this operation",
                 });
             }

@@ -3,6 +3,7 @@
 mod bench;
 mod fuzz;
 mod lint;
+mod soak;
 mod tools;
 mod vm;
 mod words;
@@ -47,6 +48,11 @@ enum Task {
     BenchGuest(bench::GuestOptions),
     /// Run the fuzz targets on what reads input from outside
     Fuzz(fuzz::Options),
+    /// Run the monitor for long beside everything that can disturb it, and check what it reports (as root)
+    Soak(soak::Options),
+    /// Take ports for `soak`
+    #[command(hide = true)]
+    SoakWorker(soak::WorkerOptions),
     /// Check formatting, lints, spelling, wording, documentation, dependencies and licences
     Lint,
     /// Generate the embedded registry from IANA's CSV
@@ -74,7 +80,7 @@ fn main() -> ExitCode {
 
 fn dispatch(task: Task) -> Result<()> {
     // A guest has no workspace.
-    if !matches!(task, Task::BenchGuest(_)) {
+    if !matches!(task, Task::BenchGuest(_) | Task::SoakWorker(_)) {
         std::env::set_current_dir(workspace()?).context("entering the workspace")?;
     }
     match task {
@@ -91,6 +97,8 @@ fn dispatch(task: Task) -> Result<()> {
         Task::Bench(options) => bench::run(&options),
         Task::BenchGuest(options) => bench::run_guest(&options),
         Task::Fuzz(options) => fuzz::run_all(&options),
+        Task::Soak(options) => soak::run_all(&options),
+        Task::SoakWorker(options) => soak::work(&options),
         Task::Lint => lint::run_all(),
         Task::Registry { file, as_of } => registry(&file, as_of.as_deref()),
     }

@@ -3,26 +3,21 @@
 
 use aya_ebpf::{
     EbpfContext as _,
-    bindings::bpf_sock,
     helpers::generated::{bpf_get_current_pid_tgid, bpf_get_socket_cookie},
     macros::cgroup_sock,
     programs::SockContext,
 };
 use portwatch_common::{FAMILY_IPV4, FAMILY_IPV6, kind};
 
+use super::{ALLOW, DENY};
 use crate::{
     deny::is_denied,
     globals::AvailableHelpers,
-    kernel::{is_kernel_socket, netns_inode, place_of},
+    kernel::{address_of, is_kernel_socket, keeps_port, netns_inode, place_of},
     marks::mark,
     report::{Key, Local, Socket, report},
     watched::is_watched,
 };
-
-/// Lets the bind stand.
-const ALLOW: i32 = 1;
-/// Makes bind(2) return EPERM.
-const DENY: i32 = 0;
 
 #[cgroup_sock(post_bind4)]
 pub fn post_bind4(ctx: SockContext) -> i32 {
@@ -68,22 +63,26 @@ fn bound(ctx: &SockContext, local: Local) -> i32 {
     let helpers = AvailableHelpers::CGROUP_SOCK;
     // SAFETY: the helper takes this program type's context.
     let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
-    let socket = socket(ctx.sock, cookie, local);
-    // A kernel socket is bound on behalf of whichever task happens to run.
-    if !socket.is_kernel_socket && is_denied(local.port.into(), local.protocol) {
+    let sock = address_of(ctx.sock);
+    let mut socket = socket(sock, cookie, local);
+    let denied = is_denied(socket.is_kernel_socket, local.port.into(), local.protocol);
+    if denied && !keeps_port(sock, local.protocol) {
+        // The task that asked for it is named.
+        socket.is_kernel_socket = false;
         report(ctx, kind::DENY, &socket, helpers);
         return DENY;
     }
+    // Although bind(2) fails, a socket that keeps the port is on it and receives.
     let counted = report(ctx, kind::BIND, &socket, helpers);
     // SAFETY: takes no argument.
     let binder = (unsafe { bpf_get_current_pid_tgid() } >> 32) as u32;
     // SAFETY: the context of a cgroup_sock program.
     unsafe { mark(ctx.sock.cast(), cookie, local, counted, binder) };
-    ALLOW
+    if denied { DENY } else { ALLOW }
 }
 
 #[inline(always)]
-fn socket(sock: *mut bpf_sock, cookie: u64, local: Local) -> Socket {
+fn socket(sock: u64, cookie: u64, local: Local) -> Socket {
     Socket {
         is_kernel_socket: is_kernel_socket(sock, local.protocol),
         netns_inode: netns_inode(sock),

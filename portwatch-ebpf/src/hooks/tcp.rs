@@ -24,7 +24,7 @@ use super::release::shut_down;
 use crate::{
     counted::{is_reported, release_events},
     globals::AvailableHelpers,
-    kernel::{is_joined_subflow, place_of_sk},
+    kernel::{address_of, is_joined_subflow, place_of},
     marks::{mark, mark_accepted, mark_of},
     report::{Key, Local, Socket, report},
     sessions,
@@ -101,10 +101,7 @@ fn connected_out(ctx: &SockOpsContext) {
 /// the mark.
 #[inline(always)]
 fn note_connection(ctx: &SockOpsContext, reached: u8) -> Option<NonNull<SocketMark>> {
-    let mark = mark_in(ctx)?;
-    if field!(mark.as_ptr(), cookie) != cookie(ctx) {
-        return None;
-    }
+    let mark = own_mark(ctx, cookie(ctx))?;
     // SAFETY: the kernel's pointer to a live value, valid for the whole run.
     unsafe { (&raw mut (*mark.as_ptr()).connection).write_volatile(reached) };
     Some(mark)
@@ -179,12 +176,10 @@ fn report_and_mark(ctx: &SockOpsContext, kind: u8, remote: Remote) {
     let cookie = cookie(ctx);
     let mut socket = socket(ctx.ops, Key::Cookie(cookie), remote);
     if kind == kind::LISTEN {
-        socket.place = place_of_sk(sk(ctx));
+        socket.place = place_of(address_of(sk(ctx)));
     }
     // Without a mark of its own it takes the port now, without a bind.
-    if let Some(before) = mark_in(ctx)
-        && field!(before.as_ptr(), cookie) == cookie
-    {
+    if let Some(before) = own_mark(ctx, cookie) {
         socket.binder = field!(before.as_ptr(), binder);
         socket.counted = field!(before.as_ptr(), counted);
         if socket.counted != 0 && is_reported(cookie, socket.counted) {
@@ -276,4 +271,10 @@ fn mark_in(ctx: &SockOpsContext) -> Option<NonNull<SocketMark>> {
     }
     // SAFETY: the non-null `sk` of a sock_ops context.
     unsafe { mark_of(sk) }
+}
+
+/// The mark of the context's socket, which has that cookie, if it is its own.
+#[inline(always)]
+fn own_mark(ctx: &SockOpsContext, cookie: u64) -> Option<NonNull<SocketMark>> {
+    mark_in(ctx).filter(|mark| field!(mark.as_ptr(), cookie) == cookie)
 }

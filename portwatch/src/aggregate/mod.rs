@@ -237,6 +237,7 @@ impl Aggregator {
             _ if decided.severity == Severity::Critical => true,
             // What came and went is counted as a whole, unless its end is louder.
             Some(pending) => over.is_none() && decided.severity > pending.severity,
+            None if decided.event.is_crowded => over.is_none(),
             None => over.is_none() || self.is_always_reported(&decided),
         };
         let mut is_held = false;
@@ -252,7 +253,7 @@ impl Aggregator {
                     is_room
                 }
             };
-        if !is_reported && self.may_be_news(&decided.event) {
+        if !is_reported && !decided.event.is_crowded && self.may_be_news(&decided.event) {
             if self.pending.add(&decided, now) {
                 return;
             }

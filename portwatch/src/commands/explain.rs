@@ -1,6 +1,6 @@
 //! `portwatch explain`: a port's registry entry and its sockets on this host.
 
-use std::{borrow::Cow, fmt::Write as _, io, str::FromStr};
+use std::{fmt::Write as _, io, str::FromStr};
 
 use anyhow::{Context as _, Result};
 
@@ -12,7 +12,7 @@ use crate::{
     model::Transport,
     process::{Process, Processes},
     registry::{Entry, Registry},
-    util::parallel,
+    util::{parallel, quote},
 };
 
 /// A port, on one transport or on all: `976`, `443/udp`.
@@ -128,7 +128,7 @@ fn explain(spec: PortSpec, registry: &Registry, out: &mut impl io::Write) -> Res
 fn describe(entry: &Entry, transport: Transport) -> String {
     let mut text = String::from(entry.status.name());
     if !entry.services.is_empty() {
-        let services: Vec<_> = entry.services.iter().map(|name| quoted(name)).collect();
+        let services: Vec<_> = entry.services.iter().map(|name| quote(name)).collect();
         text = format!("{text} to {}", services.join(", "));
     }
     text = match entry.range {
@@ -144,14 +144,14 @@ fn describe(entry: &Entry, transport: Transport) -> String {
 fn socket(held: &SocketEntry) -> String {
     let device = held.device.as_deref();
     let local = alert::local(held.local.ip(), held.local.port(), device);
-    let mut text = format!("{} {}", held.transport.name(), quoted(&local));
+    let mut text = format!("{} {}", held.transport.name(), quote(&local));
     match held.state {
         State::Listening => text.push_str(" listening"),
         State::Bound => text.push_str(" bound"),
         State::Connected(peer) => text.push_str(&format!(" connected with {peer}")),
     }
     if let Some(device) = device {
-        text.push_str(&format!(" on {}", quoted(device)));
+        text.push_str(&format!(" on {}", quote(device)));
     }
     match held.v6only {
         Some(true) => text.push_str(" (IPv6 only)"),
@@ -161,15 +161,10 @@ fn socket(held: &SocketEntry) -> String {
     text
 }
 
-/// As in the text line, so that no name looks like more than one.
-fn quoted(name: &str) -> Cow<'_, str> {
-    shlex::try_quote(name).unwrap_or(Cow::Borrowed(name))
-}
-
 fn describe_holder(process: &Process) -> String {
-    let mut text = format!("{}[{}]", quoted(&process.comm), process.pid);
+    let mut text = format!("{}[{}]", quote(&process.comm), process.pid);
     match &process.user {
-        Some(user) => text = format!("{text} user {}", quoted(user)),
+        Some(user) => text = format!("{text} user {}", quote(user)),
         None => text = format!("{text} uid {}", process.uid),
     }
     let unverified = process.unverified();
@@ -178,16 +173,16 @@ fn describe_holder(process: &Process) -> String {
         false => "",
     };
     if let Some(exe) = &process.exe {
-        text = format!("{text}, {}{}", quoted(exe), mark("exe", " (unverified)"));
+        text = format!("{text}, {}{}", quote(exe), mark("exe", " (unverified)"));
     }
     if let Some(cmdline) = &process.cmdline {
-        let words: Vec<_> = cmdline.iter().map(|word| quoted(word)).collect();
+        let words: Vec<_> = cmdline.iter().map(|word| quote(word)).collect();
         text = format!("{text}: {}", words.join(" "));
     }
     if let Some(unit) = &process.unit {
         text = format!(
             "{text} (unit {}{})",
-            quoted(unit),
+            quote(unit),
             mark("unit", ", unverified")
         );
     }

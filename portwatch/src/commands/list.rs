@@ -16,7 +16,7 @@ use crate::{
     output::{FormatName, Sink, Sinks},
     pipeline::Pipeline,
     tracker::ThisHost,
-    util::parallel,
+    util::{parallel, quote},
 };
 
 /// Its arguments.
@@ -96,11 +96,6 @@ pub fn run(args: Args, out: &mut impl io::Write) -> Result<()> {
     Ok(())
 }
 
-/// As in the text line, so that no name looks like another column.
-fn quoted(name: &str) -> String {
-    shlex::try_quote(name).map_or_else(|_| name.to_owned(), std::borrow::Cow::into_owned)
-}
-
 const TITLES: [&str; 8] = [
     "PORT", "STATE", "ADDRESS", "REGISTRY", "PROCESS", "USER", "UNIT", "NETNS",
 ];
@@ -146,7 +141,7 @@ fn row(alert: &Alert) -> [String; 8] {
     let address = alert.address.and_then(|_| alert.local());
     let mut address = address.unwrap_or_else(|| "?".into());
     if let Some(device) = &alert.device {
-        address.push_str(&format!(" on {}", quoted(device)));
+        address.push_str(&format!(" on {}", quote(device)));
     }
     if let Some(v6only) = alert.v6only {
         address.push_str(if v6only {
@@ -159,13 +154,13 @@ fn row(alert: &Alert) -> [String; 8] {
         let service = word
             .service
             .as_ref()
-            .map(|name| format!(" {}", quoted(name)));
+            .map(|name| format!(" {}", quote(name)));
         format!("{}{}", word.status.name(), service.unwrap_or_default())
     });
     let names: Vec<String> = alert
         .holders
         .iter()
-        .map(|holder| format!("{}[{}]", quoted(&holder.comm), holder.pid))
+        .map(|holder| format!("{}[{}]", quote(&holder.comm), holder.pid))
         .collect();
     let first = alert.holders.first();
     let place = first.and_then(|holder| {
@@ -173,8 +168,8 @@ fn row(alert: &Alert) -> [String; 8] {
         let unit = holder.unit.as_ref().map(|unit| (unit, "unit"));
         let (name, key) = unit.or(container)?;
         Some(match holder.unverified.contains(&key) {
-            true => format!("{} (unverified)", quoted(name)),
-            false => quoted(name),
+            true => format!("{} (unverified)", quote(name)),
+            false => quote(name).into_owned(),
         })
     });
     let unknown = || "-".to_owned();
@@ -188,7 +183,7 @@ fn row(alert: &Alert) -> [String; 8] {
         } else {
             names.join(" ")
         },
-        first.map_or_else(unknown, |holder| quoted(&holder.user)),
+        first.map_or_else(unknown, |holder| quote(&holder.user).into_owned()),
         place.unwrap_or_else(unknown),
         match (alert.socket.netns, alert.socket.host_netns) {
             (_, Some(true)) => "host".into(),

@@ -4,7 +4,7 @@
 
 use std::io::Write;
 
-use crate::{output::StdoutGone, util::escape_to};
+use crate::{output::StdoutGone, util::escape_lines};
 
 pub mod args;
 pub mod check_config;
@@ -29,10 +29,7 @@ pub struct InputError(pub String);
 
 /// Writes a command's output, escaped but for its line ends.
 fn write(output: impl AsRef<[u8]>, out: &mut impl Write) -> Result<(), StdoutGone> {
-    let output = output.as_ref();
-    let mut escaped = String::with_capacity(output.len());
-    escape_to(&mut escaped, output, &['\n']);
-    out.write_all(escaped.as_bytes())
+    out.write_all(escape_lines(output).as_bytes())
         .and_then(|()| out.flush())
         .map_err(StdoutGone::Io)
 }

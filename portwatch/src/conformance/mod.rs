@@ -6,6 +6,7 @@
 
 mod bpf;
 mod connects;
+mod denied;
 mod handover;
 mod ia32;
 mod kernel_sockets;
@@ -128,6 +129,21 @@ pub const ALL: &[Scenario] = &[
         steered::beside_a_listener,
     ),
     scenario("steered by TPROXY", steered::by_tproxy),
+    scenario("denied: TCP over IPv4", denied::tcp_ipv4),
+    scenario("denied: TCP over IPv6", denied::tcp_ipv6),
+    scenario("denied: TCP over IPv6, mapped IPv4", denied::tcp_mapped),
+    scenario("denied: MPTCP", denied::mptcp),
+    scenario("denied: UDP over IPv4", denied::udp_ipv4),
+    scenario("denied: UDP over IPv6", denied::udp_ipv6),
+    scenario("denied: UDP-Lite over IPv4", denied::udplite_ipv4),
+    scenario("denied: UDP-Lite over IPv6", denied::udplite_ipv6),
+    scenario("denied: TCP, port 0", denied::tcp_automatic),
+    scenario("denied: UDP, port 0", denied::udp_automatic),
+    scenario("denied: UDP-Lite, port 0", denied::udplite_automatic),
+    scenario(
+        "not denied: automatic port of connect",
+        denied::automatic_of_connect,
+    ),
     scenario("silent: address in use", no_alert::address_in_use),
     scenario("silent: permission denied", no_alert::permission_denied),
     scenario("silent: raw socket", no_alert::raw),

@@ -14,13 +14,10 @@ use socket2::Type;
 
 use super::{
     netlink::{self, attribute},
-    plain::{at, listener, local_address, open},
+    plain::{MPTCP, at, listener, local_address, open},
     script::{Script, Stop},
 };
 use crate::model::EventKind::Close;
-
-/// `IPPROTO_MPTCP` (include/uapi/linux/in.h, Linux 5.6).
-const MPTCP: i32 = 262;
 
 /// How long a second path may take that an idle machine makes at once.
 const TIMEOUT: Duration = Duration::from_secs(10);

@@ -26,6 +26,9 @@ use crate::model::{
 /// How long a step may take that an idle machine does at once, in milliseconds.
 const TIMEOUT_MS: u16 = 5000;
 
+/// `IPPROTO_MPTCP` (include/uapi/linux/in.h, Linux 5.6).
+pub(super) const MPTCP: i32 = 262;
+
 pub(super) fn at(ip: &str) -> Result<SocketAddr, Stop> {
     Ok(SocketAddr::new(ip.parse()?, PORT))
 }
@@ -196,7 +199,7 @@ pub(super) fn local_address(socket: &Socket) -> Result<SocketAddr, Stop> {
 
 /// listen(2) on an unbound socket, with 976 as the only ephemeral port.
 pub(super) fn listen_without_bind(script: &mut Script) -> Result<(), Stop> {
-    lower_ephemeral_ports()?;
+    ephemeral_port(PORT)?;
     let local = at("0.0.0.0")?;
     let socket = stream(local)?;
     let alerts = script.socket(Transport::Tcp, local);
@@ -209,12 +212,12 @@ pub(super) fn listen_without_bind(script: &mut Script) -> Result<(), Stop> {
     Ok(())
 }
 
-/// Makes 976 the only ephemeral port of this namespace.
-fn lower_ephemeral_ports() -> io::Result<()> {
+/// Makes that one the only ephemeral port of this namespace.
+pub(super) fn ephemeral_port(port: u16) -> io::Result<()> {
     fs::write("/proc/sys/net/ipv4/ip_unprivileged_port_start", "0")?;
     fs::write(
         "/proc/sys/net/ipv4/ip_local_port_range",
-        format!("{PORT} {PORT}"),
+        format!("{port} {port}"),
     )
 }
 
@@ -236,7 +239,7 @@ pub(super) fn bind_address_no_port(script: &mut Script) -> Result<(), Stop> {
     drop(explicit);
     alerts.expect(Close);
 
-    lower_ephemeral_ports()?;
+    ephemeral_port(PORT)?;
     let ephemeral = open()?;
     let alerts = script.socket(Transport::Tcp, local);
     ephemeral.bind(&SockAddr::from(SocketAddr::from(([127, 0, 0, 1], 0))))?;

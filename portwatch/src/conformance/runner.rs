@@ -4,8 +4,10 @@
 
 use std::{
     fmt,
+    fs::{File, Permissions},
     io::{self, BufRead as _, BufReader, Write as _},
     net::IpAddr,
+    os::{fd::AsRawFd as _, unix::fs::PermissionsExt as _},
     path::PathBuf,
     process::{Child, Command, Stdio},
     sync::mpsc::{Receiver, channel},
@@ -14,10 +16,11 @@ use std::{
 };
 
 use jiff::Timestamp;
+use rustix::fs::{MemfdFlags, memfd_create};
 use serde::Serialize;
 use serde_json::Value;
 
-use super::{ALL, Expected, Line, Scenario, script::SENTINEL};
+use super::{ALL, Expected, Line, Scenario, denied, script::SENTINEL};
 
 /// How long a scenario may take before it counts as failed.
 const TIMEOUT: Duration = Duration::from_secs(60);
@@ -68,10 +71,16 @@ impl Monitor {
     /// Fails if the program does not start, or ends at once: then the error is its first line on
     /// stderr.
     pub fn start(program: PathBuf) -> io::Result<Self> {
+        // It inherits the descriptor, and needs no directory that can be written to.
+        let mut rules = File::from(memfd_create("rules", MemfdFlags::empty())?);
+        rules.write_all(denied::rules().as_bytes())?;
+        // Anybody could write it otherwise, and the monitor would not use it.
+        rules.set_permissions(Permissions::from_mode(0o600))?;
+        let config = format!("/proc/self/fd/{}", rules.as_raw_fd());
         let mut child = Command::new(&program)
-            // Every event, no rules, frequent scans.
+            // Every event, frequent scans.
             .args(["run", "--format", "json", "--no-aggregate"])
-            .args(["--config", "/dev/null", "--health-interval", "1"])
+            .args(["--config", &config, "--health-interval", "1"])
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -337,7 +346,11 @@ impl Observed {
             socket: alert["socket"]["cookie"].as_u64(),
             event: text(&alert["event"]),
             transport: text(&alert["transport"]),
-            local: at(&alert["address"], &alert["port"]),
+            // A message of the monitor's has no place: what it says is of interest.
+            local: match alert["detail"].as_str() {
+                Some(detail) if alert["event"] == "health" => detail.to_owned(),
+                _ => at(&alert["address"], &alert["port"]),
+            },
             peer: (!peer.is_null()).then(|| at(&peer["address"], &peer["port"])),
             pid: alert["process"]["pid"].as_u64(),
             outcome: alert["outcome"].as_str().map(Into::into),

@@ -27,11 +27,11 @@ use self::namespaces::Namespace;
 pub use self::{diag::parse_packet, tables::parse_lines};
 pub use self::{
     scan::{Coverage, FoundSocket, MAX_HOLDERS, Scan, Scope},
-    targets::{Reach, Targets},
+    targets::{LeftOut, Reach, Targets},
 };
 use crate::{
     linux::protocols,
-    model::{Printable, Transport},
+    model::{PortKey, Printable, Transport},
     util::parallel,
 };
 
@@ -100,6 +100,29 @@ pub struct Inventory {
     /// Whether TCP sockets that are bound, neither listening nor connected, are included (sock_diag
     /// from Linux 6.8 on).
     pub shows_bound: bool,
+    /// The cookies of the sockets that were left out.
+    left_out: HashSet<u64>,
+}
+
+impl Inventory {
+    /// Drops what the scan is not to show, before anybody looks for its holders.
+    fn leave_out(&mut self, left_out: &LeftOut) {
+        if left_out.is_empty() {
+            return;
+        }
+        let found = &mut self.left_out;
+        self.sockets.retain(|entry| {
+            let counted = entry
+                .cookie
+                .filter(|one| left_out.cookies.contains_key(one));
+            found.extend(counted);
+            let port_key = PortKey {
+                transport: entry.transport,
+                port: entry.local.port(),
+            };
+            counted.is_none() && !left_out.is_surplus(entry.cookie, entry.netns, port_key)
+        });
+    }
 }
 
 /// Reads the sockets on `ports` in every network namespace that a process, a mount or a descriptor
@@ -170,6 +193,9 @@ fn read_within(
             }
         }
         drop_accepted(&mut inventory.sockets, scope.map(|scope| &scope.accepted));
+        if let Some(scope) = scope {
+            inventory.leave_out(&scope.left_out);
+        }
         if let Reach::Holders(targets) = reach {
             let pending = |cookie: u64| targets.pending.contains(&cookie);
             let sockets = &mut inventory.sockets;

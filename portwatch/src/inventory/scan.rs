@@ -12,7 +12,7 @@ use std::{
 
 use jiff::Timestamp;
 
-use super::{Inventory, Reach, SocketEntry, State, is_held_by, read_within, thread_time};
+use super::{Inventory, LeftOut, Reach, SocketEntry, State, is_held_by, read_within, thread_time};
 use crate::{
     model::{CloseKind, Direction, Event, EventKind, PortKey, SocketKey, Transport},
     process::{Process, Processes, is_running},
@@ -51,6 +51,8 @@ pub struct Coverage {
     pub unshown: Vec<Transport>,
     /// Whether TCP sockets that are bound, neither listening nor connected, are included.
     pub bound: bool,
+    /// Cookies of the sockets that it leaves out and that it did not find.
+    pub absent: Vec<u64>,
 }
 
 /// The existing sockets on watched ports, with their holders.
@@ -61,6 +63,7 @@ pub struct Scan {
     scope: Arc<Scope>,
     inventory: Inventory,
     processes: HashMap<u32, Process>,
+    absent: Vec<u64>,
 }
 
 /// The sockets that a scan keeps.
@@ -72,6 +75,8 @@ pub struct Scope {
     pub cgroup: Option<PathBuf>,
     /// Cookies of accepted sockets that it shows although a listener is on their port.
     pub accepted: HashSet<u64>,
+    /// What it does not show.
+    pub left_out: LeftOut,
 }
 
 impl Scope {
@@ -101,6 +106,9 @@ fn subtree(cgroup: &Path) -> HashSet<u64> {
     ids
 }
 
+/// Bytes of the whole records that a scan brings; further ones are slim.
+const MAX_RECORDS: usize = 512 << 10;
+
 /// Holders of one socket that are reported.
 pub const MAX_HOLDERS: usize = 32;
 
@@ -126,7 +134,13 @@ impl Scan {
         identify_holders(&mut inventory.sockets, &mut processes, |pid| {
             lookup.look_up(pid)
         });
+        let mut absent = Vec::new();
+        if !inventory.read.is_empty() {
+            let counted = scope.left_out.cookies.keys().copied();
+            absent.extend(counted.filter(|cookie| !inventory.left_out.contains(cookie)));
+        }
         Ok(Self {
+            absent,
             began,
             cost: thread_time().saturating_sub(time),
             scope,
@@ -163,6 +177,7 @@ impl Scan {
             unread: self.inventory.unread,
             unshown: self.inventory.unshown,
             bound: self.inventory.shows_bound,
+            absent: self.absent,
         };
         let found = self.inventory.sockets.iter().filter_map(|entry| {
             let event = event(entry, self.began);
@@ -191,6 +206,7 @@ fn identify_holders(
     processes: &mut HashMap<u32, Process>,
     mut look_up: impl FnMut(u32) -> Option<Process>,
 ) {
+    let mut bytes = 0;
     for entry in &mut *sockets {
         let mut holders = std::mem::take(&mut entry.holders);
         let omitted = holders.len().saturating_sub(MAX_HOLDERS);
@@ -198,8 +214,12 @@ fn identify_holders(
         holders.truncate(MAX_HOLDERS);
         holders.retain(|holder| {
             if !processes.contains_key(&holder.pid)
-                && let Some(process) = look_up(holder.pid)
+                && let Some(mut process) = look_up(holder.pid)
             {
+                bytes += process.bytes();
+                if bytes > MAX_RECORDS {
+                    process = process.slim();
+                }
                 processes.insert(holder.pid, process);
             }
             // After the look-up: the pid can have been reused between the walk and the look-up.

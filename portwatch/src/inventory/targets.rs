@@ -3,16 +3,20 @@
 #![forbid(unsafe_code)]
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     ffi::OsStr,
     fs::{self, File},
     io::Read as _,
     ops::RangeInclusive,
     os::unix::ffi::OsStrExt as _,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
-use crate::linux::{cgroup, stat::Stat};
+use crate::{
+    linux::{cgroup, stat::Stat},
+    model::PortKey,
+};
 
 /// What is known before a scan.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -25,6 +29,36 @@ pub struct Targets {
     pub processes: Vec<u32>,
     /// Where those are, if that is known of each: inodes of network namespaces, and ports.
     pub places: Option<(HashSet<u64>, RangeInclusive<u16>)>,
+    /// What it is not to show.
+    pub left_out: LeftOut,
+}
+
+/// Sockets that a scan does not show, since there are too many like them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LeftOut {
+    /// The cookies of those that are known, with whatever their tracker keeps of each.
+    pub cookies: Arc<HashMap<u64, u32>>,
+    /// Network namespaces (None: not known) and ports on which there are more.
+    pub places: HashSet<(Option<u64>, PortKey)>,
+    /// The cookies of those that it shows there all the same; needed only with places.
+    pub tracked: HashSet<u64>,
+}
+
+impl LeftOut {
+    /// Whether nothing is left out.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.cookies.is_empty() && self.places.is_empty()
+    }
+
+    /// Whether the socket with that cookie at that place is one of those that are not known.
+    pub(super) fn is_surplus(&self, cookie: Option<u64>, netns: u64, port_key: PortKey) -> bool {
+        !self.places.is_empty()
+            && cookie.is_none_or(|cookie| !self.tracked.contains(&cookie))
+            && [Some(netns), None]
+                .iter()
+                .any(|netns| self.places.contains(&(*netns, port_key)))
+    }
 }
 
 /// How far a scan looks.

@@ -3,17 +3,62 @@
 #![forbid(unsafe_code)]
 
 use std::{
-    os::fd::{AsFd as _, AsRawFd as _, OwnedFd},
+    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
+    sync::OnceLock,
 };
 
-use rustix::fs::{CWD, Mode, OFlags, Stat, fstat, getxattr, openat};
+use rustix::fs::{CWD, Mode, OFlags, Stat, fgetxattr, fstat, getxattr, openat};
 
 use super::mountinfo;
 
 /// Hexadecimal digits of an invocation id (`SD_ID128_TO_STRING` in systemd,
 /// src/libsystemd/sd-id128/sd-id128.c).
 const INVOCATION_ID: usize = 32;
+
+/// What a directory's `trusted.` attributes say. Only a process with `CAP_SYS_ADMIN` over the host can set
+/// or see them (xattr_permission in fs/xattr.c, Linux 6.18).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Trusted {
+    /// The service manager gave the directory to another program.
+    pub is_delegated: bool,
+    /// The service manager started a unit in it.
+    pub has_invocation_id: bool,
+}
+
+impl Trusted {
+    /// Reads them from an open directory. Nothing is seen without `CAP_SYS_ADMIN`.
+    #[must_use]
+    pub fn read(directory: BorrowedFd<'_>) -> Self {
+        let attribute = |name| {
+            let mut value = [0; INVOCATION_ID + 1];
+            let len = fgetxattr(directory, name, &mut value[..]).ok();
+            (value, len.unwrap_or(0))
+        };
+        let (delegate, len) = attribute("trusted.delegate");
+        let is_delegated = delegate.get(..len) == Some(b"1");
+        let (id, len) = attribute("trusted.invocation_id");
+        Self {
+            is_delegated,
+            has_invocation_id: id.get(..len).is_some_and(is_invocation_id),
+        }
+    }
+}
+
+fn is_invocation_id(value: &[u8]) -> bool {
+    value.len() == INVOCATION_ID && value.iter().all(u8::is_ascii_hexdigit)
+}
+
+/// Reads the `trusted.` attributes of an open directory; None when that is not possible now.
+pub type Reader = Box<dyn Fn(BorrowedFd<'_>) -> Option<Trusted> + Send + Sync>;
+
+static READER: OnceLock<Reader> = OnceLock::new();
+
+/// Sets how this process reads `trusted.` attributes from now on; the first call counts. Without it, it
+/// reads them itself.
+pub fn read_with(reader: Reader) {
+    let _ = READER.set(reader);
+}
 
 /// A mounted cgroup hierarchy.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,6 +90,12 @@ pub fn all() -> Vec<Hierarchy> {
             })
         })
         .collect()
+}
+
+/// The hierarchy of version 2.
+#[must_use]
+pub fn v2() -> Option<Hierarchy> {
+    all().into_iter().find(|one| one.is_v2)
 }
 
 /// One directory on a cgroup's path, whose name root chose.
@@ -89,17 +140,20 @@ impl Hierarchy {
         let Some(mut directory) = open(CWD, &self.root) else {
             return steps;
         };
+        let mut attributes = Directory::of(&directory);
         for name in names {
             // Above the root of this cgroup namespace.
-            if name == b".." || Directory::of(&directory).is_none_or(|one| one.is_delegated()) {
+            if name == b".." || attributes.is_none_or(|one| one.is_delegated()) {
                 break;
             }
             let child = open(&directory, name);
-            let found = child.as_ref().and_then(Directory::of);
+            attributes = child.as_ref().and_then(Directory::of);
             // A directory that has been removed had its name from the same hands.
             steps.push(Step {
                 name,
-                is_unit: found.is_some_and(|one| one.is_unit(self.is_v2)),
+                is_unit: attributes
+                    .as_ref()
+                    .is_some_and(|one| one.is_unit(self.is_v2)),
             });
             let Some(child) = child else { break };
             directory = child;
@@ -118,41 +172,49 @@ struct Directory {
     /// By which its extended attributes can be read although it is only open as a path.
     path: String,
     stat: Stat,
+    /// None where they cannot be read now.
+    trusted: Option<Trusted>,
 }
 
 impl Directory {
     fn of(directory: &OwnedFd) -> Option<Self> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let readable = openat(directory, ".", flags, Mode::empty()).ok();
         Some(Self {
             path: format!("/proc/self/fd/{}", directory.as_raw_fd()),
             stat: fstat(directory.as_fd()).ok()?,
+            trusted: readable.and_then(|directory| match READER.get() {
+                Some(read) => read(directory.as_fd()),
+                None => Some(Trusted::read(directory.as_fd())),
+            }),
         })
     }
 
     /// Whether someone besides root may create directories in it, or the service manager gave it to
     /// another program for that (`cgroup_delegate_xattr_apply` in systemd, src/core/cgroup.c; older
-    /// versions set the `trusted.` one only).
+    /// versions set the `trusted.` one only). Where the latter is unknown, it may be so.
     fn is_delegated(&self) -> bool {
         !is_roots_alone(&self.stat)
-            || ["trusted.delegate", "user.delegate"]
-                .into_iter()
-                .any(|name| self.attribute(name).is_some_and(|value| value == b"1"))
+            || self.trusted.is_none_or(|trusted| trusted.is_delegated)
+            || self
+                .attribute("user.delegate")
+                .is_some_and(|value| value == b"1")
     }
 
     /// Whether the system's service manager wrote a unit's invocation id on it
-    /// (`cgroup_invocation_id_xattr_apply` in systemd, src/core/cgroup.c). Only a process with
-    /// `CAP_SYS_ADMIN` over the host can set or see the `trusted.` one (xattr_permission in
-    /// fs/xattr.c, Linux 6.18); the `user.` one is as good as the directory's owner.
+    /// (`cgroup_invocation_id_xattr_apply` in systemd, src/core/cgroup.c). The `user.` one is as good as
+    /// the directory's owner.
     fn is_unit(&self, is_v2: bool) -> bool {
-        let is_id = |name| {
-            self.attribute(name).is_some_and(|value| {
-                value.len() == INVOCATION_ID && value.iter().all(u8::is_ascii_hexdigit)
-            })
-        };
         // In version 1, the owner of a directory can move any of its processes into it.
         let can_be_joined = !is_v2 && !is_roots_alone(&self.stat);
         !can_be_joined
-            && (is_id("trusted.invocation_id")
-                || is_roots_alone(&self.stat) && is_id("user.invocation_id"))
+            && (self
+                .trusted
+                .is_some_and(|trusted| trusted.has_invocation_id)
+                || is_roots_alone(&self.stat)
+                    && self
+                        .attribute("user.invocation_id")
+                        .is_some_and(|value| is_invocation_id(&value)))
     }
 
     /// None for one that is absent, or longer than any that is looked for.

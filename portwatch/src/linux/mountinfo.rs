@@ -20,7 +20,13 @@ pub struct Mount {
 /// The mounts of this process; empty when /proc cannot be read.
 #[must_use]
 pub fn own() -> Vec<Mount> {
-    let bytes = fs::read("/proc/thread-self/mountinfo").unwrap_or_default();
+    of("thread-self")
+}
+
+/// The mounts of a process by its name in /proc; empty when they cannot be read.
+#[must_use]
+pub fn of(process: &str) -> Vec<Mount> {
+    let bytes = fs::read(format!("/proc/{process}/mountinfo")).unwrap_or_default();
     bytes
         .split(|byte| *byte == b'\n')
         .filter_map(parse)

@@ -1,12 +1,7 @@
 //! Text from outside, made safe to print.
 
 use std::{
-    borrow::Borrow,
-    ffi::OsStr,
-    fmt,
-    ops::Deref,
-    os::unix::ffi::OsStrExt as _,
-    path::Path,
+    borrow::Borrow, ffi::OsStr, fmt, ops::Deref, os::unix::ffi::OsStrExt as _, path::Path,
     sync::Arc,
 };
 

@@ -2,7 +2,10 @@
 //! pipeline until it is stopped by a signal.
 #![cfg_attr(not(target_env = "gnu"), forbid(unsafe_code))]
 
+mod canary;
+mod cgroups;
 mod gaps;
+mod memory;
 mod reload;
 mod ring;
 mod rules;
@@ -19,6 +22,8 @@ use tokio::{
 };
 
 use self::{
+    canary::Canary,
+    cgroups::CgroupWatch,
     gaps::Gaps,
     reload::Reloader,
     ring::BATCH,
@@ -30,7 +35,7 @@ use crate::{
     config::{Config, Source},
     decide::Decider,
     inventory::Scan,
-    model::{Event, Printable, Severity, Transport},
+    model::{Event, PortKey, Printable, Severity, Transport},
     output::{FormatName, Sink, Sinks, Stdout},
     pipeline::{Input, Pipeline},
     registry::Registry,
@@ -68,19 +73,22 @@ const BACKLOG: Duration = Duration::from_millis(200);
 /// [`sensor::SensorError`] when it cannot watch, [`StdoutGone`](crate::output::StdoutGone) when
 /// stdout is closed or full.
 pub fn run(options: &Options, registry: Registry) -> Result<()> {
+    memory::use_one_arena();
     // Before the runtime, which may start threads.
+    let canary = sandbox::Canary::start(options.sensor.cgroup.as_deref());
     let sandbox = options.sandbox.then(sandbox::prepare);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .context("starting the async runtime")?;
-    runtime.block_on(watch(options, registry, sandbox))
+    runtime.block_on(watch(options, registry, sandbox, canary))
 }
 
 async fn watch(
     options: &Options,
     registry: Registry,
     sandbox: Option<sandbox::Prepared>,
+    canary: Result<sandbox::Canary, String>,
 ) -> Result<()> {
     let config = options.source.load()?;
     // Before arming, so that a signal meanwhile does not leave it half done.
@@ -91,20 +99,29 @@ async fn watch(
     let mut resume = signal(SignalKind::from_raw(libc::SIGCONT)).context("waiting for SIGCONT")?;
     let watched = config.watched(&registry, &Transport::ALL);
     let mut sensor = Sensor::arm(&options.sensor, watched, &config.deny_rules(&registry))?;
-    let (sandbox, unsandboxed) = enter(sandbox);
+    let (sandbox, unsandboxed) = enter(sandbox, options.sensor.fail_closed);
     sensor.count_repeats(config.aggregate.enabled);
     sensor.wake_for_sessions(config.reports_sessions());
     console::log(&armed(&config, &registry, &sensor));
-    let limits = limits(options, &sensor);
+    let mut limits = limits(options, &sensor);
+    let canary = canary
+        .map_err(|why| {
+            limits.push(format!(
+                "no canary, so BPF programs that report nothing are not noticed: {why}"
+            ));
+        })
+        .ok();
     for message in config.warnings.iter().chain(&limits).chain(&unsandboxed) {
         console::log(message);
     }
 
     // Loading took many times what running takes.
-    release_memory();
+    memory::release();
+    memory::release_files();
     let colour = stdout.is_terminal() && std::env::var_os("NO_COLOR").is_none();
     let sinks = Sinks::new(vec![Sink::Stdout(options.format.format(colour), stdout)]);
     let scope = scope(&config, &registry, options);
+    let canary = Canary::new(canary, &scope, &config.deny_rules(&registry));
     let decider = Decider::new(registry, config.policy.clone(), config.dry_run);
     let settings = config.aggregate;
     let mut health = interval_at(
@@ -113,6 +130,7 @@ async fn watch(
     );
     // One check is enough, however many were missed.
     health.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let cgroups = CgroupWatch::start(sensor.deny_rules().clone())?;
     let mut monitor = Monitor {
         sensor,
         sandbox,
@@ -132,6 +150,8 @@ async fn watch(
         has_skipped: false,
         health,
         gaps: Gaps::new(),
+        canary,
+        cgroups,
     };
     let mut reloader = Reloader::new();
     loop {
@@ -185,8 +205,11 @@ struct Monitor {
     is_inexact: bool,
     /// Whether a scan showed untracked sockets without holders while they counted.
     has_skipped: bool,
+    /// Follows the cgroups of deny rules.
+    cgroups: CgroupWatch,
     health: Interval,
     gaps: Gaps,
+    canary: Canary,
 }
 
 impl Monitor {
@@ -197,10 +220,15 @@ impl Monitor {
             let flush_due = self.pipeline.due().map(Instant::from_std);
             let (losses_due, counts_due) = (self.losses_due, self.counts_due);
             let counted_due = self.counted_due;
+            self.release_canary();
+            let canary_due = self.canary.due();
             tokio::select! {
                 // A signal can have come between the end of a scan and its join.
                 () = std::future::ready(()), if self.has_more || self.scan.is_some() => {}
-                ready = self.sensor.readable() => ready.context("waiting for the ring buffer")?,
+                ready = self.sensor.readable() => {
+                    ready.context("waiting for the ring buffer")?;
+                    self.canary.wake();
+                }
                 () = until(losses_due) => {
                     self.losses_due = None;
                     self.report_losses()?;
@@ -209,6 +237,7 @@ impl Monitor {
                 () = until(counted_due) => {
                     self.take_counted_sockets()?;
                 }
+                () = until(canary_due), if !self.has_more => self.judge_canary(),
                 due = self.health.tick() => self.check_after(due.elapsed()),
                 complete = self.scheduler.complete() => self.scan = Some(complete),
                 () = until(due), if !self.has_more && self.scan.is_none() => {}
@@ -272,7 +301,7 @@ impl Monitor {
     /// Checks whether the sensor is whole, and reports each change.
     fn check_health(&mut self) {
         if std::mem::take(&mut self.has_scanned) {
-            release_memory();
+            memory::release();
         }
         for Health { regained, detail } in self.sensor.check() {
             let severity = if regained {
@@ -288,17 +317,33 @@ impl Monitor {
             self.scheduler.request(Urgency::Unmarked);
         }
         self.check_sandbox();
-        if !self.sensor.missing_cgroups().is_empty() {
-            self.find_cgroups();
+        self.canary.request();
+        if let Err(error) = self.sensor.deny_rules().find_cgroups() {
+            self.warn(error.to_string());
         }
         let evicted = self.pipeline.tracker().take_evicted();
         if evicted > 0 {
             self.warn(format!(
-                "too many sockets on watched ports: the oldest {evicted} are no longer tracked"
+                "too many sockets on watched ports: {evicted} are not tracked"
             ));
         }
+        self.report_crowded();
         if self.pipeline.tracker().has_unmarked() {
             self.scheduler.request(Urgency::Unmarked);
+        }
+    }
+
+    /// Reports who has more sockets on a port than are tracked.
+    fn report_crowded(&mut self) {
+        for crowded in self.pipeline.tracker().take_crowded() {
+            let PortKey { transport, port } = crowded.port_key;
+            self.warn(format!(
+                "{} sockets of {} (user {}) on {port}/{} are counted only: it has too many there",
+                crowded.counted,
+                crowded.exe,
+                crowded.uid,
+                transport.name(),
+            ));
         }
     }
 
@@ -342,15 +387,6 @@ impl Monitor {
 /// The present, for the pipeline's deadlines.
 fn now() -> std::time::Instant {
     Instant::now().into_std()
-}
-
-/// Returns to the kernel what the allocator keeps for later.
-fn release_memory() {
-    // SAFETY: malloc_trim(3) may be called at any time.
-    #[cfg(target_env = "gnu")]
-    unsafe {
-        libc::malloc_trim(0);
-    }
 }
 
 /// Sleeps until `deadline`, for ever without one.

@@ -45,6 +45,7 @@ impl Monitor {
         self.pipeline.sinks_mut().flush().await?;
         let taken = self.sensor.take(BATCH, &mut self.events);
         let mut events = std::mem::take(&mut self.events);
+        self.canary.consume(&mut events);
         for event in events.drain(..) {
             self.pipeline.push(Input::Event(event), now());
             // A line that comes alone is out at once; of many, several go in one write.
@@ -68,6 +69,7 @@ impl Monitor {
             overflowed,
         } = self.sensor.news()?;
         if lost > 0 {
+            self.canary.excuse();
             self.pipeline.push(Input::Loss(lost), now());
             self.scheduler.request(Urgency::Loss);
             self.is_inexact |= self.sensor.is_counting();
@@ -86,6 +88,9 @@ impl Monitor {
             // Two scans find what lasts although its bind was counted.
             self.scheduler.request(Urgency::Recheck);
         }
+        if self.sensor.is_counting() {
+            self.canary.excuse();
+        }
         if self.sensor.is_counting() && self.counts_due.is_none() {
             self.counts_due = Some(Instant::now() + COUNTS_INTERVAL);
         }
@@ -98,6 +103,9 @@ impl Monitor {
         let mut counted = Vec::new();
         self.sensor.take_repeats(&mut counted)?;
         for (event, times) in counted {
+            if self.canary.is_own(&event) {
+                continue;
+            }
             self.pipeline.push(Input::Counted(event, times), now());
         }
         if self.sensor.is_counting() {
@@ -120,6 +128,7 @@ impl Monitor {
     pub(super) fn take_counted_sockets(&mut self) -> Result<Pass> {
         let mut events = Vec::new();
         let pass = self.sensor.take_counted_sockets(&mut events)?;
+        self.canary.consume(&mut events);
         for event in events {
             self.pipeline.push(Input::Event(event), now());
             self.pipeline.sinks_mut().flush_if_full()?;

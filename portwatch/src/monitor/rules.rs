@@ -50,9 +50,12 @@ impl Monitor {
         let (policy, settings) = (config.policy.clone(), config.aggregate);
         self.pipeline
             .set_policy(policy, config.dry_run, settings, now());
+        self.cgroups.rules_changed();
         self.config = config;
         // After the policy, so that what waits is reported by the rules under which it happened.
         self.pipeline.tracker().forget_unwatched(&scope);
+        let deny = self.config.deny_rules(self.pipeline.decider().registry());
+        self.canary.choose_ports(&scope, &deny);
         self.scheduler.set_scope(scope);
         // Something can be on a port that was not watched before.
         self.scheduler.request(Urgency::Loss);
@@ -66,14 +69,6 @@ impl Monitor {
             .watch(config.watched(registry, &Transport::ALL))?;
         self.sensor.deny(&config.deny_rules(registry))?;
         Ok(())
-    }
-
-    /// Looks again for the cgroups of deny rules.
-    pub(super) fn find_cgroups(&mut self) {
-        let rules = self.config.deny_rules(self.pipeline.decider().registry());
-        if let Err(error) = self.sensor.deny(&rules) {
-            self.warn(error.to_string());
-        }
     }
 }
 

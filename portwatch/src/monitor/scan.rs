@@ -44,8 +44,9 @@ impl Monitor {
         let (sensor, has_skipped) = (&mut self.sensor, &mut self.has_skipped);
         // A reload can have changed the ports since the scan began.
         let scope = self.scheduler.scope();
+        let canary = self.canary.netns();
         let (found, coverage) = scan.findings(|entry, event| {
-            if !scope.watches(event.port_key()) {
+            if Some(entry.netns) == canary || !scope.watches(event.port_key()) {
                 return None;
             }
             if is_exact && !tracker.knows(event, entry.netns) {

@@ -44,6 +44,14 @@ impl Urgency {
     }
 }
 
+/// After so long without a scan one begins, whether or not anything asks for it: what was missed for
+/// whatever reason, and is still there, is found then.
+const ROUTINE: Duration = Duration::from_secs(60);
+
+/// These scans take at most one part of so many of one processor, so that an idle monitor costs next to
+/// nothing on a host where a scan takes long.
+const ROUTINE_SHARE: u32 = 2000;
+
 /// The part of one processor that scans take in the long run is one in so many.
 const SHARE: u32 = 50;
 
@@ -130,15 +138,22 @@ impl ScanScheduler {
 
     /// When one should begin; None while one is running.
     pub(super) fn next(&self) -> Option<Instant> {
-        let due = self.due.filter(|_| self.running.is_none())?;
+        if self.running.is_some() {
+            return None;
+        }
+        let routine = self.ended + ROUTINE.max(self.cost * ROUTINE_SHARE);
+        let due = self.due.map_or(routine, |due| due.min(routine));
         Some(due.max(self.budget.allows()))
     }
 
     /// Begins one, as far as `targets` are needed. `accepted`: as [`Scope::accepted`].
-    pub(super) fn begin(&mut self, targets: Targets, accepted: HashSet<u64>) {
-        self.due = None;
-        self.is_of_all = self.next_of_all <= Instant::now();
+    pub(super) fn begin(&mut self, mut targets: Targets, accepted: HashSet<u64>) {
+        // A routine one looks for sockets; who else has a known one open is for those that ask.
+        let is_requested = self.due.take().is_some();
+        self.is_of_all = is_requested && self.next_of_all <= Instant::now();
+        let left_out = std::mem::take(&mut targets.left_out);
         let reach = match self.urgency {
+            _ if !is_requested => Reach::Changes(targets),
             _ if self.is_of_all => Reach::All,
             Urgency::Holders if targets.places.is_some() && accepted.is_empty() => {
                 Reach::Holders(targets)
@@ -148,6 +163,9 @@ impl ScanScheduler {
         let mut scope = Arc::clone(&self.scope);
         if !accepted.is_empty() {
             Arc::make_mut(&mut scope).accepted = accepted;
+        }
+        if !left_out.is_empty() {
+            Arc::make_mut(&mut scope).left_out = left_out;
         }
         // One thread: the host's own work must not feel it.
         self.running = Some(spawn_blocking(move || Scan::take(scope, reach, 1)));
@@ -180,6 +198,27 @@ impl ScanScheduler {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_scan_begins_each_minute_and_sooner_on_request() {
+        let mut scheduler = ScanScheduler::new(Scope::default());
+        assert!(scheduler.is_due());
+        // As if it had ended at once.
+        scheduler.due = None;
+        assert_eq!(scheduler.next(), Some(scheduler.ended + ROUTINE));
+        assert!(!scheduler.is_due());
+        scheduler.request(Urgency::Loss);
+        assert!(scheduler.is_due());
+        scheduler.due = None;
+        scheduler.ended -= ROUTINE;
+        assert!(scheduler.is_due());
+        scheduler.cost = ROUTINE / ROUTINE_SHARE * 2;
+        assert!(!scheduler.is_due());
+        scheduler.cost = Duration::ZERO;
+        // Within the budget, whatever asks for it.
+        scheduler.spend(SAVINGS * 3);
+        assert!(!scheduler.is_due());
+    }
 
     #[test]
     fn scans_take_their_share_of_the_time_whatever_is_requested() {

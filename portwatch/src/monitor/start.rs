@@ -50,6 +50,7 @@ pub(super) fn armed(config: &Config, registry: &Registry, sensor: &Sensor) -> St
 
 /// Inodes of the first namespaces of their kind (include/linux/proc_ns.h, `PROC_*_INIT_INO`).
 const INITIAL_CGROUP_NAMESPACE: u64 = 0xEFFF_FFFB;
+const INITIAL_TIME_NAMESPACE: u64 = 0xEFFF_FFFA;
 const INITIAL_PID_NAMESPACE: u64 = 0xEFFF_FFFC;
 
 /// What the monitor cannot see, or only in part.
@@ -68,6 +69,12 @@ pub(super) fn limits(options: &Options, sensor: &Sensor) -> Vec<String> {
     if elsewhere("pid", INITIAL_PID_NAMESPACE) {
         limits.push("in a pid namespace: /proc does not show the processes of the host".to_owned());
     }
+    if elsewhere("time", INITIAL_TIME_NAMESPACE)
+        && std::fs::metadata("/proc/self/timens_offsets").is_err()
+    {
+        limits.push("in a time namespace whose offsets are unknown: times are wrong".to_owned());
+    }
+    limits.extend(crate::sandbox::limits());
     limits.extend(missing_cgroups(sensor));
     if !options.sensor.fail_closed && is_pinned() {
         limits.push(
@@ -75,6 +82,11 @@ pub(super) fn limits(options: &Options, sensor: &Sensor) -> Vec<String> {
                 .to_owned(),
         );
     }
+    limits.extend(sensor.late_deny().map(|why| {
+        format!(
+            "a bind is denied only after the kernel has accepted it; UDP-Lite keeps its port: {why}"
+        )
+    }));
     limits.extend(sensor.exec_info_error().map(|why| {
         format!("short-lived processes are described as far as /proc still shows them: {why}")
     }));
@@ -83,7 +95,7 @@ pub(super) fn limits(options: &Options, sensor: &Sensor) -> Vec<String> {
 
 /// Deny rules that apply to nobody yet.
 pub(super) fn missing_cgroups(sensor: &Sensor) -> Vec<String> {
-    let missing = sensor.missing_cgroups().iter();
+    let missing = sensor.deny_rules().missing_cgroups().into_iter();
     missing
         .map(|path| {
             format!(
@@ -95,13 +107,16 @@ pub(super) fn missing_cgroups(sensor: &Sensor) -> Vec<String> {
 }
 
 /// Gives up the privileges that an armed monitor does not need. Also what to log about it.
-pub(super) fn enter(prepared: Option<Prepared>) -> (Option<Sandbox>, Vec<String>) {
+pub(super) fn enter(
+    prepared: Option<Prepared>,
+    keeps_pins: bool,
+) -> (Option<Sandbox>, Vec<String>) {
     let Some(prepared) = prepared else {
         let warning = "WARNING: --no-sandbox: this monitor keeps all privileges that it was started \
                        with; use it for debugging only";
         return (None, vec![warning.to_owned()]);
     };
-    let (sandbox, messages) = prepared.enter();
+    let (sandbox, messages) = prepared.enter(keeps_pins);
     #[cfg(feature = "testing")]
     let messages = [
         messages,

@@ -1,13 +1,17 @@
 //! What lines look like, and what cannot be done to them from outside.
 
-use std::{collections::BTreeSet, net::IpAddr, rc::Rc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    rc::Rc,
+};
 
 use jiff::Timestamp;
 
 use super::*;
 use crate::{
     aggregate::{Accepts, Group, Summary},
-    alert::{Family, Peer, SCHEMA, SessionInfo, Socket},
+    alert::{Family, Peer, SCHEMA, SessionInfo, Socket, SummaryInfo, SummaryProcess},
     decide::{Decider, RuleInfo},
     model::{
         ConnectOutcome, Direction, EndedBy, EventKind, Origin, PortKey, Printable, Session,
@@ -348,6 +352,7 @@ fn longest_lines(text: &[u8]) -> Vec<String> {
         }),
         device: Some(Printable::from("fifteen_bytes_x")),
         v6only: Some(false),
+        is_crowded: false,
     };
     let rule = Rule {
         name: String::from_utf8_lossy(&long).into_owned(),
@@ -448,6 +453,40 @@ fn each_name_of_a_list_is_quoted_on_its_own() {
         let value = fields.iter().find_map(|field| field.strip_prefix(key));
         assert_eq!(shlex::split(value.unwrap()).unwrap(), names, "{line}");
     }
+}
+
+#[test]
+fn a_name_without_a_key_looks_like_no_field() {
+    let name = "user=root";
+    let mut alert = alert(name.as_bytes(), &[]);
+    let process = |pid| SummaryProcess {
+        pid,
+        comm: Printable::from(name),
+        exe: None,
+        events: 9,
+    };
+    alert.summary = Some(SummaryInfo {
+        since: alert.time,
+        counts: BTreeMap::new(),
+        ports: BTreeMap::new(),
+        held: BTreeMap::new(),
+        processes: vec![process(7), process(8)],
+        bytes_in: None,
+        bytes_out: None,
+    });
+    let line = written(FormatName::Text, false, &alert);
+    let fields = shlex::split(&line).unwrap();
+    let named: Vec<&str> = fields
+        .iter()
+        .filter_map(|field| field.strip_prefix("user"))
+        .collect();
+    let shown = [
+        "\\u{3d}root[7]=9",
+        "\\u{3d}root[8]=9;",
+        "\\u{3d}root[812]",
+        "=root",
+    ];
+    assert_eq!(named, shown, "{line}");
 }
 
 #[test]

@@ -13,6 +13,7 @@ use crate::{
     model::{Direction, EventKind, Origin, Printable, Severity},
     process::Process,
     tracker::Holder,
+    util::quote,
 };
 
 /// Bytes of quoted text in a line, by what it is: a line takes at most 16 KiB.
@@ -66,7 +67,7 @@ impl Text {
             write!(text, " {}", quoted_detail(detail))?;
         }
         if let (Some(transport), Some(local)) = (alert.transport, alert.local()) {
-            write!(text, " {} {}", transport.name(), quoted(&local, NAME))?;
+            write!(text, " {} {}", transport.name(), keyless(&local))?;
         }
         if let Some(peer) = alert.peer {
             let arrow = match alert.direction {
@@ -148,7 +149,7 @@ impl Text {
 }
 
 fn compose_process(process: &Process, text: &mut String) -> fmt::Result {
-    write!(text, " {}[{}]", quoted(&process.comm, NAME), process.pid)?;
+    write!(text, " {}[{}]", keyless(&process.comm), process.pid)?;
     match &process.user {
         Some(user) => write!(text, " user={}", quoted(user, NAME))?,
         None => write!(text, " uid={}", process.uid)?,
@@ -242,13 +243,7 @@ fn compose_summary(summary: &SummaryInfo, text: &mut String) -> fmt::Result {
     if summary.processes.len() > 1 {
         text.push_str("; by");
         for one in &summary.processes {
-            write!(
-                text,
-                " {}[{}]={}",
-                quoted(&one.comm, NAME),
-                one.pid,
-                one.events
-            )?;
+            write!(text, " {}[{}]={}", keyless(&one.comm), one.pid, one.events)?;
         }
     }
     if let (Some(bytes_in), Some(bytes_out)) = (summary.bytes_in, summary.bytes_out) {
@@ -295,8 +290,9 @@ fn quoted(text: &str, max: usize) -> Cow<'_, str> {
     }
 }
 
-fn quote(text: &str) -> Cow<'_, str> {
-    shlex::try_quote(text).unwrap_or(Cow::Borrowed(text))
+/// A name that stands without a key: what has a `=` after a reader took the quotes off is a field.
+fn keyless(name: &str) -> String {
+    quoted(&name.replace('=', "\\u{3d}"), NAME).into_owned()
 }
 
 /// A message as it is, as long as it cannot be taken for fields.

@@ -108,11 +108,11 @@ impl Rule {
         self.conditions.iter().all(Condition::is_about_port)
     }
 
-    /// Whether it can match at a bind.
+    /// Whether it can match at a bind. One about `deny` alone is about the alert: at the bind that the
+    /// kernel is to decide, there is no such event yet.
     pub(super) fn is_about_binds(&self) -> bool {
-        self.events().is_none_or(|events| {
-            events.contains(&EventKind::Bind) || events.contains(&EventKind::Deny)
-        })
+        self.events()
+            .is_none_or(|events| events.contains(&EventKind::Bind))
     }
 
     /// Whether it asks for the end of each connection that it matches.

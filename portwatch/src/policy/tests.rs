@@ -327,6 +327,41 @@ fn deny_rules_are_the_rules_up_to_the_last_that_denies() {
 }
 
 #[test]
+fn only_rules_about_binds_keep_the_kernel_from_denying() {
+    let registry = Registry::embedded().unwrap();
+    for (event, is_about_binds) in [
+        ("bind", true),
+        ("bind, deny", true),
+        ("deny", false),
+        ("deny, close", false),
+        ("listen", false),
+    ] {
+        for decision in [Decision::Ignore, Decision::Notice, Decision::Critical] {
+            let policy = policy(&[
+                (decision, &[("port", "976"), ("event", event)]),
+                (Decision::Deny, &[("port", "976")]),
+            ]);
+            let rules = policy.deny_rules(&registry).rules;
+            let deny: Vec<bool> = rules.iter().map(|rule| rule.deny).collect();
+            let expected: &[bool] = if is_about_binds {
+                &[false, true]
+            } else {
+                &[true]
+            };
+            assert_eq!(deny, expected, "{decision:?} {event}");
+        }
+    }
+    // Whatever it depends on: the kernel need not know it.
+    policy(&[
+        (
+            Decision::Ignore,
+            &[("event", "deny"), ("exe", "/usr/bin/x")],
+        ),
+        (Decision::Deny, &[("port", "976")]),
+    ]);
+}
+
+#[test]
 fn more_pairs_of_user_and_cgroup_than_the_kernel_holds_are_rejected() {
     for (users, is_accepted) in [(64, true), (65, false)] {
         let uids: Vec<String> = (0..users).map(|uid: u32| uid.to_string()).collect();

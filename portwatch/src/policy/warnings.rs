@@ -34,7 +34,9 @@ fn warning<'a>(rule: &Rule, mut denying: impl Iterator<Item = &'a Coverage>) -> 
     let coverage = Coverage::of(rule);
     let effect = match rule.decision {
         Decision::Deny => return None,
-        _ if denying.any(|later| coverage.overlaps(later)) => "allows a bind that a later rule denies".to_owned(),
+        _ if denying.any(|later| coverage.overlaps(later)) => {
+            "allows a bind that a later rule denies".to_owned()
+        }
         Decision::Critical => return None,
         Decision::Ignore | Decision::Notice | Decision::Warning => format!("decides {decision}"),
     };

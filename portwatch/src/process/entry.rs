@@ -110,8 +110,8 @@ impl ProcEntry {
         statat(&self.directory, "exe", AtFlags::empty()).map_or(true, |file| file.st_nlink == 0)
     }
 
-    /// The executable's identity, and its mount's (Linux 5.8).
-    pub(super) fn exe_file(&self) -> Option<(FileId, Option<u64>)> {
+    /// The executable's identity.
+    pub(super) fn exe_file(&self) -> Option<FileId> {
         verify::file_id(&self.directory, "exe")
     }
 
@@ -125,7 +125,7 @@ impl ProcEntry {
     /// The program that it executes now.
     pub(super) fn exec_info(&self) -> ExecInfo {
         let (exe, deleted) = self.exe();
-        let exe_file = self.exe_file().map(|(file, _)| file);
+        let exe_file = self.exe_file();
         let (args, args_unread) = self.args();
         ExecInfo {
             exe,

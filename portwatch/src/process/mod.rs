@@ -78,6 +78,8 @@ pub struct Processes {
     claims: Claims,
     /// By process id.
     cache: ByteBounded<u32, CachedProcess>,
+    /// The record that was read last, for its texts.
+    last: Option<Box<Process>>,
 }
 
 /// A process in the cache. The record is read again when one of the keys differs.
@@ -154,6 +156,7 @@ impl Default for Processes {
             cgroups: Cgroups::default(),
             claims: Claims::default(),
             cache: ByteBounded::new(MAX_CACHE),
+            last: None,
         }
     }
 }
@@ -225,7 +228,30 @@ impl Processes {
         };
         let mut process = self.minimal(&task);
         self.fill(&mut process, &entry, &task);
+        self.share_texts(&mut process);
         Some(process)
+    }
+
+    /// A [slim](Process::slim) record with what was left out, while that process still runs that
+    /// program; any other as it is.
+    pub fn complete(&mut self, process: &Rc<Process>) -> Rc<Process> {
+        if !process.is_slim {
+            return Rc::clone(process);
+        }
+        let cached = self.last_identified(process.pid);
+        let full = cached.filter(|full| full.is_same(process));
+        let full = full.or_else(|| self.look_up(process.pid).map(Rc::new));
+        match full.filter(|full| full.is_same(process)) {
+            Some(full) => Rc::new(process.completed_by(&full)),
+            None => Rc::clone(process),
+        }
+    }
+
+    fn share_texts(&mut self, process: &mut Process) {
+        if let Some(last) = &self.last {
+            process.share_texts(last);
+        }
+        self.last = Some(Box::new(process.clone()));
     }
 
     /// The fields that the task carries.
@@ -254,6 +280,7 @@ impl Processes {
             Some(entry) => self.fill(&mut process, &entry, task),
             None => self.fill_from_exec_info(&mut process, task),
         }
+        self.share_texts(&mut process);
         process
     }
 

@@ -73,6 +73,9 @@ pub struct Process {
     /// Start time: `CLOCK_BOOTTIME` nanoseconds in whole ticks; 0 when unknown.
     #[serde(skip)]
     pub start_ns: u64,
+    /// Whether [`slim`](Self::slim) made it.
+    #[serde(skip)]
+    pub is_slim: bool,
     /// Identifies its JSON and its text among those that are kept.
     #[serde(skip)]
     pub(crate) id: RecordId,
@@ -119,7 +122,11 @@ impl Process {
     pub fn json(&self) -> Option<Rc<RawValue>> {
         let mut rendered = self.rendered();
         if rendered.json.is_none() {
-            rendered.json = Some(serde_json::value::to_raw_value(&Record::of(self)).ok()?.into());
+            rendered.json = Some(
+                serde_json::value::to_raw_value(&Record::of(self))
+                    .ok()?
+                    .into(),
+            );
             self.keep(rendered.clone());
         }
         rendered.json
@@ -202,12 +209,78 @@ impl Process {
             ancestors_omitted: 0,
             verified: Verified::NOTHING,
             start_ns: 0,
+            is_slim: false,
             id: RecordId::default(),
         }
     }
 
+    /// The record without what is long and can be read again while the process runs: arguments,
+    /// directory and ancestors.
+    #[must_use]
+    pub fn slim(&self) -> Self {
+        Self {
+            cmdline: None,
+            cwd: None,
+            ancestors: Arc::default(),
+            ancestors_omitted: 0,
+            is_slim: true,
+            ..self.clone()
+        }
+    }
+
+    /// Whether `other` is the same process and runs the same program.
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        let key = |one: &Self| (one.pid, one.start_ns, one.exe_inode, one.exe_device);
+        self.start_ns != 0 && key(self) == key(other) && self.exe == other.exe
+    }
+
+    /// This slim record with what `full` has, which [is the same](Self::is_same).
+    pub(super) fn completed_by(&self, full: &Self) -> Self {
+        Self {
+            cmdline: full.cmdline.clone(),
+            cwd: full.cwd.clone(),
+            ancestors: Arc::clone(&full.ancestors),
+            ancestors_omitted: full.ancestors_omitted,
+            is_slim: false,
+            ..self.clone()
+        }
+    }
+
+    /// Takes the memory of equal texts from another record: many processes have the same.
+    pub(super) fn share_texts(&mut self, other: &Self) {
+        fn share(text: &mut Printable, other: &Printable) {
+            if text == other {
+                *text = other.clone();
+            }
+        }
+        let verified = &mut self.verified;
+        let pairs = [
+            (&mut self.exe, &other.exe),
+            (&mut self.script, &other.script),
+            (&mut self.cwd, &other.cwd),
+            (&mut self.user, &other.user),
+            (&mut self.cgroup, &other.cgroup),
+            (&mut self.unit, &other.unit),
+            (&mut verified.cgroup, &other.verified.cgroup),
+        ];
+        for (text, other) in pairs {
+            if let Some((text, other)) = text.as_mut().zip(other.as_ref()) {
+                share(text, other);
+            }
+        }
+        share(&mut self.comm, &other.comm);
+        if let Some((text, other)) = verified.cgroup.as_mut().zip(self.cgroup.as_ref()) {
+            share(text, other);
+        }
+        let words = self.cmdline.iter_mut().flatten();
+        for (word, other) in words.zip(other.cmdline.iter().flatten()) {
+            share(word, other);
+        }
+    }
+
     /// About how many bytes of memory the record takes.
-    pub(super) fn bytes(&self) -> usize {
+    #[must_use]
+    pub fn bytes(&self) -> usize {
         let words = self.cmdline.iter().flatten();
         let ancestors = self.ancestors.iter();
         let optional = [

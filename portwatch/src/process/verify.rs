@@ -7,20 +7,22 @@
 #![forbid(unsafe_code)]
 
 use std::{
+    ffi::OsStr,
     fs,
     os::{
         fd::{AsFd, OwnedFd},
-        unix::fs::MetadataExt as _,
+        unix::{ffi::OsStrExt as _, fs::MetadataExt as _},
     },
+    path::Path,
 };
 
-use rustix::{
-    fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, StatxFlags, makedev, openat, openat2, statx},
-    io::Errno,
-};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags, makedev, openat, statx};
 
 use super::entry::ProcEntry;
-use crate::model::{ExecInfo, FileId};
+use crate::{
+    linux::mountinfo,
+    model::{ExecInfo, FileId},
+};
 
 /// Whether a process that executes `info`, with its entry in /proc if it still runs, is in the host's
 /// user namespace and its executable at that path on the host: in the host's mount namespace, or, as a
@@ -49,7 +51,7 @@ fn of_host<T>(read: impl Fn(&str) -> Option<T>) -> Option<T> {
 
 /// Whether the host has the executable of `entry` at the path `exe`.
 fn is_hosts_file(exe: &[u8], info: &ExecInfo, entry: &ProcEntry) -> bool {
-    let Some((file, mount)) = entry.exe_file() else {
+    let Some(file) = entry.exe_file() else {
         return false;
     };
     // It can be executing something else by now. The device is not compared: see `FileId`.
@@ -64,35 +66,61 @@ fn is_hosts_file(exe: &[u8], info: &ExecInfo, entry: &ProcEntry) -> bool {
     let Some(root) = of_host(open) else {
         return false;
     };
-    match resolve(&root, exe) {
-        Ok(found) => file_id(found, "").is_some_and(|(found, _)| found == file),
-        // Before Linux 5.12, and where it is not in the cache: only what is on the host's first mount.
-        Err(Errno::INVAL | Errno::AGAIN) => {
-            file_id(root, "").is_some_and(|(_, hosts)| mount.is_some() && hosts == mount)
+    let found = is_local(exe).then(|| resolve(root, exe)).flatten();
+    found.is_some_and(|found| file_id(found, "") == Some(file))
+}
+
+/// The file systems on which looking a path up waits for nothing but the host's own disks.
+const LOCAL: [&[u8]; 14] = [
+    b"bcachefs",
+    b"btrfs",
+    b"erofs",
+    b"ext2",
+    b"ext3",
+    b"ext4",
+    b"f2fs",
+    b"overlay",
+    b"ramfs",
+    b"rootfs",
+    b"squashfs",
+    b"tmpfs",
+    b"xfs",
+    b"zfs",
+];
+
+/// Whether every mount of the host on the way to that path is of a local file system: the path can be a
+/// user's choice, and no server must be asked for it, nor anything be mounted.
+fn is_local(path: &[u8]) -> bool {
+    let path = Path::new(OsStr::from_bytes(path));
+    let mounts = of_host(|process| Some(mountinfo::of(process)).filter(|all| !all.is_empty()));
+    let mounts = mounts.unwrap_or_default();
+    let mut on_the_way = mounts
+        .iter()
+        .filter(|mount| path.starts_with(&mount.mount_point))
+        .peekable();
+    on_the_way.peek().is_some() && on_the_way.all(|mount| LOCAL.contains(&&*mount.fs_type))
+}
+
+/// Opens a path below a directory, step by step: no link is followed, and nothing leads upwards.
+fn resolve(root: OwnedFd, path: &[u8]) -> Option<OwnedFd> {
+    let mut names = path.strip_prefix(b"/")?.split(|byte| *byte == b'/');
+    names.try_fold(root, |directory, name| {
+        if matches!(name, b"" | b"." | b"..") {
+            return None;
         }
-        Err(_) => false,
-    }
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        openat(&directory, name, flags, Mode::empty()).ok()
+    })
 }
 
-/// Opens a path of the host. The path can be a user's choice: neither a server nor a disk is asked for
-/// it, and nothing is mounted (`RESOLVE_CACHED`, Linux 5.12). That of an executable in use is cached.
-fn resolve(root: &OwnedFd, path: &[u8]) -> Result<OwnedFd, Errno> {
-    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_SYMLINKS | ResolveFlags::CACHED;
-    let flags = OFlags::PATH | OFlags::CLOEXEC;
-    openat2(root, path, flags, Mode::empty(), resolve)
-}
-
-/// The identity of a file, and of the mount that it is reached by (Linux 5.8), without asking a server.
-pub(super) fn file_id(directory: impl AsFd, name: &str) -> Option<(FileId, Option<u64>)> {
+/// The identity of a file, without asking a server.
+pub(super) fn file_id(directory: impl AsFd, name: &str) -> Option<FileId> {
     let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
-    let wanted = StatxFlags::INO | StatxFlags::MNT_ID;
-    let found = statx(directory, name, flags, wanted).ok()?;
-    let id = FileId {
+    let found = statx(directory, name, flags, StatxFlags::INO).ok()?;
+    Some(FileId {
         device: makedev(found.stx_dev_major, found.stx_dev_minor),
         inode: found.stx_ino,
-    };
-    let has_mount = found.stx_mask & StatxFlags::MNT_ID.bits() != 0;
-    Some((id, has_mount.then_some(found.stx_mnt_id)))
+    })
 }
 
 #[cfg(test)]
@@ -227,16 +255,22 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let link = directory.path().join("link");
         symlink(sleep(), &link).unwrap();
-        let root = fs::File::open("/").unwrap().into();
         let found = |path: &Path| {
-            use std::os::unix::ffi::OsStrExt as _;
-            resolve(&root, path.as_os_str().as_bytes()).is_ok()
+            let (root, name) = (fs::File::open("/").unwrap(), path.as_os_str().as_bytes());
+            let found = is_local(name).then(|| resolve(root.into(), name)).flatten();
+            let inode = found
+                .and_then(|found| file_id(found, ""))
+                .map(|id| id.inode);
+            inode.is_some() && inode == fs::metadata(path).ok().map(|file| file.ino())
         };
         assert!(fs::metadata(sleep()).is_ok() && found(&sleep()));
         for other in [
             &link,
             Path::new("/no/such/file"),
             Path::new("/proc/self/exe"),
+            // Not a local file system's.
+            Path::new("/proc/version"),
+            Path::new("/usr/../etc/passwd"),
         ] {
             assert!(!found(other), "{}", other.display());
         }

@@ -6,7 +6,10 @@ use jiff::civil::Date;
 use serde::Serialize;
 
 use super::{Basis, Registry, Status};
-use crate::model::{PortKey, Printable};
+use crate::{
+    model::{PortKey, Printable},
+    util::quote,
+};
 
 /// Bytes in JSON of a service's name: RFC 6335 section 5.1 allows 15, a file can have any.
 const MAX_SERVICE: usize = 128;
@@ -49,10 +52,8 @@ impl fmt::Display for RegistryInfo {
         f.write_str(self.status.name())?;
         let mut details: Vec<String> = Vec::new();
         // Quoted, so that no name looks like another field of the text line.
-        let service = self.service.as_ref().map(|name| {
-            shlex::try_quote(name).map_or_else(|_| name.to_string(), std::borrow::Cow::into_owned)
-        });
-        details.extend(service);
+        let service = self.service.as_ref().map(|name| quote(name));
+        details.extend(service.map(String::from));
         details.extend(self.range.clone());
         if self.basis == Basis::OtherTransport {
             details.push("RFC 6335 7.2".into());

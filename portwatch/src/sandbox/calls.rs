@@ -8,19 +8,19 @@ use libc::{
     SYS_bind, SYS_bpf, SYS_brk, SYS_capget, SYS_clock_getres, SYS_clock_gettime,
     SYS_clock_nanosleep, SYS_clone, SYS_clone3, SYS_close, SYS_connect, SYS_epoll_ctl,
     SYS_epoll_pwait, SYS_epoll_pwait2, SYS_exit, SYS_exit_group, SYS_faccessat, SYS_faccessat2,
-    SYS_fcntl, SYS_fgetxattr, SYS_fstat, SYS_fstatfs, SYS_futex, SYS_getcwd, SYS_getdents64,
-    SYS_getegid, SYS_geteuid, SYS_getgid, SYS_getpeername, SYS_getpid, SYS_getppid, SYS_getrandom,
-    SYS_getsockname, SYS_getsockopt, SYS_gettid, SYS_gettimeofday, SYS_getuid, SYS_getxattr,
-    SYS_inotify_add_watch, SYS_inotify_init1, SYS_inotify_rm_watch, SYS_ioctl, SYS_lgetxattr,
-    SYS_lseek, SYS_madvise, SYS_membarrier, SYS_mmap, SYS_mprotect, SYS_mremap, SYS_munmap,
-    SYS_nanosleep, SYS_newfstatat, SYS_open_by_handle_at, SYS_openat, SYS_openat2,
-    SYS_perf_event_open, SYS_pidfd_getfd, SYS_pidfd_open, SYS_ppoll, SYS_prctl, SYS_pread64,
-    SYS_prlimit64, SYS_read, SYS_readlinkat, SYS_readv, SYS_recvfrom, SYS_recvmmsg, SYS_recvmsg,
-    SYS_restart_syscall, SYS_rseq, SYS_rt_sigaction, SYS_rt_sigprocmask, SYS_rt_sigreturn,
-    SYS_sched_getaffinity, SYS_sched_yield, SYS_sendmmsg, SYS_sendmsg, SYS_sendto,
-    SYS_set_robust_list, SYS_setns, SYS_setsockopt, SYS_shutdown, SYS_sigaltstack, SYS_socket,
-    SYS_statfs, SYS_statx, SYS_sysinfo, SYS_tgkill, SYS_timerfd_settime, SYS_uname, SYS_write,
-    SYS_writev,
+    SYS_fchmod, SYS_fcntl, SYS_fgetxattr, SYS_fstat, SYS_fstatfs, SYS_futex, SYS_getcwd,
+    SYS_getdents64, SYS_getegid, SYS_geteuid, SYS_getgid, SYS_getpeername, SYS_getpid, SYS_getppid,
+    SYS_getrandom, SYS_getsockname, SYS_getsockopt, SYS_gettid, SYS_gettimeofday, SYS_getuid,
+    SYS_getxattr, SYS_inotify_add_watch, SYS_inotify_init1, SYS_inotify_rm_watch, SYS_ioctl,
+    SYS_lgetxattr, SYS_lseek, SYS_madvise, SYS_membarrier, SYS_mkdirat, SYS_mmap, SYS_mprotect,
+    SYS_mremap, SYS_munmap, SYS_nanosleep, SYS_newfstatat, SYS_open_by_handle_at, SYS_openat,
+    SYS_openat2, SYS_perf_event_open, SYS_pidfd_getfd, SYS_pidfd_open, SYS_ppoll, SYS_prctl,
+    SYS_pread64, SYS_prlimit64, SYS_read, SYS_readlinkat, SYS_readv, SYS_recvfrom, SYS_recvmmsg,
+    SYS_recvmsg, SYS_renameat, SYS_restart_syscall, SYS_rseq, SYS_rt_sigaction, SYS_rt_sigprocmask,
+    SYS_rt_sigreturn, SYS_sched_getaffinity, SYS_sched_yield, SYS_sendmmsg, SYS_sendmsg,
+    SYS_sendto, SYS_set_robust_list, SYS_setns, SYS_setsockopt, SYS_shutdown, SYS_sigaltstack,
+    SYS_socket, SYS_socketpair, SYS_statfs, SYS_statx, SYS_sysinfo, SYS_tgkill,
+    SYS_timerfd_settime, SYS_uname, SYS_unlinkat, SYS_write, SYS_writev,
 };
 
 /// A condition on an argument: `(argument, mask, value)` holds where `argument & mask == value`.
@@ -30,7 +30,7 @@ pub(super) type Condition = (u8, u64, u64);
 pub(super) type Call = (i64, Vec<Vec<Condition>>);
 
 /// Calls that are allowed with any arguments.
-const ANY: [i64; 74] = [
+const ANY: [i64; 78] = [
     // Memory.
     SYS_brk,
     SYS_madvise,
@@ -111,7 +111,12 @@ const ANY: [i64; 74] = [
     SYS_getppid,
     SYS_getrandom,
     SYS_getuid,
+    SYS_sysinfo,
     SYS_uname,
+    // Other processes and the kernel, as far as the kept capabilities go.
+    SYS_perf_event_open,
+    SYS_pidfd_getfd,
+    SYS_pidfd_open,
 ];
 
 /// Calls that are allowed with any arguments, and that newer architectures do not have.
@@ -145,6 +150,13 @@ const BPF_COMMANDS: [u64; 8] = [
     28, // BPF_LINK_CREATE
 ];
 
+/// `BPF_OBJ_PIN`.
+const BPF_OBJ_PIN: u64 = 6;
+
+/// What it takes beside that to put pins back, with `--fail-closed` only: their directory can be gone,
+/// or somebody else's.
+const PINS: [i64; 4] = [SYS_fchmod, SYS_mkdirat, SYS_renameat, SYS_unlinkat];
+
 /// The libc crate has these with another type for each libc (include/uapi/asm-generic/ioctls.h).
 const TCGETS: u64 = 0x5401;
 const FIONREAD: u64 = 0x541b;
@@ -166,14 +178,25 @@ const INT: u64 = 0xffff_ffff;
 /// All of an argument.
 const ALL: u64 = u64::MAX;
 
+/// With any arguments.
+pub(super) fn any(numbers: impl IntoIterator<Item = i64>) -> Vec<Call> {
+    let calls = numbers.into_iter().map(|number| (number, Vec::new()));
+    calls.collect()
+}
+
 /// Each of these values of an argument.
 fn one_of(argument: u8, values: &[u64]) -> Vec<Vec<Condition>> {
     let conditions = values.iter().map(|value| vec![(argument, INT, *value)]);
     conditions.collect()
 }
 
-/// The system calls of an armed monitor, with process id `pid`.
-pub(super) fn of_monitor(pid: u32) -> Vec<Call> {
+/// The system calls of an armed monitor, with process id `pid`; whether it `keeps_pins` of programs.
+pub(super) fn of_monitor(pid: u32, keeps_pins: bool) -> Vec<Call> {
+    let pins: &[i64] = if keeps_pins { &PINS } else { &[] };
+    let mut commands = BPF_COMMANDS.to_vec();
+    if keeps_pins {
+        commands.push(BPF_OBJ_PIN);
+    }
     let constant = |value: i32| value as u64;
     let [write, execute] = [libc::PROT_WRITE, libc::PROT_EXEC].map(constant);
     // No file is opened for writing: /proc/PID/mem of another process would be one.
@@ -197,12 +220,8 @@ pub(super) fn of_monitor(pid: u32) -> Vec<Call> {
         [libc::NETLINK_SOCK_DIAG, libc::NETLINK_ROUTE]
             .map(|protocol| vec![(0, INT, netlink), (2, INT, constant(protocol))]),
     );
-    let mut calls: Vec<Call> = ANY
-        .into_iter()
-        .chain(LEGACY)
-        .chain(ABSENT)
-        .map(|number| (number, Vec::new()))
-        .collect();
+    let numbers = ANY.into_iter().chain(LEGACY).chain(ABSENT);
+    let mut calls = any(numbers.chain(pins.iter().copied()));
     calls.extend([
         // Memory is writable or executable, never both; libraries of a name service are executable.
         (SYS_mmap, vec![vec![(2, write, 0)], vec![(2, execute, 0)]]),
@@ -210,7 +229,8 @@ pub(super) fn of_monitor(pid: u32) -> Vec<Call> {
         (SYS_openat, vec![vec![(2, writes, 0)]]),
         (SYS_clone, vec![vec![(0, thread | namespaces, thread)]]),
         (SYS_socket, sockets),
-        (SYS_bpf, one_of(0, &BPF_COMMANDS)),
+        (SYS_socketpair, one_of(0, &[constant(libc::AF_UNIX)])),
+        (SYS_bpf, one_of(0, &commands)),
         (
             SYS_fcntl,
             one_of(
@@ -242,13 +262,16 @@ pub(super) fn of_monitor(pid: u32) -> Vec<Call> {
         ),
         (
             SYS_prctl,
-            one_of(0, &[constant(libc::PR_SET_NAME), PR_SET_VMA]),
+            one_of(
+                0,
+                &[
+                    constant(libc::PR_SET_NAME),
+                    // libcap, which libraries of a name service bring, when it is loaded.
+                    constant(libc::PR_CAPBSET_READ),
+                    PR_SET_VMA,
+                ],
+            ),
         ),
-        // As far as the kept capabilities go.
-        (SYS_perf_event_open, Vec::new()),
-        (SYS_pidfd_open, Vec::new()),
-        (SYS_pidfd_getfd, Vec::new()),
-        (SYS_sysinfo, Vec::new()),
         // Limits are read, not set.
         (SYS_prlimit64, vec![vec![(0, INT, 0), (2, ALL, 0)]]),
         // abort(3).
@@ -267,16 +290,16 @@ pub(super) fn of_helper() -> Vec<Call> {
         libc::NETLINK_SOCK_DIAG,
     ]
     .map(|value| value as u64);
-    let mut calls: Vec<Call> = [
+    let mut calls = any([
         SYS_close,
         SYS_exit_group,
+        // Of a directory that it was given; not by a path.
+        SYS_fgetxattr,
         SYS_recvmsg,
         SYS_restart_syscall,
         SYS_rt_sigreturn,
         SYS_sendmsg,
-    ]
-    .map(|number| (number, Vec::new()))
-    .into();
+    ]);
     calls.extend([
         // The standard library checks descriptors that it closes, in debug builds.
         (SYS_fcntl, one_of(1, &[libc::F_GETFD as u64])),
@@ -285,6 +308,35 @@ pub(super) fn of_helper() -> Vec<Call> {
             SYS_socket,
             vec![vec![(0, INT, netlink), (2, INT, sock_diag)]],
         ),
+    ]);
+    calls
+}
+
+/// The system calls of the canary process.
+pub(super) fn of_canary() -> Vec<Call> {
+    let mut calls = any([
+        SYS_bind,
+        SYS_clock_nanosleep,
+        SYS_close,
+        SYS_connect,
+        SYS_exit_group,
+        SYS_getsockopt,
+        libc::SYS_listen,
+        SYS_nanosleep,
+        SYS_recvmsg,
+        SYS_restart_syscall,
+        SYS_rt_sigreturn,
+        // Where send(3) is this.
+        SYS_sendto,
+        SYS_setsockopt,
+        // To `cgroup.procs`, the only file that it has open.
+        SYS_write,
+    ]);
+    let families = [libc::AF_INET, libc::AF_INET6].map(|family| family as u64);
+    calls.extend([
+        // The standard library checks descriptors that it closes, in debug builds.
+        (SYS_fcntl, one_of(1, &[libc::F_GETFD as u64])),
+        (SYS_socket, one_of(0, &families)),
     ]);
     calls
 }

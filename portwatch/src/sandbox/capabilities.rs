@@ -48,3 +48,15 @@ fn shrink_bounding_set(kept: &CapsHashSet) -> Result<(), String> {
     }
     Ok(())
 }
+
+/// Those of [`KEPT`] that this process does not have.
+pub(super) fn missing() -> Vec<Capability> {
+    let permitted = caps::read(None, CapSet::Permitted).unwrap_or_default();
+    let missing = KEPT.into_iter().filter(|one| !permitted.contains(one));
+    missing.collect()
+}
+
+/// Whether this thread can use that one.
+pub(super) fn has(capability: Capability) -> bool {
+    caps::has_cap(None, CapSet::Effective, capability).unwrap_or(false)
+}

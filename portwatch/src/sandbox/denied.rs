@@ -11,10 +11,13 @@ use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction
 pub(super) struct Denied {
     /// The number of the first one.
     pub(super) first: i64,
+    /// Its first argument.
+    pub(super) argument: u64,
     pub(super) count: u64,
 }
 
 static FIRST: AtomicI64 = AtomicI64::new(0);
+static ARGUMENT: AtomicU64 = AtomicU64::new(0);
 static COUNT: AtomicU64 = AtomicU64::new(0);
 
 /// What was denied since the last call.
@@ -22,6 +25,7 @@ pub(super) fn take() -> Option<Denied> {
     let count = COUNT.swap(0, Relaxed);
     (count > 0).then(|| Denied {
         first: FIRST.load(Relaxed),
+        argument: ARGUMENT.load(Relaxed),
         count,
     })
 }
@@ -50,29 +54,33 @@ extern "C" fn on_sigsys(_: libc::c_int, info: *mut libc::siginfo_t, context: *mu
     // SAFETY: with SA_SIGINFO the kernel passes a valid `ucontext_t`, which is this handler's alone
     // until it returns.
     let context = unsafe { &mut *context.cast::<libc::ucontext_t>() };
-    let number = deny(context);
+    let (number, argument) = deny(context);
     if COUNT.fetch_add(1, Relaxed) == 0 {
         FIRST.store(number, Relaxed);
+        ARGUMENT.store(argument, Relaxed);
     }
 }
 
-/// Makes the call fail with EPERM. Returns its number.
+/// Makes the call fail with EPERM. Returns its number and its first argument.
 #[cfg(target_arch = "x86_64")]
-fn deny(context: &mut libc::ucontext_t) -> i64 {
-    let register = &mut context.uc_mcontext.gregs[libc::REG_RAX as usize];
-    std::mem::replace(register, -i64::from(libc::EPERM))
+fn deny(context: &mut libc::ucontext_t) -> (i64, u64) {
+    let registers = &mut context.uc_mcontext.gregs;
+    let argument = registers[libc::REG_RDI as usize] as u64;
+    let result = &mut registers[libc::REG_RAX as usize];
+    let number = std::mem::replace(result, -i64::from(libc::EPERM));
+    (number, argument)
 }
 
-/// Makes the call fail with EPERM. Returns its number.
+/// Makes the call fail with EPERM. Returns its number and its first argument.
 #[cfg(target_arch = "aarch64")]
-fn deny(context: &mut libc::ucontext_t) -> i64 {
+fn deny(context: &mut libc::ucontext_t) -> (i64, u64) {
     let registers = &mut context.uc_mcontext.regs;
-    registers[0] = -i64::from(libc::EPERM) as u64;
-    registers[8] as i64
+    let argument = std::mem::replace(&mut registers[0], -i64::from(libc::EPERM) as u64);
+    (registers[8] as i64, argument)
 }
 
 /// There is no filter on other processors.
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-fn deny(_: &mut libc::ucontext_t) -> i64 {
-    0
+fn deny(_: &mut libc::ucontext_t) -> (i64, u64) {
+    (0, 0)
 }

@@ -14,18 +14,17 @@ use super::calls::{self, Call, Condition};
 pub(super) struct Filters(Vec<BpfProgram>);
 
 impl Filters {
-    /// Those of the monitor.
-    pub(super) fn of_monitor() -> Result<Self, String> {
-        let absent = calls::ABSENT.map(|number| (number, Vec::new()));
+    /// Those of the monitor; whether it `keeps_pins` of programs.
+    pub(super) fn of_monitor(keeps_pins: bool) -> Result<Self, String> {
         Ok(Self(vec![
             // The kernel takes the more severe of two filters' answers.
             compile(
-                absent.into(),
+                calls::any(calls::ABSENT),
                 SeccompAction::Errno(libc::ENOSYS as u32),
                 SeccompAction::Allow,
             )?,
             compile(
-                calls::of_monitor(std::process::id()),
+                calls::of_monitor(std::process::id(), keeps_pins),
                 SeccompAction::Allow,
                 SeccompAction::Trap,
             )?,
@@ -34,7 +33,15 @@ impl Filters {
 
     /// That of the helper, which has nobody to report a denied call to.
     pub(super) fn of_helper() -> Result<Self, String> {
-        let calls = calls::of_helper();
+        Self::of_child(calls::of_helper())
+    }
+
+    /// That of the canary, which has nobody either.
+    pub(super) fn of_canary() -> Result<Self, String> {
+        Self::of_child(calls::of_canary())
+    }
+
+    fn of_child(calls: Vec<Call>) -> Result<Self, String> {
         compile(calls, SeccompAction::Allow, SeccompAction::KillProcess)
             .map(|filter| Self(vec![filter]))
     }
@@ -54,8 +61,8 @@ impl Filters {
 }
 
 /// Filters this process for good.
-pub(super) fn install_in_all_threads() -> Result<(), String> {
-    Filters::of_monitor()?.install_in_all_threads()
+pub(super) fn install_in_all_threads(keeps_pins: bool) -> Result<(), String> {
+    Filters::of_monitor(keeps_pins)?.install_in_all_threads()
 }
 
 /// The crate's error names its source only in its own text.

@@ -2,7 +2,9 @@
 //! it needs for starting only. SECURITY.md says what this is worth.
 
 mod calls;
+mod canary;
 mod capabilities;
+mod child;
 mod denied;
 mod filter;
 mod helper;
@@ -12,14 +14,18 @@ pub mod testing;
 
 use std::{fs, io};
 
+use caps::Capability;
 use nix::sys::{
     prctl::{set_dumpable, set_no_new_privs},
     resource::{Resource, setrlimit},
 };
 
 use self::helper::Helper;
-pub use self::probe::{Finding, probe};
-use crate::linux::netns;
+pub use self::{
+    canary::{Answer, Canary, Request, SOCKETS, sockets},
+    probe::{Finding, probe},
+};
+use crate::linux::{hierarchy, netns};
 
 /// What has to be done before the monitor is armed, while it still may.
 #[derive(Debug)]
@@ -54,10 +60,10 @@ pub fn prepare() -> Prepared {
 
 impl Prepared {
     /// Gives up what an armed monitor does not need, in all threads to come. Also what the operator
-    /// should know: what could not be given up, and what is missing. To be called while there is one
-    /// thread.
+    /// should know: what could not be given up, and what is missing. A monitor that `keeps_pins` of
+    /// programs may put them back. To be called while there is one thread.
     #[must_use]
-    pub fn enter(self) -> (Sandbox, Vec<String>) {
+    pub fn enter(self, keeps_pins: bool) -> (Sandbox, Vec<String>) {
         let mut kept = Vec::new();
         let mut note = |what: &str, result: Result<(), String>| {
             kept.extend(result.err().map(|error| format!("{what} ({error})")));
@@ -83,7 +89,7 @@ impl Prepared {
         }
         let helper = share(self.helper);
         denied::watch();
-        note("system calls", filter::install_in_all_threads());
+        note("system calls", filter::install_in_all_threads(keeps_pins));
         let sandbox = Sandbox {
             helper,
             had_helper: helper.is_some(),
@@ -99,10 +105,15 @@ impl Sandbox {
     /// What has gone wrong since the last call.
     pub fn check(&mut self) -> Vec<String> {
         let mut problems = Vec::new();
-        if let Some(denied::Denied { first, count }) = denied::take() {
+        if let Some(denied::Denied {
+            first,
+            argument,
+            count,
+        }) = denied::take()
+        {
             problems.push(format!(
-                "the sandbox denied {count} system calls, the first with number {first}: either a \
-                 fault of portwatch, or it runs code that is not its own"
+                "the sandbox denied {count} system calls, the first with number {first} and {argument:#x} as \
+                 its first argument: either a fault of portwatch, or it runs code that is not its own"
             ));
         }
         let has_helper = self.helper.is_some_and(Helper::is_running);
@@ -123,6 +134,9 @@ fn share(helper: io::Result<Helper>) -> Option<&'static Helper> {
         Some(helper) => helper.sock_diag_in(namespace),
         None => Err(io::ErrorKind::PermissionDenied.into()),
     }));
+    if let Some(helper) = helper {
+        hierarchy::read_with(Box::new(|directory| helper.trusted(directory)));
+    }
     helper
 }
 
@@ -144,10 +158,30 @@ fn protect_from_oom() {
     }
 }
 
+/// What this process cannot read of others, for want of a capability.
+#[must_use]
+pub fn limits() -> Vec<String> {
+    let missing = capabilities::missing();
+    let lack = [
+        (
+            Capability::CAP_SYS_PTRACE,
+            "executables, network namespaces and open sockets of other users' processes are unknown",
+        ),
+        (
+            Capability::CAP_DAC_READ_SEARCH,
+            "cgroups of processes that have ended are unknown",
+        ),
+    ];
+    lack.into_iter()
+        .filter(|(capability, _)| missing.contains(capability))
+        .map(|(capability, lack)| format!("without {capability}, {lack}"))
+        .collect()
+}
+
 /// Confines the calling thread as an armed monitor is.
 #[cfg(test)]
 pub fn confine_thread() -> Result<(), String> {
     capabilities::drop_others()?;
     denied::watch();
-    filter::Filters::of_monitor()?.install()
+    filter::Filters::of_monitor(false)?.install()
 }

@@ -36,16 +36,14 @@ pub fn probe() -> Vec<Finding> {
         Finding {
             name: "sandbox: system calls",
             result: on_thread(|| {
-                let filters = Filters::of_monitor()?;
+                let filters = Filters::of_monitor(false)?;
                 filters.install()?;
                 Ok("filtered once armed; a denied one is reported".into())
             }),
         },
         Finding {
             name: "sandbox: helper process",
-            result: if caps::has_cap(None, CapSet::Effective, Capability::CAP_SYS_ADMIN)
-                .unwrap_or(false)
-            {
+            result: if capabilities::has(Capability::CAP_SYS_ADMIN) {
                 Ok("opens sockets in other network namespaces".into())
             } else {
                 Err(format!("without CAP_SYS_ADMIN {}", super::WITHOUT_HELPER))
@@ -53,9 +51,7 @@ pub fn probe() -> Vec<Finding> {
         },
         Finding {
             name: "sandbox: OOM score",
-            result: if caps::has_cap(None, CapSet::Effective, Capability::CAP_SYS_RESOURCE)
-                .unwrap_or(false)
-            {
+            result: if capabilities::has(Capability::CAP_SYS_RESOURCE) {
                 Ok(format!("{} once armed", super::OOM_SCORE_ADJUSTMENT))
             } else {
                 Err("stays as it is without CAP_SYS_RESOURCE".into())

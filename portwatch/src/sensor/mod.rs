@@ -2,6 +2,7 @@
 
 mod attach;
 mod error;
+mod integrity;
 mod maps;
 mod object;
 mod ring;
@@ -24,15 +25,16 @@ use aya::{
 use jiff::Timestamp;
 use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
 pub use portwatch_common::MAX_COUNTED_SOCKETS;
-use portwatch_common::names;
+use portwatch_common::{Report, names};
 
 #[cfg(feature = "testing")]
 pub use self::testing::Records;
 use self::{
-    attach::{Cgroup, Pins, attach_program},
+    attach::{BeforeBind, Cgroup, Links, Pins, attach_program},
+    integrity::Integrity,
     maps::{
         counted::CountedSockets,
-        deny, map,
+        map,
         marks::SocketMarks,
         repeats::Repeats,
         watched::{Watched, fill},
@@ -43,7 +45,7 @@ use self::{
 pub use self::{
     attach::{Health, Tracepoint, is_pinned, unpin},
     error::SensorError,
-    maps::{counted::Pass, marks::ExistingSocket, repeats::News},
+    maps::{counted::Pass, deny::Deny, marks::ExistingSocket, repeats::News},
     object::{Check, PRIVILEGES, probe},
 };
 use crate::model::{DenyRules, Event, Transport};
@@ -70,8 +72,8 @@ pub struct Sensor {
     repeats: Repeats,
     counted: CountedSockets,
     decoder: Decoder,
-    /// Cgroups that deny rules name and that do not exist.
-    missing_cgroups: Vec<String>,
+    deny: Deny,
+    before_bind: BeforeBind,
     marks: SocketMarks,
     /// Why the BPF programs read no exec info; None where they do.
     exec_info_error: Option<String>,
@@ -80,9 +82,15 @@ pub struct Sensor {
     tracepoint: Tracepoint,
     /// Where the programs are attached.
     cgroup_fd: OwnedFd,
+    /// By which path, where the caller named one.
+    cgroup_path: Option<PathBuf>,
     /// The programs that could not be attached again.
     missing: BTreeSet<&'static str>,
     watched: Watched,
+    /// Reports that were taken from the ring.
+    taken: u64,
+    integrity: Integrity,
+    links: Links,
     /// Links that stay when this goes.
     pins: Option<Pins>,
 }
@@ -119,7 +127,8 @@ impl Sensor {
         let (features, loader) = HostFeatures::read();
         let mut ebpf = load(loader, object, options.ring_size, &features)?;
         let watched = fill(&mut ebpf, &Watched::default(), watched)?;
-        let missing_cgroups = deny::set(&mut ebpf, deny)?;
+        let in_force = Deny::new(&mut ebpf)?;
+        in_force.set(deny)?;
         let ring = map(ebpf.take_map(names::RING), names::RING, RingBuf::try_from)?;
         let control = map(ebpf.map(names::CONTROL), names::CONTROL, |map| match map {
             Map::Array(data) => Ok(data),
@@ -136,12 +145,23 @@ impl Sensor {
 
         // All are loaded before any is attached, so that one that is rejected leaves nothing behind.
         // The tracepoint too, since an armed monitor gives up loading programs.
-        load_programs(ebpf.programs_mut())?;
+        let programs = ebpf.programs_mut();
+        load_programs(programs.filter(|(name, _)| !names::BEFORE_BIND.contains(name)))?;
+        let mut before_bind = BeforeBind::load(&mut ebpf);
         let mut programs = 0;
+        let mut links = Links::default();
         for (name, program) in required(&mut ebpf) {
-            attach_program(name, program, &cgroup, pins.as_mut())?;
+            attach_program(name, program, &cgroup, pins.as_mut(), &mut links)?;
             programs += 1;
         }
+        before_bind.set(
+            in_force.is_in_force(),
+            &mut ebpf,
+            &cgroup,
+            pins.as_mut(),
+            &mut links,
+        )?;
+        programs += before_bind.attached();
         let tracepoint = Tracepoint::attach(&mut ebpf, features.tracepoint_transports.clone());
         #[cfg(feature = "debug")]
         object::debug::forward_log(&mut ebpf);
@@ -151,15 +171,20 @@ impl Sensor {
             repeats,
             counted,
             decoder: Decoder::new(),
-            missing_cgroups,
+            deny: in_force,
+            before_bind,
             marks,
             exec_info_error: features.exec_info_error(),
             cgroup: label,
             programs,
             tracepoint,
             cgroup_fd: cgroup,
+            cgroup_path: options.cgroup.clone(),
             missing: BTreeSet::new(),
             watched,
+            taken: 0,
+            integrity: Integrity::default(),
+            links,
             pins,
         })
     }
@@ -208,14 +233,19 @@ impl Sensor {
     /// were: not each is an event.
     pub fn take(&mut self, limit: usize, events: &mut Vec<Event>) -> usize {
         let clock = Clock::now();
+        self.integrity.is_ring_changed |= self.wake.positions().restore();
         let ring = self.wake.ring();
         let mut taken = 0;
         while taken < limit
             && let Some(record) = ring.next()
         {
+            if record.len() == size_of::<Report>() {
+                self.taken += 1;
+            }
             events.extend(self.decoder.decode(&record, clock));
             taken += 1;
         }
+        self.wake.positions().note();
         if taken > 0 {
             self.wake.found();
         }
@@ -228,7 +258,10 @@ impl Sensor {
     ///
     /// The kernel's, when the counters cannot be read.
     pub fn news(&mut self) -> Result<News, SensorError> {
-        self.repeats.news()
+        let produced = self.wake.positions().produced();
+        let mut news = self.repeats.news()?;
+        news.lost += self.missing_reports(produced, self.repeats.submitted())?;
+        Ok(news)
     }
 
     /// Whether the BPF programs may count repeated events while the ring is filling. Until this is
@@ -298,10 +331,19 @@ impl Sensor {
         Ok(cookies)
     }
 
-    /// Cgroups that deny rules name and that do not exist: such a rule applies to no process.
+    /// The deny rules in force, to follow their cgroups.
     #[must_use]
-    pub fn missing_cgroups(&self) -> &[String] {
-        &self.missing_cgroups
+    pub const fn deny_rules(&self) -> &Deny {
+        &self.deny
+    }
+
+    /// Why binds are denied only after the kernel has accepted them; None where that happens before, or
+    /// no rule denies.
+    #[must_use]
+    pub fn late_deny(&self) -> Option<&str> {
+        self.before_bind
+            .rejected()
+            .filter(|_| self.deny.is_in_force())
     }
 
     /// Watches other ports from now on. What is watched before and after is so without a gap.
@@ -325,10 +367,18 @@ impl Sensor {
     ///
     /// The kernel's.
     pub fn deny(&mut self, deny: &DenyRules) -> Result<(), SensorError> {
-        if let Some(ebpf) = &mut self.ebpf {
-            self.missing_cgroups = deny::set(ebpf, deny)?;
+        let Some(ebpf) = &mut self.ebpf else {
+            return Ok(());
+        };
+        let (cgroup, mut pins, links) = (&self.cgroup_fd, self.pins.as_mut(), &mut self.links);
+        // There is no moment in which a bind meets no program that denies.
+        if !deny.rules.is_empty() {
+            self.before_bind
+                .set(true, ebpf, cgroup, pins.as_deref_mut(), links)?;
         }
-        Ok(())
+        self.deny.set(deny)?;
+        self.before_bind
+            .set(self.deny.is_in_force(), ebpf, cgroup, pins, links)
     }
 
     /// Why the BPF programs read no exec info, so that processes are identified only by what /proc
@@ -346,14 +396,15 @@ impl Sensor {
 
     /// Detaches the programs; what is in the ring stays readable.
     pub fn disarm(&mut self) {
+        self.links = Links::default();
         self.ebpf = None;
     }
 }
 
-/// The programs without which nothing works: all but the tracepoint's.
+/// The programs without which nothing works.
 fn required(ebpf: &mut Ebpf) -> impl Iterator<Item = (&str, &mut Program)> {
     ebpf.programs_mut()
-        .filter(|(name, _)| *name != names::TRACEPOINT)
+        .filter(|(name, _)| *name != names::TRACEPOINT && !names::BEFORE_BIND.contains(name))
 }
 
 #[cfg(test)]

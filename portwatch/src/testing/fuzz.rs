@@ -64,7 +64,7 @@ pub fn rules(bytes: &[u8]) {
                 assert!(now.checked_add(duration).is_some(), "{duration:?}");
             }
         }
-        Err(error) => assert_printable(&escape_lines(&error.to_string())),
+        Err(error) => assert_printable(&escape_lines(error.to_string())),
     }
 }
 
@@ -131,7 +131,7 @@ pub fn explain_alert(bytes: &[u8]) {
     };
     match explain_alerts(&config.policy, bytes) {
         Ok(text) => assert_printable(&text),
-        Err(error) => assert_printable(&escape_lines(&format!("{error:#}"))),
+        Err(error) => assert_printable(&escape_lines(format!("{error:#}"))),
     }
 }
 

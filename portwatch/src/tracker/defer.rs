@@ -13,6 +13,9 @@ const LIMIT: usize = 65_536;
 /// compared with all that wait.
 const UNATTRIBUTED: usize = 1024;
 
+/// Those of one network namespace: in its own, a user can listen without a bind as often as it likes.
+const UNATTRIBUTED_EACH: usize = 256;
+
 /// What waits for a scan.
 #[derive(Default)]
 pub(super) struct Deferred {
@@ -63,7 +66,7 @@ impl<H: Host> Tracker<H> {
         let Some(running) = &mut self.deferred.running else {
             return Some(event);
         };
-        let is_unknown = event.key.is_none_or(|key| self.table.known(key).is_none());
+        let is_unknown = event.key.is_none_or(|key| !self.table.has(key));
         if event.kind == EventKind::Close
             && event.close != CloseKind::ShutDown
             && let Some(key) = event.key
@@ -109,7 +112,11 @@ impl<H: Host> Tracker<H> {
                     socket.process.is_none() && socket.is_kernel_socket != Some(true)
                 })
             });
-        if (is_behind || is_unattributed) && waiting.len() < UNATTRIBUTED {
+        let is_near = |one: &&(u64, Event)| one.1.netns_cookie == event.netns_cookie;
+        let is_room = waiting.len() < UNATTRIBUTED
+            && (waiting.len() < UNATTRIBUTED_EACH
+                || waiting.iter().filter(is_near).count() < UNATTRIBUTED_EACH);
+        if (is_behind || is_unattributed) && is_room {
             let round = self.table.round;
             self.deferred.unattributed.push((round, event));
             return None;

@@ -27,6 +27,9 @@ pub trait Host {
     /// The process with that id that was identified last.
     fn last_identified(&mut self, pid: u32) -> Option<Rc<Process>>;
 
+    /// The record with what was left out of it to save memory, as far as it can still be read.
+    fn complete(&mut self, process: &Rc<Process>) -> Rc<Process>;
+
     /// Inode of the network namespace of the host's first process.
     fn host_netns(&mut self) -> Option<u64>;
 
@@ -66,6 +69,10 @@ impl Host for ThisHost {
 
     fn last_identified(&mut self, pid: u32) -> Option<Rc<Process>> {
         self.processes.last_identified(pid)
+    }
+
+    fn complete(&mut self, process: &Rc<Process>) -> Rc<Process> {
+        self.processes.complete(process)
     }
 
     fn host_netns(&mut self) -> Option<u64> {

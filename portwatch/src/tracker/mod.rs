@@ -2,6 +2,7 @@
 //! close; it lends its owner to the events that carry no process.
 #![forbid(unsafe_code)]
 
+mod crowd;
 mod defer;
 mod handover;
 mod host;
@@ -17,12 +18,13 @@ use jiff::Timestamp;
 
 #[cfg(test)]
 pub(crate) use self::socket::Holders;
-use self::{defer::Deferred, sessions::Sessions, socket::Found, steered::Steered, table::Table};
 pub use self::{
+    crowd::Crowded,
     host::{Host, ThisHost},
     reconcile::has_cookies,
     socket::{Holder, LASTING, Stage, TrackedEvent, TrackedSocket},
 };
+use self::{defer::Deferred, sessions::Sessions, socket::Found, steered::Steered, table::Table};
 use crate::{
     inventory::{Scope, Targets},
     model::{CloseKind, Event, EventKind, Origin, PortKey, SocketKey},
@@ -81,7 +83,8 @@ impl<H: Host> Tracker<H> {
         if event.kind == EventKind::Close && self.is_closed_before(event) {
             return;
         }
-        let known = key.and_then(|key| self.table.known(key)).cloned();
+        let known = key.and_then(|key| self.table.get(key));
+        let is_known = known.is_some();
         // A scan saw it between the kernel's bind and the report of it.
         let is_reported = event.kind == EventKind::Bind
             && known.as_ref().is_some_and(|known| {
@@ -113,6 +116,10 @@ impl<H: Host> Tracker<H> {
                 }
             }
         }
+        let netns = socket.netns;
+        let is_crowded = |key| self.table.is_crowded(key, netns, event.port_key());
+        let may_be = !is_known || event.kind != EventKind::Close;
+        socket.is_crowded |= may_be && key.is_some_and(is_crowded);
         if !is_reported {
             out.push(TrackedEvent {
                 is_first_remote,
@@ -148,7 +155,7 @@ impl<H: Host> Tracker<H> {
 
     /// The tracked event for each of the events that the BPF programs counted as `event`.
     pub fn counted(&mut self, event: &Event) -> TrackedEvent {
-        let known = event.key.and_then(|key| self.table.known(key)).cloned();
+        let known = event.key.and_then(|key| self.table.get(key));
         let socket = self.update(event, known, true);
         self.tracked_event(event, &socket, event.key, Origin::Live)
     }
@@ -163,7 +170,7 @@ impl<H: Host> Tracker<H> {
         (time, origin): (Timestamp, Origin),
     ) -> (TrackedEvent, bool) {
         let has_closed = self.table.has_closed(key);
-        let known = self.table.known(key).cloned();
+        let known = self.table.get(key);
         let socket = known.unwrap_or_else(|| TrackedSocket::new(port_key));
         let event = socket.event(key, kind, time);
         let event = self.tracked_event(&event, &socket, Some(key), origin);
@@ -182,12 +189,22 @@ impl<H: Host> Tracker<H> {
         key: Option<SocketKey>,
         origin: Origin,
     ) -> TrackedEvent {
-        TrackedEvent::new(event, socket, key, origin, self.host.host_netns())
+        let mut event = TrackedEvent::new(event, socket, key, origin, self.host.host_netns());
+        // What is counted only names no more than a slim record has.
+        if let Some(process) = event.process.as_mut().filter(|_| !socket.is_crowded) {
+            *process = self.host.complete(process);
+        }
+        event
     }
 
     /// Sockets that were evicted since the last call, because there were too many.
     pub const fn take_evicted(&mut self) -> u64 {
         self.table.take_evicted()
+    }
+
+    /// The largest crowds of sockets that are counted only, each once until it has doubled.
+    pub fn take_crowded(&mut self) -> Vec<Crowded> {
+        self.table.take_crowded()
     }
 
     /// What the next scan need not read, and what it is to look for.

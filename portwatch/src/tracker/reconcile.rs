@@ -1,7 +1,7 @@
 //! Joins a scan with what events have reported. The hooks are attached before the scan begins, so
 //! what it misses has been reported or will be; the key says what is the same socket.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use jiff::Timestamp;
 
@@ -17,7 +17,7 @@ impl<H: Host> Tracker<H> {
     /// Whether a socket that the running scan shows is tracked already.
     pub fn knows(&self, event: &Event, netns: u64) -> bool {
         self.key_of(event, netns)
-            .is_some_and(|key| self.table.known(key).is_some())
+            .is_some_and(|key| self.table.has(key))
     }
 
     /// Whether this socket, which is older than the BPF programs, should be marked. That takes a
@@ -73,6 +73,12 @@ impl<H: Host> Tracker<H> {
             let Some(key) = key else {
                 continue;
             };
+            if self
+                .table
+                .is_crowded(key, Some(socket.netns), socket.event.port_key())
+            {
+                continue;
+            }
             // A deferred close comes after what it closes.
             let is_deferred = deferred.contains(&key);
             // A kernel socket, or one that is just being closed, or closed and not observed: if the
@@ -95,8 +101,11 @@ impl<H: Host> Tracker<H> {
         if !coverage.read.is_empty() {
             self.unsure_once = unsure;
         }
-        let is_absent = !behind && self.close_absent(&found, coverage, out);
+        let is_absent = !behind
+            && (self.close_absent(&found, coverage, out)
+                | self.close_absent_crowded(coverage, out));
         self.table.holders_found(self.table.round);
+        self.table.limit_records();
         self.attribute_steered(&accepted, out);
         for event in events {
             self.apply(&event, None, out);
@@ -117,15 +126,27 @@ impl<H: Host> Tracker<H> {
 
     /// Reports the events that waited for this scan, with the holders that it shows.
     fn attribute_by_scan(&mut self, found: &[FoundSocket], out: &mut Vec<TrackedEvent>) {
+        if self.deferred.unattributed.is_empty() {
+            return;
+        }
         let round = self.table.round;
-        for (begun, event) in std::mem::take(&mut self.deferred.unattributed) {
-            let is_it = |one: &&FoundSocket| match one.event.key {
+        let place = |event: &Event| (event.port_key(), event.address);
+        let (mut by_key, mut by_place) = (HashMap::new(), HashMap::new());
+        for one in found {
+            match one.event.key {
                 Some(SocketKey::Inode(_)) => {
-                    (one.event.port_key(), one.event.address) == (event.port_key(), event.address)
+                    by_place.entry(place(&one.event)).or_insert(one);
                 }
-                key => key == event.key,
-            };
-            match found.iter().find(is_it) {
+                key => {
+                    by_key.insert(key, one);
+                }
+            }
+        }
+        for (begun, event) in std::mem::take(&mut self.deferred.unattributed) {
+            let its = by_key
+                .get(&event.key)
+                .or_else(|| by_place.get(&place(&event)));
+            match its.copied() {
                 Some(found) if !found.holders.is_empty() => {
                     self.apply(&event, Some(found.into()), out)
                 }
@@ -158,16 +179,26 @@ impl<H: Host> Tracker<H> {
         socket.round = self.table.round;
         socket.process = found.holders.first().cloned();
         socket.set_holders(found.into());
+        self.table.put(key, socket.clone());
+        socket.is_crowded = self.table.is_crowded(key, socket.netns, port_key);
         out.push(self.tracked_event(event, &socket, Some(key), Origin::Snapshot));
-        self.table.put(key, socket);
         self.table.set_holders(key, found, event.time);
     }
 
     /// Updates a tracked socket; its listen or connect can have been lost.
     fn advance(&mut self, key: SocketKey, found: &FoundSocket, out: &mut Vec<TrackedEvent>) {
         let event = &found.event;
-        self.hand_over(key, found, out);
-        self.table.set_holders(key, found, event.time);
+        // What happened since the scan began is newer than what it shows: another scan is to look for the
+        // holders, or a program that took over meanwhile would pass for one that was reported.
+        let round = self.table.round;
+        let is_newer = self
+            .table
+            .known(key)
+            .is_some_and(|socket| socket.round >= round && socket.process.is_some());
+        if !is_newer {
+            self.hand_over(key, found, out);
+            self.table.set_holders(key, found, event.time);
+        }
         if found.marked && event.is_kernel_socket == Some(false) {
             self.table.mark(key);
         }
@@ -196,14 +227,12 @@ impl<H: Host> Tracker<H> {
     /// Notes who holds a tracked socket now, and reports it if that is another program than was
     /// reported.
     fn hand_over(&mut self, key: SocketKey, found: &FoundSocket, out: &mut Vec<TrackedEvent>) {
-        let round = self.table.round;
+        if found.holders.is_empty() {
+            return;
+        }
         let Some(socket) = self.table.get_mut(key) else {
             return;
         };
-        // What happened since the scan began is newer than what it shows.
-        if found.holders.is_empty() || (socket.round >= round && socket.process.is_some()) {
-            return;
-        }
         let Handover { owner, newcomer } = Handover::of(socket, &found.holders);
         socket.process = owner;
         if let Some(newcomer) = newcomer {
@@ -251,6 +280,28 @@ impl<H: Host> Tracker<H> {
             self.table.store(key, &socket, EventKind::Close);
         }
         is_new
+    }
+
+    /// As [`close_absent`](Self::close_absent), of the sockets that are counted only.
+    fn close_absent_crowded(&mut self, coverage: &Coverage, out: &mut Vec<TrackedEvent>) -> bool {
+        let table = &mut self.table;
+        if coverage.absent.is_empty() && !table.crowds().has_absent() {
+            return false;
+        }
+        let absent = coverage.absent.iter().copied().filter(|cookie| {
+            let socket = table.get(SocketKey::Cookie(*cookie));
+            socket.is_some_and(|socket| socket.is_crowded && covers(coverage, &socket))
+        });
+        let absent: Vec<u64> = absent.collect();
+        for cookie in table.crowds().absent(absent.into_iter()) {
+            let key = SocketKey::Cookie(cookie);
+            if let Some(socket) = self.table.get(key) {
+                let event = socket.event(key, EventKind::Close, Timestamp::now());
+                out.push(self.tracked_event(&event, &socket, Some(key), Origin::Snapshot));
+                self.table.store(key, &socket, EventKind::Close);
+            }
+        }
+        self.table.crowds().has_absent()
     }
 }
 

@@ -9,6 +9,7 @@ use std::{
 use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
 
+use super::crowd::Crowd;
 use crate::{
     inventory::FoundSocket,
     model::{
@@ -23,7 +24,7 @@ pub const LASTING: SignedDuration =
     SignedDuration::from_nanos(portwatch_common::protocol::LASTING_NS as i64);
 
 /// How far a socket has come.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Stage {
     /// Bound and nothing else.
     Bound,
@@ -196,6 +197,10 @@ pub struct TrackedSocket {
     pub(super) device: Option<Printable>,
     /// Of an IPv6 wildcard: whether it takes no IPv4.
     pub(super) v6only: Option<bool>,
+    /// Whose it is, since it took the port.
+    pub(super) crowd: Option<Rc<Crowd>>,
+    /// Whether it is counted only.
+    pub(super) is_crowded: bool,
 }
 
 impl TrackedSocket {
@@ -219,6 +224,8 @@ impl TrackedSocket {
             holders_at: None,
             device: None,
             v6only: None,
+            crowd: None,
+            is_crowded: false,
         }
     }
 
@@ -279,7 +286,11 @@ impl TrackedSocket {
     /// Notes who has it open by a scan.
     pub(super) fn set_holders(&mut self, found: Found<'_>) {
         let all = found.holders.iter().map(|one| Holder::from(&**one));
-        self.holders = Holders::new(all, found.omitted);
+        let holders = Holders::new(all, found.omitted);
+        // Most of the time it is the same, and the texts are in memory once.
+        if self.holders != holders {
+            self.holders = holders;
+        }
     }
 }
 
@@ -343,6 +354,8 @@ pub struct TrackedEvent {
     pub device: Option<Printable>,
     /// Of an IPv6 wildcard: whether it takes no IPv4. None for others, and where it is unknown.
     pub v6only: Option<bool>,
+    /// Whether the socket is one of too many of its program on the port: it is counted only.
+    pub is_crowded: bool,
 }
 
 impl TrackedEvent {
@@ -379,6 +392,7 @@ impl TrackedEvent {
             session: event.session,
             device: socket.device.clone(),
             v6only: socket.v6only,
+            is_crowded: socket.is_crowded,
         }
     }
 

@@ -106,7 +106,10 @@ impl<H: Host> Tracker<H> {
         if self.has_listener(&event) {
             return Some(event);
         }
+        // Without its cookie, the namespace is not known, and another's server can be at that place.
+        let is_certain = event.netns_cookie.is_some();
         let server = self.steered.servers.get(&place(&event)).cloned();
+        let server = server.filter(|_| is_certain);
         let is_current = |server: &Server| event.time.duration_since(server.time) < SERVER_LIFETIME;
         if let Some(server) = server.filter(is_current) {
             event.netns = Some(server.netns);

@@ -1,16 +1,22 @@
 //! The sockets that are kept, and for how long.
 
+mod room;
+
 use std::{
-    collections::{BTreeMap, HashMap, HashSet, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque},
     net::IpAddr,
 };
 
 use jiff::{SignedDuration, Timestamp};
 
-use super::{Stage, TrackedSocket};
+use super::{
+    Stage, TrackedSocket,
+    crowd::{Crowded, Crowds},
+};
 use crate::{
-    inventory::{FoundSocket, Targets},
+    inventory::{FoundSocket, LeftOut, Targets},
     model::{EventKind, PortKey, SocketKey},
+    process::Process,
 };
 
 /// A listener of which nothing but its accepts is known, by its network namespace.
@@ -19,10 +25,11 @@ pub(super) type UntrackedListener = (Option<u64>, PortKey);
 /// Untracked listeners that are remembered; past that, all are forgotten.
 const UNTRACKED_LISTENERS: usize = 4096;
 
-/// Places of listeners that are remembered; past that, all are forgotten.
+/// Places of listeners that are remembered; past that, those in the network namespace with most of
+/// them are forgotten.
 const LISTENED: usize = 16_384;
 
-/// Open sockets that are kept. Past that the oldest is evicted: its later events name no process.
+/// Open sockets that are kept. Past that, some of whoever has most are counted only.
 pub(super) const OPEN: usize = 65_536;
 
 /// Closed sockets that are kept.
@@ -35,6 +42,10 @@ const HOLDERS_LIFETIME: SignedDuration = SignedDuration::from_secs(5);
 pub(super) struct Table {
     /// The smallest key is about the oldest socket.
     open: BTreeMap<SocketKey, TrackedSocket>,
+    /// Their keys by port.
+    by_port: BTreeSet<(PortKey, SocketKey)>,
+    /// Who has how many of them, and those that are open and counted only.
+    crowds: Crowds,
     /// The last that closed: an accept on another CPU can be reported after the close.
     closed: HashMap<SocketKey, TrackedSocket>,
     /// Their keys, the oldest first.
@@ -50,6 +61,9 @@ pub(super) struct Table {
     /// Where a listener has been: connections can outlive it.
     listened: HashSet<(Option<u64>, PortKey)>,
     evicted: u64,
+    /// At most so many bytes of records are kept whole; the last one is not counted twice.
+    record_bytes: usize,
+    last_record: Option<*const Process>,
     /// Scans that were begun.
     pub(super) round: u64,
 }
@@ -79,8 +93,11 @@ impl Table {
         address: Option<IpAddr>,
         netns: Option<u64>,
     ) -> Option<SocketKey> {
-        self.open
-            .iter()
+        let first = (port_key, SocketKey::Cookie(0));
+        let last = (port_key, SocketKey::Inode(u64::MAX));
+        let there = self.by_port.range(first..=last);
+        there
+            .filter_map(|(_, key)| self.open.get_key_value(key))
             .filter(|(_, socket)| socket.is_at(port_key, address, netns))
             .max_by_key(|(_, socket)| socket.stage == Stage::Listening)
             .map(|(key, _)| *key)
@@ -176,27 +193,49 @@ impl Table {
         self.put(key, socket);
     }
 
-    pub(super) fn put(&mut self, key: SocketKey, socket: TrackedSocket) {
-        if socket.stage == Stage::Listening {
-            if self.listened.len() >= LISTENED {
-                self.listened.clear();
+    /// Where connections can outlive their listener. One user can make many network namespaces.
+    fn remember_listener(&mut self, place: UntrackedListener) {
+        if self.listened.len() >= LISTENED && !self.listened.contains(&place) {
+            let mut places: HashMap<Option<u64>, usize> = HashMap::new();
+            for (netns, _) in &self.listened {
+                *places.entry(*netns).or_default() += 1;
             }
-            self.listened.insert((socket.netns, socket.port_key));
+            let most = places.into_iter().max_by_key(|(_, places)| *places);
+            self.listened
+                .retain(|(netns, _)| most.is_none_or(|(most, _)| *netns != most));
+        }
+        self.listened.insert(place);
+    }
+
+    /// Tracks the socket from now on, or counts it only if there are too many like it.
+    pub(super) fn put(&mut self, key: SocketKey, mut socket: TrackedSocket) {
+        let is_counted = self.crowds.has(key)
+            || (!self.open.contains_key(&key) && !self.crowds.admit(key, &mut socket));
+        if is_counted {
+            self.holders_pending.remove(&key);
+            self.evicted += u64::from(!self.crowds.count(key, &socket));
+            return;
+        }
+        if socket.stage == Stage::Listening {
+            self.remember_listener((socket.netns, socket.port_key));
         }
         if socket.marked {
             self.unmarked.remove(&key);
         } else {
             self.unmarked.insert(key);
         }
-        self.open.insert(key, socket);
-        if self.open.len() > OPEN
-            && let Some((oldest, _)) = self.open.pop_first()
+        self.note_record(&socket);
+        let port_key = socket.port_key;
+        if let Some(before) = self.open.insert(key, socket)
+            && before.port_key != port_key
         {
-            self.holders_pending.remove(&oldest);
-            self.unmarked.remove(&oldest);
-            self.marked_at.remove(&oldest);
-            self.evicted += 1;
+            self.by_port.remove(&(before.port_key, key));
         }
+        self.by_port.insert((port_key, key));
+        if self.open.len() > OPEN {
+            self.make_room();
+        }
+        self.limit_new_records();
     }
 
     /// Forgets the sockets on such ports.
@@ -212,17 +251,57 @@ impl Table {
                 self.closed_keys.retain(|closed| *closed != key);
             }
         }
+        self.crowds.forget(&is_forgotten);
         self.listened
             .retain(|(_, port_key)| !is_forgotten(*port_key));
         self.reached
             .retain(|(_, port_key)| !is_forgotten(*port_key));
     }
 
-    fn remove(&mut self, key: SocketKey) {
-        self.open.remove(&key);
+    fn remove(&mut self, key: SocketKey) -> Option<TrackedSocket> {
+        self.crowds.remove(key);
         self.holders_pending.remove(&key);
         self.unmarked.remove(&key);
         self.marked_at.remove(&key);
+        let socket = self.open.remove(&key)?;
+        self.by_port.remove(&(socket.port_key, key));
+        self.crowds.leave(&socket);
+        Some(socket)
+    }
+
+    /// What is known of a socket, tracked or counted only.
+    pub(super) fn get(&self, key: SocketKey) -> Option<TrackedSocket> {
+        self.known(key).cloned().or_else(|| self.crowds.get(key))
+    }
+
+    /// Whether it is tracked, or open and counted only.
+    pub(super) fn has(&self, key: SocketKey) -> bool {
+        self.known(key).is_some() || self.crowds.has(key)
+    }
+
+    /// Whether a socket that is not tracked is one of too many there.
+    pub(super) fn is_crowded(&self, key: SocketKey, netns: Option<u64>, port_key: PortKey) -> bool {
+        self.crowds.has(key)
+            || (self.crowds.overflows_at(netns, port_key) && !self.open.contains_key(&key))
+    }
+
+    pub(super) const fn crowds(&mut self) -> &mut Crowds {
+        &mut self.crowds
+    }
+
+    pub(super) fn take_crowded(&mut self) -> Vec<Crowded> {
+        self.crowds.take_crowded()
+    }
+
+    /// What a scan leaves out.
+    pub(super) fn left_out(&self) -> LeftOut {
+        let places = self.crowds.overflowing();
+        let tracked = self.open.keys().filter(|_| !places.is_empty());
+        LeftOut {
+            cookies: self.crowds.counted(),
+            tracked: tracked.filter_map(|key| key.cookie()).collect(),
+            places: places.clone(),
+        }
     }
 
     /// Notes who has the socket open by a scan.
@@ -241,7 +320,11 @@ impl Table {
 
     /// What a scan need not read, and what it is to look for.
     pub(super) fn targets(&self) -> Targets {
-        let mut targets = Targets::default();
+        let mut targets = Targets {
+            left_out: self.left_out(),
+            ..Targets::default()
+        };
+        targets.known.reserve(self.open.len());
         let mut namespaces = HashSet::new();
         let mut processes = HashSet::new();
         let (mut first, mut last) = (u16::MAX, 0);

@@ -12,6 +12,7 @@ use crate::{
 };
 
 mod changes;
+mod crowds;
 mod scans;
 mod sessions;
 mod steered;
@@ -43,6 +44,13 @@ impl Host for FakeHost {
 
     fn device(&mut self, _: Option<u64>, index: u32, _: Option<u32>) -> Option<Printable> {
         Some(Printable::from(format!("if{index}").as_str()))
+    }
+
+    fn complete(&mut self, slim: &Rc<Process>) -> Rc<Process> {
+        match slim.is_slim {
+            true => Rc::new(process(slim.pid)),
+            false => Rc::clone(slim),
+        }
     }
 
     fn host_netns(&mut self) -> Option<u64> {
@@ -315,19 +323,24 @@ fn a_socket_lasts_from_a_tenth_of_a_second_on() {
 #[test]
 fn the_tables_are_bounded() {
     let mut tracker = tracker();
-    for cookie in 1..=OPEN as u64 + 10 {
-        tracker.one(&event(EventKind::Bind, cookie, 812));
-    }
-    assert_eq!(tracker.table.len().0, OPEN);
-    assert_eq!((tracker.take_evicted(), tracker.take_evicted()), (10, 0));
-    let named = |tracker: &mut Tracker<FakeHost>, cookie| {
-        pid(&tracker.one(&event(EventKind::Close, cookie, 0))).is_some()
+    let on = |cookie, kind, pid| Event {
+        port: (cookie % 700) as u16 + 1,
+        ..event(kind, cookie, pid)
     };
-    assert!(!named(&mut tracker, 1));
-    for cookie in 11..=OPEN as u64 + 10 {
-        assert!(named(&mut tracker, cookie));
+    let all = (OPEN + 3000) as u64;
+    tracker.table.crowds().set_room(1000);
+    for cookie in 1..=all {
+        tracker.one(&on(cookie, EventKind::Bind, 812));
+    }
+    assert!(tracker.table.len().0 <= OPEN);
+    assert_eq!(tracker.table.crowds().len(), 1000);
+    assert!(tracker.take_evicted() >= 2000);
+    assert_eq!(tracker.take_evicted(), 0);
+    for cookie in 1..=all {
+        tracker.one(&on(cookie, EventKind::Close, 0));
     }
     assert_eq!(tracker.table.len(), (0, CLOSED));
+    assert_eq!(tracker.table.crowds().len(), 0);
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! The one escaping of text from outside, by Unicode general category.
 
-use std::fmt::Write as _;
+use std::{borrow::Cow, fmt::Write as _};
 
 use unicode_general_category::{GeneralCategory as Category, get_general_category};
 
@@ -44,19 +44,11 @@ pub fn escape_while(
     for chunk in bytes.utf8_chunks() {
         for character in chunk.valid().chars() {
             let (before, length) = (text.len(), character.len_utf8());
-            if (' '..='~').contains(&character) || kept.contains(&character) {
-                text.push(character);
-                marks_left = if character.is_ascii_alphanumeric() {
-                    MAX_MARKS
-                } else {
-                    0
-                };
-                if !goes_on(text, before, length) {
-                    return;
-                }
-                continue;
-            }
-            let is_printed = match kind(character) {
+            let kind = match kept.contains(&character) {
+                true => Kind::Other,
+                false => kind(character),
+            };
+            let is_printed = match kind {
                 Kind::Base => {
                     marks_left = MAX_MARKS;
                     true
@@ -102,10 +94,17 @@ pub fn escape_while(
 
 /// `text` of several lines with everything but its line ends escaped.
 #[must_use]
-pub fn escape_lines(text: &str) -> String {
+pub fn escape_lines(text: impl AsRef<[u8]>) -> String {
+    let text = text.as_ref();
     let mut escaped = String::with_capacity(text.len());
-    escape_to(&mut escaped, text.as_bytes(), &['\n']);
+    escape_to(&mut escaped, text, &['\n']);
     escaped
+}
+
+/// Text without NUL as a shell reads one word, so that no name looks like more than one.
+#[must_use]
+pub fn quote(text: &str) -> Cow<'_, str> {
+    shlex::try_quote(text).unwrap_or(Cow::Borrowed(text))
 }
 
 enum Kind {
@@ -118,6 +117,12 @@ enum Kind {
 }
 
 fn kind(character: char) -> Kind {
+    // Most of what is printed, without a look at the tables.
+    match character {
+        _ if character.is_ascii_alphanumeric() => return Kind::Base,
+        ' '..='~' => return Kind::Other,
+        _ => {}
+    }
     if BLANK
         .iter()
         .any(|(first, last)| (*first..=*last).contains(&character))

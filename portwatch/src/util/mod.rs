@@ -10,5 +10,5 @@ pub mod parallel;
 
 pub use self::{
     bounded::{Bounded, ByteBounded},
-    escape::{escape_lines, escape_to, escape_while},
+    escape::{escape_lines, escape_to, escape_while, quote},
 };

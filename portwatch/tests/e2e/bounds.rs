@@ -1,8 +1,6 @@
 //! Bounds in bytes: the length of a line and the monitor's memory, whatever processes call themselves.
 
-use std::process::Command;
-
-use crate::support::{Helper, Monitor, in_namespace};
+use crate::support::{Cgroup, Helper, Monitor, in_namespace};
 
 /// Bytes of a line.
 const MAX_LINE: usize = 16_384;
@@ -12,11 +10,11 @@ const PROCESSES: u64 = 200;
 
 /// By how much so many may let the monitor grow: what is remembered of each takes about 6 KB, whatever
 /// it is called, and the caches a few MB in total. Without limits it is more than 25 MB.
-const MAX_GROWTH: u64 = 12 << 20;
+const MAX_GROWTH: u64 = 6 << 20;
 
 /// Runs a copy of perl whose path, working directory and arguments are as long as the kernel allows
 /// and of characters that take six bytes each in JSON. It forks the processes.
-fn long_names(directory: &tempfile::TempDir) -> Helper {
+fn long_names(cgroup: &Cgroup, directory: &tempfile::TempDir) -> Helper {
     const OUTER: &str = r#"
         use File::Copy; chdir $ARGV[0] or die;
         for (1..15) { mkdir "\x01" x 250 or die "mkdir: $!"; chdir "\x01" x 250 or die }
@@ -32,16 +30,16 @@ fn long_names(directory: &tempfile::TempDir) -> Helper {
         }
         for (1..$ARGV[0]) { sysread($r, my $x, 1) }
         print "bound\n"; <STDIN>; 1 while wait > 0"#;
-    let mut command = Command::new("perl");
-    command.args(["-e", OUTER]).arg(directory.path());
-    command.arg(INNER).arg(PROCESSES.to_string());
-    Helper::start(&mut command)
+    let path = directory.path().to_str().unwrap();
+    let processes = PROCESSES.to_string();
+    cgroup.start("perl", &["-e", OUTER, path, INNER, &processes])
 }
 
-/// The monitor's resident memory in bytes.
+/// The monitor's resident memory in bytes, without what is mapped from files: its own code comes and
+/// goes, whatever processes are called.
 fn resident(pid: u32) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let line = status.lines().find(|line| line.starts_with("VmRSS:"));
+    let line = status.lines().find(|line| line.starts_with("RssAnon:"));
     let kilobytes = line.unwrap().split_whitespace().nth(1).unwrap();
     kilobytes.parse::<u64>().unwrap() << 10
 }
@@ -50,9 +48,11 @@ fn resident(pid: u32) -> u64 {
 fn long_names_make_neither_long_lines_nor_a_large_monitor() {
     in_namespace(|namespace| {
         let directory = tempfile::tempdir().unwrap();
-        let monitor = Monitor::start(&[]);
+        // What other tests do is not to be remembered.
+        let cgroup = Cgroup::new("bounds");
+        let monitor = Monitor::start(&["--cgroup", cgroup.path().to_str().unwrap()]);
         let before = resident(monitor.pid());
-        let mut processes = long_names(&directory);
+        let mut processes = long_names(&cgroup, &directory);
         processes.wait_for("bound");
         for _ in 0..PROCESSES {
             let alert = monitor.alert(namespace.inode);

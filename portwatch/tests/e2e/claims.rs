@@ -44,12 +44,11 @@ fn bind_in(cgroup: &Cgroup, monitor: &Monitor, namespace: &Namespace) -> Value {
     bind
 }
 
-/// Sets the attributes of that name as the service manager does.
+/// Sets the attribute of that name as older versions of the service manager do: newer ones set one that
+/// begins with `user.` as well, which takes no privilege to read.
 fn set(cgroup: &Cgroup, name: &str, value: &[u8]) {
-    for space in ["trusted", "user"] {
-        let name = format!("{space}.{name}");
-        setxattr(cgroup.path(), name, value, XattrFlags::empty()).unwrap();
-    }
+    let name = format!("trusted.{name}");
+    setxattr(cgroup.path(), name, value, XattrFlags::empty()).unwrap();
 }
 
 fn own(path: &Path, uid: u32) {

@@ -1,18 +1,17 @@
 //! Deny rules: which binds fail, which cannot be denied, and when denying ends.
 
-use std::process::Command;
-
+use aya::maps::{Array, Map, MapData, MapInfo, loaded_maps};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use super::rules::{file, recipe};
 use crate::{
     assert_alert,
-    support::{Cgroup, Monitor, binary, finish, in_namespace},
+    support::{Cgroup, Monitor, in_namespace, perl},
 };
 
 /// Perl that prints the result of bind(2): `ok` or the error.
-fn bind_script(port: u16, transport: &str) -> String {
+pub fn bind_script(port: u16, transport: &str) -> String {
     let kind = if transport == "tcp" {
         "SOCK_STREAM"
     } else {
@@ -47,7 +46,7 @@ fn bind(cgroup: &Cgroup, port: u16, transport: &str, user: &str) -> String {
     result
 }
 
-const DENIED: &str = "Operation not permitted";
+pub const DENIED: &str = "Operation not permitted";
 
 #[test]
 fn denied_binds_fail_and_are_reported_until_the_monitor_ends() {
@@ -158,141 +157,243 @@ fn a_deny_rule_applies_to_cgroups_created_later() {
     });
 }
 
-/// Runs a shell script in a mount namespace of its own with a BPF file system that everybody can
-/// write, as the kernel makes it. `$pw`, `$run` (a monitor that denies 976 in a cgroup, fail-closed,
-/// whose stderr goes to the file `log`) and `bind` (which prints the result of a bind there) are set;
-/// the script ends the monitor. Its output.
-fn fail_closed(script: &str) -> String {
-    let mut output = String::new();
-    in_namespace(|_| {
-        let cgroup = Cgroup::new("closed");
-        let (_directory, path) = file("[[rule]]\nname = \"no\"\ndecide = \"deny\"\nport = 976\n");
-        let prelude = format!(
-            "mount -t bpf -o mode=1777 bpf /sys/fs/bpf\n\
-             pins=/sys/fs/bpf/portwatch; pw={pw}\n\
-             start() {{ $pw run --fail-closed --health-interval 1 --cgroup {cgroup} --config {config} \
-               >alerts 2>log & echo $! >pid; until grep -q armed: log; do \
-               kill -0 $(cat pid) || {{ cat log; exit 1; }}; sleep 0.1; done; }}\n\
-             alert() {{ until grep -q \"$1\" alerts; do sleep 0.1; done; grep -m 1 -o \"$1.*\" alerts; }}\n\
-             stop() {{ kill -9 $(cat pid); wait $(cat pid) || true; }}\n\
-             bind() {{ sh -c 'echo $$ >{cgroup}/cgroup.procs; exec perl -e \"$0\"' '{bind}'; }}\n",
-            pw = binary().display(),
-            cgroup = cgroup.path().display(),
-            config = path.display(),
-            bind = bind_script(976, "udp").replace('\'', ""),
-        );
-        let directory = tempfile::tempdir().unwrap();
-        let mut command = Command::new("unshare");
-        command
-            .args(["--mount", "sh", "-ec", &(prelude + script)])
-            .current_dir(directory.path());
-        let finished = finish(&mut command);
-        assert!(
-            finished.status.success(),
-            "{}{}",
-            finished.stdout,
-            finished.stderr
-        );
-        output = finished.stdout;
+/// Repeats until it holds.
+fn eventually(what: &str, holds: impl Fn() -> bool) {
+    let holds = (0..500).any(|_| {
+        holds() || {
+            std::thread::sleep(std::time::Duration::from_millis(10));
+            false
+        }
     });
-    output
+    assert!(holds, "{what}");
 }
 
 #[test]
-fn fail_closed_denies_until_unpin() {
-    let output = fail_closed(
-        "start; stop; bind; $pw unpin; bind; $pw unpin 2>&1; test ! -e $pins && echo clean",
-    );
-    let lines: Vec<&str> = output.lines().collect();
-    assert_eq!(
-        lines,
-        [DENIED, "ok", "portwatch: nothing is pinned", "clean"]
-    );
-}
-
-#[test]
-fn the_directory_of_the_pins_is_ours_alone() {
-    let cases = [
-        (
-            "a user's directory",
-            "setpriv --reuid 65534 mkdir -m 0777 $pins",
-        ),
-        ("a user's file", "ln -s /tmp $pins"),
-        (
-            "a loose directory",
-            "mkdir -m 0777 $pins; mkdir $pins/post_bind4",
-        ),
-    ];
-    for (case, prepare) in cases {
-        let output = fail_closed(&format!(
-            "{prepare}; start; stat -c '%u %a %F' $pins; ls $pins; stop; bind; $pw unpin; bind; \
-             grep -c 'moved it to /sys/fs/bpf/portwatch-not-ours' log || true"
-        ));
-        let lines: Vec<&str> = output.lines().collect();
-        let moved = if case == "a loose directory" {
-            "0"
-        } else {
-            "1"
+fn a_rule_follows_its_cgroup_when_a_unit_starts_again() {
+    in_namespace(|_| {
+        let slice = Cgroup::new("slice");
+        let root = crate::support::cgroup_root();
+        let name = slice.path().strip_prefix(&root).unwrap().display();
+        let rule = |name: &str, decision: &str, port: u16, cgroup: &str| {
+            format!(
+                "[[rule]]\nname = \"{name}\"\ndecide = \"{decision}\"\nport = {port}\n\
+                 cgroup = \"{cgroup}\"\n"
+            )
         };
-        assert_eq!(
-            lines,
-            [
-                "0 700 directory",
-                "post_bind4",
-                "post_bind6",
-                DENIED,
-                "ok",
-                moved
-            ],
-            "{case}"
+        let rules = [
+            rule("denied", "deny", 976, &format!("/{name}/a/denied")),
+            rule("allowed", "ignore", 977, &format!("/{name}/a/allowed")),
+            rule("others", "deny", 977, &format!("/{name}")),
+        ];
+        let (_directory, path) = file(&rules.concat());
+        // No health check helps.
+        let config = path.to_str().unwrap();
+        let monitor = Monitor::start_default(&["--config", config, "--health-interval", "3600"]);
+        for start in 0..3 {
+            let parent = slice.below("a");
+            for again in 0..3 {
+                let denied = parent.below("denied");
+                let allowed = parent.below("allowed");
+                let is_right = || {
+                    bind(&denied, 976, "udp", "root") == DENIED
+                        && bind(&allowed, 977, "udp", "root") == "ok"
+                };
+                if again == 0 {
+                    eventually(&format!("the rules are in force, start {start}"), is_right);
+                    // Below a known directory the kernel needs no agent.
+                    monitor.signal(Signal::SIGSTOP);
+                } else {
+                    assert!(is_right(), "start {start}.{again}");
+                }
+                assert_eq!(bind(&parent, 977, "udp", "root"), DENIED);
+                assert_eq!(bind(&parent, 976, "udp", "root"), "ok");
+            }
+            monitor.signal(Signal::SIGCONT);
+        }
+        monitor.stop_all();
+    });
+}
+
+#[test]
+fn a_denied_udplite_socket_receives_nothing() {
+    in_namespace(|namespace| {
+        let cgroup = Cgroup::new("udplite");
+        let (_directory, path) = file("[[rule]]\nname = \"no\"\ndecide = \"deny\"\nport = 976\n");
+        let monitor = Monitor::start_default(&[
+            "--config",
+            path.to_str().unwrap(),
+            "--cgroup",
+            cgroup.path().to_str().unwrap(),
+            "--no-aggregate",
+        ]);
+        // It sends to the port that it was denied, and prints what comes back.
+        let script = "use Socket qw(:all); for my $family (PF_INET, PF_INET6) { \
+            socket(my $s, $family, SOCK_DGRAM, 136) or die; socket(my $c, $family, SOCK_DGRAM, 136) or die; \
+            push @open, $s; my ($at, $to) = $family == PF_INET \
+                ? (map { pack_sockaddr_in(976, inet_aton($_)) } '0.0.0.0', '127.0.0.1') \
+                : map { pack_sockaddr_in6(976, inet_pton(AF_INET6, $_)) } '::', '::1'; \
+            print bind($s, $at) ? 'ok' : \"$!\", ', '; send($c, 'x', 0, $to); \
+            print defined(recv($s, my $got, 9, MSG_DONTWAIT)) ? 'received' : \"$!\", '; ' } \
+            $| = 1; print \"\\n\"; <STDIN>";
+        let mut binder = cgroup.start("perl", &["-e", script]);
+        let nothing = "Resource temporarily unavailable";
+        let expected = format!("{DENIED}, {nothing}; {DENIED}, {nothing};");
+        assert_eq!(binder.line(), expected);
+        for address in ["0.0.0.0", "::"] {
+            assert_alert!(monitor.alert(namespace.inode), {
+                "event" => "deny",
+                "transport" => "udplite",
+                "address" => address,
+                "process/comm" => "perl",
+            });
+        }
+        // Nothing is left on the port.
+        perl(
+            "use Socket; socket(my $s, PF_INET6, SOCK_DGRAM, 136) or die; \
+             bind($s, pack_sockaddr_in6(976, Socket::IN6ADDR_ANY)) or die $!",
         );
-    }
+        binder.resume();
+        binder.wait();
+        monitor.stop_without_more(namespace.inode);
+    });
 }
 
 #[test]
-fn pins_that_go_while_the_monitor_runs_are_put_back_and_reported() {
-    let cases = [
-        (
-            "rm $pins/post_bind4",
-            "the pin of the program post_bind4 was gone, and is there again",
-        ),
-        (
-            "rm -r $pins",
-            "the pin of the program post_bind6 was gone, and is there again",
-        ),
-        (
-            "mv $pins $pins-2; rm -r $pins-2",
-            "the pin of the program post_bind4 was gone",
-        ),
-        (
-            "rm $pins/post_bind4; mkdir $pins/post_bind4",
-            "the pin of the program post_bind4 was gone",
-        ),
-        (
-            "rm $pins/post_bind4; mkdir -p $pins/post_bind4/ && touch $pins/post_bind4/x || true",
-            "the pin of the program post_bind4",
-        ),
-    ];
-    for (tamper, detail) in cases {
-        let output = fail_closed(&format!(
-            "start; {tamper}; alert '{detail}'; stop; bind; $pw unpin; bind"
-        ));
-        let lines: Vec<&str> = output.lines().collect();
-        assert!(lines[0].starts_with(detail), "{tamper}: {output}");
-        assert_eq!(lines[1..], [DENIED, "ok"], "{tamper}");
-    }
+fn a_kernel_socket_that_a_user_asks_for_is_denied() {
+    in_namespace(|_| {
+        let cgroup = Cgroup::new("asked-for");
+        let (_directory, path) = file("[[rule]]\nname = \"no\"\ndecide = \"deny\"\nport = 978\n");
+        let monitor = Monitor::start_default(&[
+            "--config",
+            path.to_str().unwrap(),
+            "--cgroup",
+            cgroup.path().to_str().unwrap(),
+            "--no-aggregate",
+        ]);
+        // Root in a namespace of its own, nobody outside.
+        let script = "ip link add vxlan0 type vxlan id 7 dstport 978; ip link set vxlan0 up 2>&1";
+        let as_nobody = [
+            "--reuid",
+            "65534",
+            "--clear-groups",
+            "unshare",
+            "-Urn",
+            "sh",
+            "-c",
+            script,
+        ];
+        let mut device = cgroup.start("setpriv", &as_nobody);
+        let result = device.line();
+        assert!(result.ends_with(DENIED), "{result}");
+        let alert = serde_json::from_str::<Value>(&monitor.line()).unwrap();
+        assert_alert!(alert, {
+            "event" => "deny",
+            "port" => 978,
+            "process/comm" => "ip",
+            "process/uid" => 65_534,
+        });
+        assert_eq!(monitor.stop_all(), [] as [Value; 0]);
+    });
+}
+
+/// The monitor's map of that name.
+fn map_of(monitor: &Monitor, name: &str) -> MapData {
+    let descriptors = std::fs::read_dir(format!("/proc/{}/fdinfo", monitor.pid())).unwrap();
+    let texts = descriptors.filter_map(|entry| std::fs::read_to_string(entry.ok()?.path()).ok());
+    let ids: Vec<u32> = texts
+        .filter_map(|text| {
+            text.lines()
+                .find_map(|line| line.strip_prefix("map_id:")?.trim().parse().ok())
+        })
+        .collect();
+    let is_it = |map: &MapInfo| ids.contains(&map.id()) && map.name_as_str() == Some(name);
+    let map = loaded_maps().flatten().find(is_it).unwrap();
+    MapData::from_id(map.id()).unwrap()
 }
 
 #[test]
-fn a_shared_bpf_file_system_without_the_sticky_bit_is_an_error() {
-    let output = fail_closed(
-        "chmod 0777 /sys/fs/bpf; (start) || true; chmod 0700 /sys/fs/bpf; start; stop; bind; $pw unpin",
-    );
-    assert!(
-        output.contains("others can rename what is in /sys/fs/bpf (owner 0, mode 777): chown it to root, chmod 0700"),
-        "{output}"
-    );
-    assert!(output.ends_with(&format!("{DENIED}\n")), "{output}");
+fn deny_rules_that_another_program_changes_are_put_back_and_reported() {
+    in_namespace(|namespace| {
+        let cgroup = Cgroup::new("changed");
+        let (_directory, path) = file("[[rule]]\nname = \"no\"\ndecide = \"deny\"\nport = 976\n");
+        let start = |health_interval| {
+            Monitor::start_default(&[
+                "--config",
+                path.to_str().unwrap(),
+                "--cgroup",
+                cgroup.path().to_str().unwrap(),
+                "--no-aggregate",
+                "--health-interval",
+                health_interval,
+            ])
+        };
+        let change = |monitor: &Monitor| {
+            let map = Map::Array(map_of(monitor, "DENY_BANK"));
+            let mut bank = Array::<_, u32>::try_from(map).unwrap();
+            assert_eq!(bank.get(&0, 0).unwrap(), 1);
+            bank.set(0, 0, 0).unwrap();
+        };
+        let monitor = start("3600");
+        change(&monitor);
+        assert_eq!(bind(&cgroup, 976, "udp", "root"), "ok");
+        assert_alert!(monitor.alert(namespace.inode), {
+            "event" => "bind",
+            "rule/decision" => "deny",
+            "detail" => "not denied: the deny rules in the kernel allowed it, or it could not be undone",
+        });
+        monitor.stop_all();
+
+        let monitor = start("1");
+        change(&monitor);
+        assert_alert!(monitor.health(), {
+            "severity" => "critical",
+            "detail" => "another program changed the deny rules in the kernel; they are as the \
+                         configuration says again",
+        });
+        assert_eq!(bind(&cgroup, 976, "udp", "root"), DENIED);
+        monitor.stop_all();
+    });
+}
+
+#[test]
+fn the_kernels_own_mptcp_listener_is_neither_denied_nor_anybodys() {
+    in_namespace(|namespace| {
+        let cgroup = Cgroup::new("endpoint");
+        let (_directory, path) = file("[[rule]]\nname = \"no\"\ndecide = \"deny\"\nport = 976\n");
+        let monitor = Monitor::start_default(&[
+            "--config",
+            path.to_str().unwrap(),
+            "--cgroup",
+            cgroup.path().to_str().unwrap(),
+            "--no-aggregate",
+            // A scan reports the close of the kernel socket.
+            "--health-interval",
+            "1",
+        ]);
+        cgroup.perl("system('ip mptcp endpoint add 127.0.0.1 dev lo signal port 976') == 0 or die");
+        for event in ["bind", "listen"] {
+            assert_alert!(monitor.alert(namespace.inode), {
+                "event" => event,
+                "process" => Value::Null,
+                "socket/kernel" => true,
+                "detail" => "not denied: kernel socket",
+            });
+        }
+        // A process's own is denied.
+        let mut binder = cgroup.start_perl(
+            "use Socket; socket(my $s, PF_INET, SOCK_STREAM, 262) or die; \
+             print bind($s, sockaddr_in(976, INADDR_ANY)) ? 'ok' : \"$!\", \"\\n\"",
+        );
+        assert_eq!(binder.line(), DENIED);
+        binder.wait();
+        assert_alert!(monitor.alert(namespace.inode), {
+            "event" => "deny",
+            "process/comm" => "perl",
+        });
+        namespace.ip("mptcp endpoint flush");
+        assert_alert!(monitor.alert(namespace.inode), { "event" => "close" });
+        monitor.stop_without_more(namespace.inode);
+    });
 }
 
 #[test]

@@ -1,51 +1,25 @@
 //! Hooks that somebody detaches.
 
-use std::{
-    fs, io,
-    net::UdpSocket,
-    os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
-};
+use std::{io, net::UdpSocket, os::fd::AsRawFd as _};
 
 use nix::sys::signal::Signal;
 use serde_json::json;
 
 use crate::{
     assert_alert,
-    support::{Cgroup, Monitor, REBIND, in_namespace},
+    support::{Cgroup, Monitor, REBIND, bpf, in_namespace},
 };
-
-const BPF_LINK_GET_FD_BY_ID: libc::c_long = 30;
-const BPF_LINK_DETACH: libc::c_long = 34;
-
-/// Runs a bpf(2) command whose attributes start with one number.
-fn bpf(command: libc::c_long, number: u32) -> libc::c_long {
-    let attributes = [number, 0, 0, 0];
-    // SAFETY: the kernel reads the sixteen bytes, which outlive the call.
-    unsafe { libc::syscall(libc::SYS_bpf, command, attributes.as_ptr(), 16) }
-}
 
 /// Detaches a link, as `bpftool link detach` does.
 fn detach(link: u32) {
-    let fd = bpf(BPF_LINK_GET_FD_BY_ID, link);
-    assert!(fd >= 0, "{}", io::Error::last_os_error());
-    // SAFETY: a new descriptor, which this process owns alone.
-    let fd = unsafe { OwnedFd::from_raw_fd(fd as i32) };
-    let result = bpf(BPF_LINK_DETACH, fd.as_raw_fd() as u32);
+    let fd = bpf::open(bpf::BPF_LINK_GET_FD_BY_ID, link);
+    let result = bpf::bpf(bpf::BPF_LINK_DETACH, fd.as_raw_fd() as u32);
     assert_eq!(result, 0, "{}", io::Error::last_os_error());
 }
 
-/// The ids of the BPF links that a process has open, from /proc/PID/fdinfo.
+/// The ids of the BPF links that a process has open.
 fn links(pid: u32) -> Vec<u32> {
-    let directory = fs::read_dir(format!("/proc/{pid}/fdinfo")).unwrap();
-    directory
-        .filter_map(|entry| fs::read_to_string(entry.unwrap().path()).ok())
-        .filter_map(|info| {
-            let id = info
-                .lines()
-                .find_map(|line| line.strip_prefix("link_id:"))?;
-            Some(id.trim().parse().unwrap())
-        })
-        .collect()
+    bpf::ids(pid, "link_id:")
 }
 
 #[test]
@@ -66,6 +40,9 @@ fn detached_hooks_are_reported_and_attached_again() {
                 "{detail}"
             );
         }
+        // Those that were detached do not stay open.
+        let after = self::links(monitor.pid());
+        assert_eq!(after.len(), 4, "{after:?}");
         drop(UdpSocket::bind("127.0.0.1:976").unwrap());
         for event in ["bind", "close"] {
             assert_alert!(monitor.alert(namespace.inode), { "event" => event });

@@ -56,13 +56,23 @@ fn assert_has_only(pid: u32, kept: u64) {
     assert!(checked > 0);
 }
 
-/// The children of a process.
-fn children(pid: u32) -> Vec<u32> {
+/// CAP_NET_BIND_SERVICE.
+const KEPT_BY_CANARY: u64 = 1 << 10;
+
+/// The canary and the helper process of a monitor.
+fn children(pid: u32) -> [u32; 2] {
     let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
-    children
+    let children: Vec<u32> = children
         .split_ascii_whitespace()
         .map(|child| child.parse().unwrap())
-        .collect()
+        .collect();
+    // The canary has its name before anything is armed, the helper soon.
+    let is_canary = |child: &u32| {
+        let comm = fs::read_to_string(format!("/proc/{child}/comm")).unwrap();
+        comm.starts_with("portwatch-canar")
+    };
+    let (canary, helper): (Vec<u32>, Vec<u32>) = children.into_iter().partition(is_canary);
+    [canary[0], helper[0]]
 }
 
 #[test]
@@ -77,15 +87,25 @@ fn an_armed_monitor_and_its_helper_have_only_what_they_need() {
         let core = limits.lines().find(|line| line.starts_with("Max core"));
         let core: Vec<&str> = core.unwrap().split_ascii_whitespace().collect();
         assert_eq!(core[4..6], ["0", "0"], "{core:?}");
-        let [helper] = children(monitor.pid())[..] else {
-            panic!("{:?}", children(monitor.pid()))
-        };
+        let [canary, helper] = children(monitor.pid());
+        assert_has_only(canary, KEPT_BY_CANARY);
         assert_has_only(helper, KEPT_BY_HELPER);
-        // It holds neither the monitor's stdout nor a BPF program.
-        assert_eq!(
-            fs::read_dir(format!("/proc/{helper}/fd")).unwrap().count(),
-            2
-        );
+        // They hold neither the monitor's stdout nor a BPF program.
+        let open = |process: u32| {
+            let files = fs::read_dir(format!("/proc/{process}/fd"))
+                .unwrap()
+                .flatten();
+            let targets = files.filter_map(|file| fs::read_link(file.path()).ok());
+            let names = targets.map(|target| target.display().to_string());
+            names
+                .filter(|name| !name.starts_with("socket:"))
+                .collect::<Vec<_>>()
+        };
+        assert!(open(canary).is_empty(), "{:?}", open(canary));
+        let [own] = &*open(helper) else {
+            panic!("{:?}", open(helper))
+        };
+        assert!(own.starts_with("net:"), "{own}");
     });
 }
 
@@ -120,26 +140,24 @@ fn sockets_of_other_namespaces_are_found_with_their_cookies() {
 }
 
 #[test]
-fn the_helper_ends_with_the_monitor() {
+fn the_helper_and_the_canary_end_with_the_monitor() {
     let mut monitor = Monitor::start(&[]);
-    let [helper] = children(monitor.pid())[..] else {
-        panic!("{:?}", children(monitor.pid()))
-    };
+    let children = children(monitor.pid());
     monitor.signal(Signal::SIGKILL);
-    // The end of its output: the helper has none of its descriptors.
+    // The end of its output: they have none of its descriptors.
     let _ = monitor.finish();
-    let name = || fs::read_to_string(format!("/proc/{helper}/comm")).unwrap_or_default();
-    while name().starts_with("portwatch") {
-        std::thread::yield_now();
+    for child in children {
+        let name = || fs::read_to_string(format!("/proc/{child}/comm")).unwrap_or_default();
+        while name().starts_with("portwatch") {
+            std::thread::yield_now();
+        }
     }
 }
 
 #[test]
 fn a_helper_that_ended_is_reported() {
     let monitor = Monitor::start(&["--health-interval", "1"]);
-    let [helper] = children(monitor.pid())[..] else {
-        panic!("{:?}", children(monitor.pid()))
-    };
+    let [_, helper] = children(monitor.pid());
     kill(Pid::from_raw(helper as i32), Signal::SIGKILL).unwrap();
     let is_it = |line: &String| line.contains("the helper process has ended");
     let line = std::iter::repeat_with(|| monitor.line()).find(is_it);
@@ -184,12 +202,15 @@ fn five_capabilities_without_root_are_enough() {
             RING,
         ]);
         let mut monitor = Monitor::spawn(&mut command);
-        // The one thing that is missing; all else is given up.
-        let line = monitor.log_line();
-        assert!(
-            line.contains("read other network namespaces from /proc/PID/net"),
-            "{line}"
-        );
+        // What is missing; all else is given up.
+        let missing = [
+            "no canary",
+            "read other network namespaces from /proc/PID/net",
+        ];
+        for expected in missing {
+            let line = monitor.log_line();
+            assert!(line.contains(expected), "{line}");
+        }
         let listener = TcpListener::bind("127.0.0.1:976").unwrap();
         for event in ["bind", "listen"] {
             let alert = monitor.alert(namespace.inode);
@@ -210,7 +231,10 @@ fn without_sandbox_the_monitor_says_so() {
     assert!(line.contains("WARNING: --no-sandbox"), "{line}");
     let status = status(&format!("/proc/{}/status", monitor.pid()));
     assert_eq!(status["Seccomp"], "0");
-    assert!(children(monitor.pid()).is_empty());
+    let pid = monitor.pid();
+    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
+    // The canary.
+    assert_eq!(children.split_ascii_whitespace().count(), 1);
 }
 
 #[test]

@@ -194,11 +194,12 @@ fn runs(work: impl FnOnce() -> Result<()>, all: &mut Runs) -> Result<()> {
         let (runs, time_ns) = before
             .get(&name)
             .map_or((0, 0), |one| (one.runs, one.time_ns));
-        let new = after.runs - runs;
+        let new = after.runs.saturating_sub(runs);
         if new > 0 {
             let run = all.entry(name).or_default();
             run.runs += new;
-            run.ns.push((after.time_ns - time_ns) as f64 / new as f64);
+            run.ns
+                .push(after.time_ns.saturating_sub(time_ns) as f64 / new as f64);
             (run.verified, run.stack) = (after.verified, after.stack);
         }
     }

@@ -206,16 +206,28 @@ fn binds_are_counted_although_a_rule_ignores_closes() {
 }
 
 #[test]
-fn a_socket_that_is_not_tracked_for_want_of_room_is_reported() {
-    let mut run = Run::new(Settings::default());
+fn further_sockets_of_one_program_on_one_port_are_counted() {
+    let mut run = Run::new(Settings {
+        max_rate: 1_000_000,
+        ..Settings::default()
+    });
     burst(&mut run);
-    for cookie in 100..70_000 {
+    for cookie in 100..10_000 {
         let bind = udp(Bind, 976, cookie);
         run.pipeline.push(Input::Event(bind), run.now);
     }
+    // Of another port it has few.
+    let other = udp(Bind, 977, 10_000);
+    run.pipeline.push(Input::Event(other), run.now);
     run.wait(MS(150));
-    assert_eq!((lines(&run, Bind, 100), lines(&run, Bind, 69_999)), (1, 1));
-    assert_eq!(run.finish().totals()["bind"], 69_920);
+    let lines = [100, 4000, 5000, 9999, 10_000].map(|cookie| lines(&run, Bind, cookie));
+    assert_eq!(lines, [1, 1, 0, 0, 1]);
+    for cookie in 100..10_000 {
+        let close = udp(Close, 976, cookie);
+        run.pipeline.push(Input::Event(close), run.now);
+    }
+    let totals = run.finish().totals();
+    assert_eq!((totals["bind"], totals["close"]), (9921, 9920));
 }
 
 #[test]

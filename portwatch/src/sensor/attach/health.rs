@@ -5,9 +5,11 @@
 use std::os::fd::AsFd as _;
 
 use aya::{Ebpf, programs::Program};
+use portwatch_common::names;
 
 use super::{
-    Pins, attach_program,
+    Cgroup, Pins, attach_program,
+    cgroup::is_replaced,
     hooks::{HOOKS, attached},
     tracepoint::{self, Tracepoint},
 };
@@ -21,6 +23,9 @@ pub struct Health {
     /// What happened, for people.
     pub detail: String,
 }
+
+/// What is missing when the watched cgroup is.
+const CGROUP: &str = "cgroup";
 
 impl Sensor {
     /// Attaches again each program that is no longer attached. Returns each change once.
@@ -39,6 +44,31 @@ impl Sensor {
                 detail,
             });
         }
+        if let Some(path) = &self.cgroup_path
+            && is_replaced(path, &self.cgroup_fd)
+        {
+            let name = path.display();
+            match Cgroup::open(Some(path)) {
+                Ok(cgroup) => {
+                    self.cgroup_fd = cgroup.fd;
+                    self.missing.remove(CGROUP);
+                    changes.push(Health {
+                        regained: true,
+                        detail: format!("the cgroup {name} was removed, and is there again"),
+                    });
+                }
+                // Attached to it, the programs would see nothing.
+                Err(_) => {
+                    if self.missing.insert(CGROUP) {
+                        changes.push(Health {
+                            regained: false,
+                            detail: format!("the cgroup {name} was removed: nothing is watched"),
+                        });
+                    }
+                    return changes;
+                }
+            }
+        }
         for (name, attach_type) in HOOKS {
             let Some((id, program)) = program(ebpf, name) else {
                 continue;
@@ -48,8 +78,12 @@ impl Sensor {
             if here {
                 continue;
             }
+            if names::BEFORE_BIND.contains(&name) && !self.before_bind.is_needed() {
+                continue;
+            }
             let was_known = self.missing.contains(name);
-            match attach_program(name, program, &self.cgroup_fd, self.pins.as_mut()) {
+            let (cgroup, pins, links) = (&self.cgroup_fd, self.pins.as_mut(), &mut self.links);
+            match attach_program(name, program, cgroup, pins, links) {
                 Ok(()) => {
                     self.missing.remove(name);
                     changes.push(Health {
@@ -67,6 +101,24 @@ impl Sensor {
                 Err(_) => {}
             }
         }
+        changes.extend(match self.deny.restore() {
+            Ok(false) => None,
+            // Binds were allowed meanwhile.
+            Ok(true) => Some(Health {
+                regained: false,
+                detail: "another program changed the deny rules in the kernel; they are as the \
+                         configuration says again"
+                    .into(),
+            }),
+            Err(error) => Some(Health {
+                regained: false,
+                detail: format!("the deny rules in the kernel are not known: {error}"),
+            }),
+        });
+        changes.extend(self.restore_maps());
+        let Some(ebpf) = &mut self.ebpf else {
+            return changes;
+        };
         if self.tracepoint == Tracepoint::NotNeeded && !tracepoint::registered().is_empty() {
             self.tracepoint = Tracepoint::attach_loaded(ebpf, tracepoint::registered());
             changes.push(match &self.tracepoint {

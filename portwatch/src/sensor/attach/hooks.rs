@@ -7,8 +7,10 @@ use std::{
 
 /// `BPF_CGROUP_*` of `enum bpf_attach_type` (include/uapi/linux/bpf.h),
 /// on which the sensor sits, by the names of its programs.
-pub(in crate::sensor) const HOOKS: [(&str, u32); 4] = [
+pub(in crate::sensor) const HOOKS: [(&str, u32); 6] = [
     ("sock_ops", 3),
+    ("bind4", 8),
+    ("bind6", 9),
     ("post_bind4", 12),
     ("post_bind6", 13),
     ("sock_release", 34),

@@ -7,13 +7,10 @@
 
 use std::{
     io,
-    os::fd::{AsFd, AsRawFd as _, OwnedFd},
+    os::fd::{AsRawFd as _, OwnedFd},
 };
 
-use aya::programs::{
-    CgroupAttachMode, CgroupSock, Program, ProgramError,
-    links::{FdLink, PinnedLink},
-};
+use aya::programs::links::{FdLink, PinnedLink};
 use rustix::{
     fs::{
         AtFlags, Mode, OFlags, Stat, fchmod, fstat, fstatfs, mkdirat, open, openat, renameat,
@@ -33,7 +30,7 @@ const DIRECTORY: &str = "portwatch";
 const BPF_FS_MAGIC: u32 = 0xCAFE_4A11;
 
 /// The programs that deny.
-pub(in crate::sensor) const PROGRAMS: [&str; 2] = ["post_bind4", "post_bind6"];
+pub(in crate::sensor) const PROGRAMS: [&str; 4] = ["post_bind4", "post_bind6", "bind4", "bind6"];
 
 /// How often a directory that is not ours is moved away before the start fails.
 const ATTEMPTS: usize = 16;
@@ -67,19 +64,23 @@ impl Pins {
         })
     }
 
-    /// Attaches a program with a link that outlives the agent, in place of one of an earlier run.
-    /// `name` is one of [`PROGRAMS`].
-    pub(in crate::sensor) fn attach(
+    /// Keeps a program's new link beyond the agent's end, in place of one of an earlier run or of this
+    /// one: there is no gap between the two. `name` is one of [`PROGRAMS`].
+    pub(in crate::sensor) fn replace(
         &mut self,
         name: &'static str,
-        program: &mut Program,
-        cgroup: impl AsFd,
+        link: FdLink,
     ) -> Result<(), SensorError> {
-        let link = link(program, cgroup).map_err(|error| SensorError::attach(name, &error))?;
-        let link = FdLink::try_from(link).map_err(|error| problem(&error))?;
-        // After the new one is attached, so that there is no gap between the two.
         self.links.retain(|pin| pin.name != name);
         self.pin(name, link)
+    }
+
+    /// Detaches a program, and one of that name of an earlier run.
+    pub(in crate::sensor) fn detach(&mut self, name: &str) -> Result<(), SensorError> {
+        self.links.retain(|pin| pin.name != name);
+        remove(&self.directory, name)
+            .map(drop)
+            .map_err(|error| problem(&error))
     }
 
     /// Restores what is no longer pinned. The names of those that were not, each with the error where
@@ -117,15 +118,6 @@ impl Pins {
 
 fn problem(error: &dyn std::error::Error) -> SensorError {
     SensorError::kernel("pinning the programs that deny", error)
-}
-
-fn link(
-    program: &mut Program,
-    cgroup: impl AsFd,
-) -> Result<aya::programs::cgroup_sock::CgroupSockLink, ProgramError> {
-    let program: &mut CgroupSock = program.try_into()?;
-    let id = program.attach(cgroup, CgroupAttachMode::Single)?;
-    program.take_link(id)
 }
 
 /// The BPF file system. Fails where others than its owner could rename what is in it.

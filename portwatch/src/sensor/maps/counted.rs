@@ -13,11 +13,10 @@ use aya::{
     maps::{Map, MapData},
 };
 use bytemuck::Zeroable as _;
-use nix::time::{ClockId, clock_gettime};
 use portwatch_common::{CountedKey, MAX_COUNTED_SOCKETS, Report, names, protocol::has_lasted};
 
 use super::map;
-use crate::sensor::SensorError;
+use crate::{linux::clock::monotonic_ns, sensor::SensorError};
 
 /// Entries that are read with one system call: 35 KB.
 const BATCH: usize = 256;
@@ -136,8 +135,7 @@ impl CountedSockets {
         let (keys, reports) = (&mut self.keys, &mut self.reports);
         let (read, next) = lookup_batch(&self.map, self.bucket, keys, reports)?;
         self.bucket = next;
-        let now = clock_gettime(ClockId::CLOCK_MONOTONIC)?;
-        let now = now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64;
+        let now = monotonic_ns();
         for (key, report) in self.keys.iter().zip(&self.reports).take(read) {
             // A program is about to write the event: no time yet.
             let is_due = report.time_ns != 0 && (everything || has_lasted(report.time_ns, now));

@@ -31,6 +31,8 @@ pub struct ExistingSocket {
 pub(in crate::sensor) struct SocketMarks {
     map: SkStorage<MapData, Plain<SocketMark>>,
     control: Rc<Shared>,
+    /// Sockets that this has marked.
+    marked: u64,
 }
 
 /// `BPF_NOEXIST`: a mark that the BPF programs have made meanwhile stays.
@@ -43,7 +45,16 @@ impl SocketMarks {
     ) -> Result<Self, SensorError> {
         let found = ebpf.take_map(names::SOCKET_MARKS);
         let map = map(found, names::SOCKET_MARKS, SkStorage::try_from)?;
-        Ok(Self { map, control })
+        Ok(Self {
+            map,
+            control,
+            marked: 0,
+        })
+    }
+
+    /// What this has added to the number of marked sockets.
+    pub(in crate::sensor) const fn marked(&self) -> u64 {
+        self.marked
     }
 
     pub(in crate::sensor) fn mark_existing(
@@ -78,6 +89,7 @@ impl SocketMarks {
         let marked_sockets = self.control.marked_sockets();
         marked_sockets.fetch_add(1, Relaxed);
         if self.map.insert(&socket, mark, IF_ABSENT).is_ok() {
+            self.marked += 1;
             return true;
         }
         marked_sockets.fetch_sub(1, Relaxed);

@@ -39,3 +39,26 @@ pub(in crate::sensor) fn fill(
     }
     Ok(now)
 }
+
+/// Puts each entry of the map back that is not what the agent wrote. The ports whose entry was
+/// changed by another hand.
+pub(in crate::sensor) fn restore(
+    ebpf: &mut Ebpf,
+    watched: &Watched,
+) -> Result<Vec<u16>, SensorError> {
+    let failed = |error| SensorError::kernel("the watched ports", &error);
+    let mut map: Array<&mut MapData, u32> = map(
+        ebpf.map_mut(names::WATCHED),
+        names::WATCHED,
+        Array::try_from,
+    )?;
+    let mut changed = Vec::new();
+    for port in 0..SYSTEM_PORTS as u16 {
+        let expected = watched.get(&port).copied().unwrap_or(0);
+        if map.get(&port.into(), 0).map_err(failed)? != expected {
+            map.set(port.into(), expected, 0).map_err(failed)?;
+            changed.push(port);
+        }
+    }
+    Ok(changed)
+}

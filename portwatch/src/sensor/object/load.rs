@@ -39,6 +39,7 @@ pub(in crate::sensor) fn load_programs<'a>(
 pub(in crate::sensor) fn load_program(program: &mut Program) -> Result<(), ProgramError> {
     match program {
         Program::CgroupSock(program) => program.load(),
+        Program::CgroupSockAddr(program) => program.load(),
         Program::SockOps(program) => program.load(),
         Program::TracePoint(program) => program.load(),
         _ => Err(ProgramError::UnexpectedProgramType),

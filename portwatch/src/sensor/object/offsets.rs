@@ -44,10 +44,9 @@ fn offsets(bytes: &[u8]) -> Result<KernelOffsets, OffsetsError> {
     let members = KernelOffsets::MEMBERS.into_iter().zip(&mut found);
     for (index, ((structure, path), offset)) in members.enumerate() {
         let in_bits = KernelOffsets::IN_BITS.contains(&path);
-        let optional_last = KernelOffsets::MEMBERS.len() - KernelOffsets::OPTIONAL_LAST;
         match types.bit_offset(structure, path) {
             Some(bits) => *offset = if in_bits { bits } else { bits / 8 },
-            None if index < KernelOffsets::OPTIONAL || index >= optional_last => {}
+            None if index < KernelOffsets::OPTIONAL => {}
             None => return Err(OffsetsError::Missing(structure, path)),
         }
     }
@@ -213,7 +212,7 @@ mod tests {
         let of_mount = [found.mount_vfsmount, found.mount_parent, found.mount_point];
         assert_eq!(HashSet::from(of_mount).len(), 3);
 
-        // Optional, but every kernel has them.
+        // Optional, but kernels of today have them.
         let optional = [
             found.task_exec_id,
             found.file_inode,
@@ -227,6 +226,18 @@ mod tests {
             found.nsproxy_mount_ns,
             found.mount_ns_inum,
             found.mount_ns,
+            found.sock_prot,
+            found.proto_put_port,
+            found.sock_ulp_data,
+            found.subflow_conn,
+            found.sock_is_mptcp,
+            found.subflow_join,
+            found.task_cgroups,
+            found.css_set_cgroup,
+            found.cgroup_level,
+            found.cgroup_parent,
+            found.cgroup_kernfs,
+            found.kernfs_name,
             found.sock_flags,
             found.sock_error,
             found.sock_device,

@@ -12,7 +12,7 @@ use crate::{
     model::Printable,
     sensor::{
         SensorError,
-        attach::{Cgroup, HOOKS, attach_program, attached, tracepoint},
+        attach::{Cgroup, HOOKS, Links, attach_program, attached, tracepoint},
         maps::map,
         required,
     },
@@ -90,9 +90,25 @@ pub fn probe() -> Vec<Check> {
             for (name, program) in required(&mut object) {
                 let result = load_program(program)
                     .map_err(|error| SensorError::program(name, error))
-                    .and_then(|()| attach_program(name, program, &cgroup, None));
+                    .and_then(|()| {
+                        attach_program(name, program, &cgroup, None, &mut Links::default())
+                    });
                 let detail = result.map(|()| "loads and attaches".into()).map_err(text);
                 add(&format!("program {name}"), true, detail);
+            }
+            for name in names::BEFORE_BIND {
+                let Some(program) = object.program_mut(name) else {
+                    continue;
+                };
+                let result = load_program(program)
+                    .map_err(|error| SensorError::program(name, error))
+                    .and_then(|()| {
+                        attach_program(name, program, &cgroup, None, &mut Links::default())
+                    });
+                let detail = result
+                    .map(|()| "loads and attaches: deny comes before the port is taken".into())
+                    .map_err(text);
+                add(&format!("program {name}"), false, detail);
             }
         }
         Err(error) => {

@@ -5,7 +5,6 @@ use std::{net::SocketAddr, rc::Rc};
 
 use bytemuck::Zeroable as _;
 use jiff::Timestamp;
-use nix::time::{ClockId, clock_gettime};
 use portwatch_common::{
     FAMILY_IPV6, RepeatKey, Report, SessionEnd, connection, exec_info_flags, kind, known, place,
 };
@@ -13,7 +12,7 @@ use rustix::fs::makedev;
 
 use super::sessions::{session_end, session_sum};
 use crate::{
-    linux::address,
+    linux::{address, clock},
     model::{
         CloseKind, ConnectOutcome, Event, EventKind, ExecInfo, FileId, SocketKey, Task, Transport,
     },
@@ -27,12 +26,7 @@ pub(in crate::sensor) struct Clock(pub(super) i128);
 
 impl Clock {
     pub(in crate::sensor) fn now() -> Self {
-        let nanoseconds = |id| {
-            clock_gettime(id).map_or(0, |time| {
-                i128::from(time.tv_sec()) * 1_000_000_000 + i128::from(time.tv_nsec())
-            })
-        };
-        Self(nanoseconds(ClockId::CLOCK_REALTIME) - nanoseconds(ClockId::CLOCK_MONOTONIC))
+        Self(i128::from(clock::realtime_ns()) - i128::from(clock::monotonic_ns()))
     }
 
     pub(super) fn time(self, monotonic_ns: u64) -> Timestamp {
@@ -196,7 +190,7 @@ fn event(report: &Report, exec_info: Option<Rc<ExecInfo>>, clock: Clock) -> Opti
             .take_while(|byte| *byte != 0)
             .collect(),
         cgroup_id: Some(report.cgroup_id),
-        start_ns: (report.known & known::START != 0).then_some(report.start_ns),
+        start_ns: (report.known & known::START != 0).then(|| clock::boottime_here(report.start_ns)),
         exec_info,
     });
     Some(Event {

@@ -22,7 +22,7 @@ use nix::sys::{
 };
 use tokio::io::{Interest, unix::AsyncFd};
 
-use super::Shared;
+use super::{Shared, positions::Positions};
 
 /// How often the agent polls: well under the millisecond within which it reports.
 const POLL_INTERVAL: Duration = Duration::from_micros(200);
@@ -39,6 +39,7 @@ pub(in crate::sensor) struct Wake {
     ring: AsyncFd<RingBuf<MapData>>,
     timer: AsyncFd<Timer>,
     control: Rc<Shared>,
+    positions: Positions,
     state: State,
 }
 
@@ -53,6 +54,7 @@ impl Wake {
     /// To be called inside a tokio runtime.
     pub(in crate::sensor) fn new(ring: RingBuf<MapData>, control: Rc<Shared>) -> io::Result<Self> {
         let timer = TimerFd::new(ClockId::CLOCK_MONOTONIC, TimerFlags::all())?;
+        let positions = Positions::map(&ring)?;
         // SAFETY: `RingBuf` owns the descriptor of its map, returns no other, and keeps it open
         // until it is dropped, which it is after the registration.
         let ring = unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) }?;
@@ -66,12 +68,28 @@ impl Wake {
             ring,
             timer,
             control,
+            positions,
             state,
         })
     }
 
     pub(in crate::sensor) fn ring(&mut self) -> &mut RingBuf<MapData> {
         self.ring.get_mut()
+    }
+
+    /// The ring's positions.
+    pub(in crate::sensor) const fn positions(&mut self) -> &mut Positions {
+        &mut self.positions
+    }
+
+    /// Puts the word back by which the BPF programs know whether to wake the agent. Whether it was
+    /// changed by another hand.
+    pub(in crate::sensor) fn restore(&self) -> bool {
+        let expected = matches!(self.state, State::Polling { .. }).into();
+        let found = self.control.polling().swap(expected, Ordering::Relaxed);
+        // As in `block`: the caller reads the ring once more.
+        fence(Ordering::SeqCst);
+        found != expected
     }
 
     /// Notes that the ring held something.

@@ -49,6 +49,7 @@ pub(super) fn all() -> Coverage {
         unread: Vec::new(),
         unshown: Vec::new(),
         bound: true,
+        absent: Vec::new(),
     }
 }
 

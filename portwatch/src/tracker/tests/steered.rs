@@ -170,6 +170,24 @@ fn a_scan_that_began_before_the_accept_does_not_end_its_wait() {
 }
 
 #[test]
+fn without_its_namespace_an_accept_is_no_other_servers() {
+    let mut tracker = tracker();
+    let mut out = Vec::new();
+    // Linux 5.10 shows sock_ops programs no cookie of the namespace.
+    let accept = |cookie| Event {
+        netns_cookie: None,
+        ..accept(cookie, NEW)
+    };
+    tracker.observe(accept(50), &mut out);
+    tracker.begin_scan();
+    tracker.reconcile(vec![found(EventKind::Connect, 50, &[7])], &all(), &mut out);
+    assert_eq!(outline(&out), [(EventKind::Accept, Some(7))]);
+    out.clear();
+    tracker.observe(accept(51), &mut out);
+    assert!(out.is_empty() && tracker.waits_for_scan());
+}
+
+#[test]
 fn an_accept_from_before_its_listener_was_marked_is_that_listeners() {
     let older = |marked| FoundSocket {
         event: Event {

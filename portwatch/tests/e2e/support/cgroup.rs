@@ -4,6 +4,7 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::Command,
+    sync::atomic::{AtomicU32, Ordering::Relaxed},
 };
 
 use super::Helper;
@@ -19,12 +20,16 @@ pub fn cgroup_root() -> PathBuf {
         .expect("these tests need a mounted cgroup v2 hierarchy")
 }
 
+/// The cgroups that were created: tests in parallel can use one name.
+static COUNT: AtomicU32 = AtomicU32::new(0);
+
 /// A new cgroup in the v2 hierarchy; removed when dropped.
 pub struct Cgroup(PathBuf);
 
 impl Cgroup {
     pub fn new(name: &str) -> Self {
-        let path = cgroup_root().join(format!("portwatch-test-{}-{name}", std::process::id()));
+        let (pid, count) = (std::process::id(), COUNT.fetch_add(1, Relaxed));
+        let path = cgroup_root().join(format!("portwatch-test-{pid}-{count}-{name}"));
         fs::create_dir(&path).unwrap();
         Self(path)
     }

@@ -43,6 +43,13 @@ impl Helper {
         assert_eq!(self.line(), line);
     }
 
+    /// Sends it a line.
+    pub fn send(&mut self, line: &str) {
+        self.stdin
+            .write_all(format!("{line}\n").as_bytes())
+            .unwrap();
+    }
+
     /// Lets it run its next step.
     pub fn resume(&mut self) {
         self.stdin.write_all(b"\n").unwrap();

@@ -1,5 +1,6 @@
 //! The monitor and helper programs as child processes; network namespaces and cgroups for them.
 
+pub mod bpf;
 mod cgroup;
 mod helper;
 mod monitor;
