@@ -1,7 +1,7 @@
 //! Which processes have a socket open: `/proc/PID/fd` of every process.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     ffi::CStr,
     io,
     mem::MaybeUninit,
@@ -14,12 +14,13 @@ use std::{
 
 use rustix::{
     fs::{Mode, OFlags, RawDir, openat, readlinkat_raw},
+    io::Errno,
     process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open},
 };
 
 use super::{
     Reach, SocketEntry,
-    namespaces::{Namespaces, NetnsPath, pids},
+    namespaces::{Namespaces, Reference, pids, stray},
 };
 use crate::util::parallel;
 
@@ -33,13 +34,16 @@ pub struct Holder {
 }
 
 /// Sets the holders of each socket, ordered by process id, as far as `reach` says. Returns the network
-/// namespaces that descriptors refer to.
+/// namespaces that descriptors refer to; those in which sockets are, only where all descriptors are read
+/// and as far as they are not `known`.
 pub(super) fn find(
     sockets: &mut [SocketEntry],
     reach: &Reach,
+    known: &HashSet<u64>,
     threads: usize,
 ) -> io::Result<Namespaces> {
-    let mut search = Search::new(sockets, reach)?;
+    let known = matches!(reach, Reach::All).then_some(known);
+    let mut search = Search::new(sockets, reach, known)?;
     match reach {
         Reach::All => search.walk(pids()?, threads),
         _ if search.by_inode.is_empty() => {}
@@ -76,10 +80,16 @@ struct Search<'a> {
     /// Of each socket whose holders are wanted.
     by_inode: HashMap<u64, Vec<usize>>,
     namespaces: Namespaces,
+    /// The network namespaces in which sockets need not be looked for; None to look for no other.
+    known: Option<&'a HashSet<u64>>,
 }
 
 impl<'a> Search<'a> {
-    fn new(sockets: &'a mut [SocketEntry], reach: &Reach) -> io::Result<Self> {
+    fn new(
+        sockets: &'a mut [SocketEntry],
+        reach: &Reach,
+        known: Option<&'a HashSet<u64>>,
+    ) -> io::Result<Self> {
         let mut by_inode: HashMap<u64, Vec<usize>> = HashMap::new();
         for (index, entry) in sockets.iter_mut().enumerate() {
             entry.holders.clear();
@@ -97,6 +107,7 @@ impl<'a> Search<'a> {
             sockets,
             by_inode,
             namespaces: Namespaces::default(),
+            known,
         })
     }
 
@@ -104,7 +115,7 @@ impl<'a> Search<'a> {
     fn walk(&mut self, pids: Vec<u32>, threads: usize) {
         let all = parallel::map(threads, pids.clone(), |pid| {
             let is_wanted = |inode| self.by_inode.contains_key(&inode);
-            descriptors(&self.proc, pid, is_wanted)
+            descriptors(&self.proc, pid, is_wanted, self.known)
         });
         for (pid, (of_sockets, of_namespaces)) in pids.into_iter().zip(all) {
             for (inode, path) in of_namespaces {
@@ -128,11 +139,17 @@ impl<'a> Search<'a> {
     }
 }
 
-/// Inodes of sockets with a descriptor each, and of network namespaces with a path each.
-type Descriptors = (Vec<(u64, i32)>, Vec<(u64, NetnsPath)>);
+/// Inodes of sockets with a descriptor each, and of network namespaces with a reference each.
+type Descriptors = (Vec<(u64, i32)>, Vec<(u64, Reference)>);
 
-/// The descriptors of a process that refer to network namespaces or to sockets that `is_wanted`.
-fn descriptors(proc: &OwnedFd, pid: u32, is_wanted: impl Fn(u64) -> bool) -> Descriptors {
+/// The descriptors of a process that refer to network namespaces, to sockets that `is_wanted`, or to
+/// sockets in namespaces that are not `known`.
+fn descriptors(
+    proc: &OwnedFd,
+    pid: u32,
+    is_wanted: impl Fn(u64) -> bool,
+    known: Option<&HashSet<u64>>,
+) -> Descriptors {
     let mut sockets = Vec::new();
     let mut namespaces = Vec::new();
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -151,10 +168,14 @@ fn descriptors(proc: &OwnedFd, pid: u32, is_wanted: impl Fn(u64) -> bool) -> Des
             continue;
         };
         if let Some(inode) = inode(target, b"socket:[") {
-            sockets.extend(is_wanted(inode).then_some((inode, fd)));
+            if is_wanted(inode) {
+                sockets.push((inode, fd));
+            } else {
+                namespaces.extend(known.and_then(|known| stray(pid, fd, known)));
+            }
         } else if let Some(inode) = inode(target, b"net:[") {
-            let path = NetnsPath::new(PathBuf::from(format!("/proc/{pid}/fd/{fd}")), None);
-            namespaces.push((inode, path));
+            let path = PathBuf::from(format!("/proc/{pid}/fd/{fd}"));
+            namespaces.push((inode, Reference::File(path)));
         }
     }
     (sockets, namespaces)
@@ -176,20 +197,25 @@ fn inode(target: &[u8], prefix: &[u8]) -> Option<u64> {
 #[must_use]
 pub fn duplicate(entry: &SocketEntry) -> Option<OwnedFd> {
     entry.holders.iter().find_map(|holder| {
-        let pid = Pid::from_raw(i32::try_from(holder.pid).ok()?)?;
-        let process = pidfd_open(pid, PidfdFlags::empty()).ok()?;
-        // After pidfd_open, so that the pidfd is not of a process that reuses the pid.
         if !is_held_by(entry, *holder) {
             return None;
         }
-        let socket = pidfd_getfd(&process, holder.fd, PidfdGetfdFlags::empty()).ok()?;
-        // The descriptor can have been reused. The MPTCP socket of a descriptor has another cookie
+        let socket = socket_of(holder.pid, holder.fd).ok()?;
+        // Pid and descriptor can have been reused. The MPTCP socket of a descriptor has another cookie
         // than the TCP subflow that sock_diag and the BPF programs report.
         let is_same = rustix::fs::fstat(socket.as_fd())
             .is_ok_and(|file| file.st_ino == entry.inode)
             && rustix::net::sockopt::socket_cookie(&socket).ok() == entry.cookie;
         is_same.then_some(socket)
     })
+}
+
+/// A new descriptor in this process of what a process has open. While there is one, a socket stays
+/// open although its holders have closed it.
+pub(super) fn socket_of(pid: u32, fd: i32) -> io::Result<OwnedFd> {
+    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
+    let process = pidfd_open(pid.ok_or(Errno::SRCH)?, PidfdFlags::empty())?;
+    Ok(pidfd_getfd(&process, fd, PidfdGetfdFlags::empty())?)
 }
 
 /// Whether the holder still has the socket open.

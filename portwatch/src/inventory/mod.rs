@@ -201,7 +201,7 @@ fn read_within(
             let sockets = &mut inventory.sockets;
             sockets.retain(|entry| entry.cookie.is_some_and(pending));
         }
-        let of_descriptors = holders::find(&mut inventory.sockets, reach, threads)?;
+        let of_descriptors = holders::find(&mut inventory.sockets, reach, &seen, threads)?;
         unseen = match places {
             Some(_) => Vec::new(),
             None => of_descriptors.without(&seen),

@@ -5,30 +5,33 @@ use std::{
     fs::File,
     io,
     os::{
-        fd::OwnedFd,
+        fd::{AsFd as _, OwnedFd},
         unix::{ffi::OsStrExt as _, fs::MetadataExt as _},
     },
     path::{Path, PathBuf},
 };
 
+use rustix::fs::getxattr;
+
+use super::holders::socket_of;
 use crate::linux::{
     mountinfo::{self, Mount},
-    netns::{sock_diag, sock_diag_in},
+    netns::{of_socket, sock_diag, sock_diag_in},
 };
 
-/// Paths kept for one namespace: a process can end or change its namespace before it is entered.
-const PATHS_PER_NAMESPACE: usize = 8;
+/// References kept for one namespace: a process can end or change its namespace before it is entered.
+const REFERENCES: usize = 8;
 
-/// Namespaces by inode, with paths that refer to them.
+/// Namespaces by inode, with what refers to them.
 #[derive(Default)]
-pub(super) struct Namespaces(BTreeMap<u64, Vec<NetnsPath>>);
+pub(super) struct Namespaces(BTreeMap<u64, Vec<Reference>>);
 
 impl Namespaces {
-    /// Adds a path of the namespace with that inode.
-    pub(super) fn add(&mut self, inode: u64, path: NetnsPath) {
-        let paths = self.0.entry(inode).or_default();
-        if paths.len() < PATHS_PER_NAMESPACE {
-            paths.push(path);
+    /// Adds a reference to the namespace with that inode.
+    pub(super) fn add(&mut self, inode: u64, reference: Reference) {
+        let references = self.0.entry(inode).or_default();
+        if references.len() < REFERENCES {
+            references.push(reference);
         }
     }
 
@@ -36,19 +39,19 @@ impl Namespaces {
     pub(super) fn without(self, seen: &HashSet<u64>) -> Vec<Namespace> {
         let all = self.0.into_iter();
         all.filter(|(inode, _)| !seen.contains(inode))
-            .map(|(inode, paths)| Namespace { inode, paths })
+            .map(|(inode, references)| Namespace { inode, references })
             .collect()
     }
 }
 
-/// A namespace and paths that refer to it.
+/// A namespace and what refers to it.
 pub(super) struct Namespace {
     pub(super) inode: u64,
-    paths: Vec<NetnsPath>,
+    references: Vec<Reference>,
 }
 
 impl Namespace {
-    /// A sock_diag(7) socket in the namespace. None when no path refers to it any more.
+    /// A sock_diag(7) socket in the namespace. None when nothing refers to it any more.
     ///
     /// # Errors
     ///
@@ -59,8 +62,8 @@ impl Namespace {
             return Ok(Some(sock_diag()?));
         }
         let mut denied = None;
-        for path in &self.paths {
-            let opened = File::open(&path.path).and_then(|file| {
+        for reference in &self.references {
+            let opened = reference.open().and_then(|file| {
                 let is_it = file.metadata()?.ino() == self.inode;
                 Ok(is_it.then_some(file))
             });
@@ -77,24 +80,50 @@ impl Namespace {
 
     /// The result of `read` for a process that was in the namespace before and after.
     pub(super) fn by_process<T>(&self, read: impl Fn(u32) -> T) -> Option<T> {
-        self.paths.iter().find_map(|path| {
-            let result = read(path.process?);
-            (inode(&path.path) == Some(self.inode)).then_some(result)
+        self.references.iter().find_map(|reference| {
+            let Reference::Process(path, process) = reference else {
+                return None;
+            };
+            let result = read(*process);
+            (inode(path) == Some(self.inode)).then_some(result)
         })
     }
 }
 
-/// A file that refers to a namespace.
-pub(super) struct NetnsPath {
-    path: PathBuf,
-    /// The process or thread whose `ns/net` it is.
-    process: Option<u32>,
+/// What refers to a namespace.
+pub(super) enum Reference {
+    /// `ns/net` of a process or thread, and its id.
+    Process(PathBuf, u32),
+    /// A mount, or the descriptor of a process.
+    File(PathBuf),
+    /// A socket in it: a process and its descriptor.
+    Socket(u32, i32),
 }
 
-impl NetnsPath {
-    pub(super) const fn new(path: PathBuf, process: Option<u32>) -> Self {
-        Self { path, process }
+impl Reference {
+    fn open(&self) -> io::Result<File> {
+        match self {
+            Self::Process(path, _) | Self::File(path) => File::open(path),
+            Self::Socket(pid, fd) => of_socket(socket_of(*pid, *fd)?.as_fd()),
+        }
     }
+}
+
+/// The namespace of the socket that a process has open, when that is not one of `known`: a socket keeps
+/// its namespace alive when nothing else does.
+pub(super) fn stray(pid: u32, fd: i32, known: &HashSet<u64>) -> Option<(u64, Reference)> {
+    let mut name = [0; 16];
+    // Only a socket with ports is duplicated, since that can delay its close.
+    let path = format!("/proc/{pid}/fd/{fd}");
+    let length = getxattr(path, "system.sockprotoname", &mut name[..]).ok()?;
+    let name = name.get(..length)?;
+    let has_ports = [&b"TCP"[..], b"UDP", b"MPTCP", b"SCTP", b"DCCP"];
+    if !has_ports.iter().any(|prefix| name.starts_with(prefix)) {
+        return None;
+    }
+    let reference = Reference::Socket(pid, fd);
+    let inode = reference.open().ok()?.metadata().ok()?.ino();
+    (!known.contains(&inode)).then_some((inode, reference))
 }
 
 /// Inode of the calling thread's namespace.
@@ -105,24 +134,27 @@ fn own() -> Option<u64> {
 /// The namespaces of processes and threads, and those that are mounted (`ip netns`, docker).
 pub(super) fn find() -> io::Result<Namespaces> {
     let mut found = Namespaces::default();
-    let mut add = |path: PathBuf, process: Option<u32>, except: Option<u64>| {
-        let inode = inode(&path).filter(|inode| Some(*inode) != except)?;
-        found.add(inode, NetnsPath::new(path, process));
-        Some(inode)
-    };
     // Mounts first: they outlive processes.
     for mount in mountinfo::own().into_iter().filter(is_netns) {
-        add(mount.mount_point, None, None);
+        if let Some(inode) = inode(&mount.mount_point) {
+            found.add(inode, Reference::File(mount.mount_point));
+        }
     }
+    let mut add = |path: PathBuf, process: u32, except: Option<u64>| {
+        let inode = inode(&path).filter(|inode| Some(*inode) != except)?;
+        found.add(inode, Reference::Process(path, process));
+        Some(inode)
+    };
     for pid in pids()? {
         let directory = PathBuf::from(format!("/proc/{pid}"));
-        let of_process = add(directory.join("ns/net"), Some(pid), None);
+        let of_process = add(directory.join("ns/net"), pid, None);
         let tasks = directory.join("task");
         // The link count is the number of threads plus two (`proc_task_getattr` in fs/proc/base.c).
         if std::fs::metadata(&tasks).is_ok_and(|tasks| tasks.nlink() > 3) {
             for task in std::fs::read_dir(&tasks).into_iter().flatten().flatten() {
-                let tid = task.file_name().to_str().and_then(|tid| tid.parse().ok());
-                add(task.path().join("ns/net"), tid, of_process);
+                if let Some(tid) = task.file_name().to_str().and_then(|tid| tid.parse().ok()) {
+                    add(task.path().join("ns/net"), tid, of_process);
+                }
             }
         }
     }
@@ -135,7 +167,7 @@ pub(super) fn find_only(inodes: &HashSet<u64>, processes: &[u32]) -> io::Result<
     for pid in [std::process::id(), 1].iter().chain(processes) {
         let path = PathBuf::from(format!("/proc/{pid}/ns/net"));
         if let Some(inode) = inode(&path).filter(|inode| inodes.contains(inode)) {
-            found.add(inode, NetnsPath::new(path, Some(*pid)));
+            found.add(inode, Reference::Process(path, *pid));
         }
     }
     if found.0.len() < inodes.len() {

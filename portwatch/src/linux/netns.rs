@@ -1,12 +1,11 @@
 //! Network namespaces: BPF programs read their cookies, tools show their inodes.
-#![forbid(unsafe_code)]
 
 use std::{
     collections::HashMap,
     fs::File,
     io,
     os::{
-        fd::{AsFd as _, BorrowedFd, OwnedFd},
+        fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
         unix::fs::MetadataExt as _,
     },
     sync::OnceLock,
@@ -69,6 +68,19 @@ pub fn inode_of(pid: u32) -> Option<u64> {
     std::fs::metadata(format!("/proc/{pid}/ns/net"))
         .ok()
         .map(|namespace| namespace.ino())
+}
+
+/// Opens the network namespace of a socket (`SIOCGSKNS` in net/socket.c, Linux 4.10).
+///
+/// # Errors
+///
+/// Without `CAP_NET_ADMIN` in the user namespace that owns it, or when it is not a socket.
+pub fn of_socket(socket: BorrowedFd<'_>) -> io::Result<File> {
+    // SAFETY: the request has no argument and writes to no memory of this process.
+    let opened = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCGSKNS as libc::Ioctl) };
+    let opened = Errno::result(opened)?;
+    // SAFETY: the kernel has just made this descriptor, with O_CLOEXEC, and nothing else has it.
+    Ok(unsafe { File::from_raw_fd(opened) })
 }
 
 /// Opens a sock_diag(7) socket in the network namespace that a descriptor refers to.

@@ -251,6 +251,7 @@ pub(super) fn of_monitor(pid: u32, keeps_pins: bool) -> Vec<Call> {
                 1,
                 &[
                     TCGETS,
+                    libc::SIOCGSKNS,
                     FIONBIO,
                     FIONREAD,
                     DEVICE_NAME,

@@ -236,6 +236,36 @@ fn sockets_that_come_and_go_during_the_start_are_reported_once() {
 }
 
 #[test]
+fn sockets_in_a_namespace_that_only_they_keep_alive_are_found() {
+    let (netns, listener, udp) = in_namespace(|namespace| {
+        let listener = TcpListener::bind("127.0.0.1:976").unwrap();
+        let udp = UdpSocket::bind("[::1]:977").unwrap();
+        (namespace.inode, listener, udp)
+    });
+    // No thread is in it any more.
+    let listed = listed(netns, &[]);
+    let monitor = Monitor::start(&["--health-interval", "1"]);
+    let mut reported = monitor.alerts(netns, 2);
+    reported.sort_by_key(|alert| alert["port"].as_u64());
+    for alerts in [&listed, &reported] {
+        assert_eq!(alerts.len(), 2, "{alerts:?}");
+        for (alert, (event, port)) in alerts.iter().zip([("listen", 976), ("bind", 977)]) {
+            assert_alert!(alert, {
+                "event" => event,
+                "port" => port,
+                "origin" => "snapshot",
+                "process/pid" => std::process::id(),
+            });
+        }
+    }
+    drop(udp);
+    assert_alert!(monitor.alert(netns), { "event" => "close", "port" => 977 });
+    drop(listener);
+    assert_alert!(monitor.alert(netns), { "event" => "close", "port" => 976 });
+    monitor.stop_without_more(netns);
+}
+
+#[test]
 fn list_check_exits_with_8_when_a_watched_port_is_in_use() {
     // Other tests' sockets are listed too, so only this outcome can be tested.
     in_namespace(|_| {
