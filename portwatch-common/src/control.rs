@@ -108,7 +108,7 @@ pub struct Stats {
     pub counted_sockets: u64,
     /// Entries for which that table had no room.
     pub overflowed: u64,
-    /// [`Report`](super::Report)s that were put into the ring: what the agent has not taken once the
+    /// [`Report`](super::Report)s and [`SessionEnd`](super::SessionEnd)s that were put into the ring: what the agent has not taken once the
     /// ring is empty is lost.
     pub submitted: u64,
     /// What the BPF programs added to [`Control::marked_sockets`], wrapping: one CPU can take away

@@ -40,12 +40,6 @@ pub fn reserve_session_end() -> Option<RingBufEntry<SessionEnd>> {
     RING.reserve_untyped(0)
 }
 
-/// Hands a record over without waking the agent, which reads it when it reads the next one.
-#[inline(always)]
-pub fn submit_silently<T>(entry: RingBufEntry<T>) {
-    entry.submit(BPF_RB_NO_WAKEUP.into());
-}
-
 /// Bytes in the ring that the agent has not taken yet.
 #[inline(always)]
 pub fn filled() -> u64 {
@@ -60,6 +54,17 @@ pub fn filled() -> u64 {
 pub fn submit_report(entry: RingBufEntry<Report>) {
     count_submitted();
     submit(entry);
+}
+
+/// As [`submit_report`]. Without `wakes` the agent reads it when it reads the next record.
+#[inline(always)]
+pub fn submit_session_end(entry: RingBufEntry<SessionEnd>, wakes: bool) {
+    count_submitted();
+    if wakes {
+        submit(entry);
+    } else {
+        entry.submit(BPF_RB_NO_WAKEUP.into());
+    }
 }
 
 /// Hands a record over, and wakes the agent unless it polls.

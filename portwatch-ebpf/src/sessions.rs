@@ -29,7 +29,7 @@ use crate::{
     globals::AvailableHelpers,
     kernel::ending,
     repeats,
-    ring::{reserve_session_end, submit, submit_silently},
+    ring::{reserve_session_end, submit_session_end},
 };
 
 /// `ETIMEDOUT` and so on are a timeout; these three a reset (include/uapi/asm-generic/errno.h).
@@ -192,11 +192,7 @@ fn ended(
         (&raw mut (*to).flags).write(flags);
         (&raw mut (*to).reserved).write(0);
     }
-    if wakes_for_sessions() {
-        submit(entry);
-    } else {
-        submit_silently(entry);
-    }
+    submit_session_end(entry, wakes_for_sessions());
 }
 
 #[inline(always)]

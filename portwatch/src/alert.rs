@@ -279,7 +279,8 @@ impl Alert {
             _ => None,
         };
         let processes = summary.processes.iter();
-        let has_sessions = summary.counts.contains_key(EventKind::Session.name());
+        let has_sessions =
+            summary.bytes != (0, 0) || summary.counts.contains_key(EventKind::Session.name());
         Self {
             port: only.map(|port_key| port_key.port),
             transport: only.map(|port_key| port_key.transport),

@@ -11,12 +11,14 @@
 
 use std::time::Instant;
 
+use jiff::Timestamp;
+
 use crate::{
     aggregate::{Aggregator, Capped, Output, Pending, Settings},
     alert::Alert,
     decide::Decider,
     inventory::{Coverage, FoundSocket},
-    model::{Event, EventKind, Printable, Severity},
+    model::{Event, EventKind, Origin, Printable, Severity},
     output::Sinks,
     policy::Policy,
     tracker::{Host, TrackedEvent, Tracker},
@@ -81,12 +83,16 @@ impl<H: Host> Pipeline<H> {
             Input::Counted(event, times) => {
                 let event = self.tracker.counted(&event);
                 let is_summed = self.aggregator.sum_counted_sessions(&event, times);
-                let is_summed = is_summed && event.session.is_some();
-                if let Some(decided) = self.decider.decide(event)
-                    && (!is_summed || self.aggregator.wants_sessions(&decided))
-                {
-                    self.aggregator.add_counted(decided, times, now);
+                match self.decider.decide(event) {
+                    Some(decided) if decided.event.session.is_none() => {
+                        self.aggregator.add_counted(decided, times, now);
+                    }
+                    Some(decided) if !is_summed || self.aggregator.wants_sessions(&decided) => {
+                        self.aggregator.count_session(&decided, now);
+                    }
+                    _ => {}
                 }
+                self.count_dropped_sessions(now);
             }
             Input::Scan(found, coverage) => {
                 self.needs_scan = self.tracker.reconcile(found, &coverage, &mut self.tracked);
@@ -143,7 +149,7 @@ impl<H: Host> Pipeline<H> {
 
     fn advance(&mut self, now: Instant) {
         for event in self.tracked.drain(..) {
-            self.aggregator.sum_sessions(&event);
+            let is_summed = self.aggregator.sum_sessions(&event);
             let sessions = self.aggregator.take_sessions(&event);
             let pending = event.key.filter(|_| event.kind == EventKind::Close);
             let pending = pending.and_then(|key| self.aggregator.pending(key));
@@ -176,10 +182,33 @@ impl<H: Host> Pipeline<H> {
             }
             if let Some(mut decided) = decided {
                 decided.sessions = sessions;
-                self.aggregator.push(decided, now, &mut self.outputs);
+                if is_summed || self.aggregator.wants_sessions(&decided) {
+                    self.aggregator.push(decided, now, &mut self.outputs);
+                } else {
+                    self.aggregator.count_session(&decided, now);
+                }
             }
         }
+        self.count_dropped_sessions(now);
         self.write();
+    }
+
+    /// Counts the connections of a listener that there was no more room for.
+    fn count_dropped_sessions(&mut self, now: Instant) {
+        while let Some(dropped) = self.aggregator.take_dropped_sessions() {
+            let known = (Timestamp::now(), Origin::Live);
+            let (key, port_key) = (dropped.key, dropped.port_key);
+            let (event, _) = self
+                .tracker
+                .current(key, port_key, EventKind::Session, known);
+            let event = TrackedEvent {
+                session: Some(dropped.session),
+                ..event
+            };
+            if let Some(decided) = self.decider.decide(event) {
+                self.aggregator.count_session(&decided, now);
+            }
+        }
     }
 
     /// Reports a socket whose events were not, and that lasts.

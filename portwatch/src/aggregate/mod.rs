@@ -21,8 +21,8 @@ use self::{
     bursts::Bursts, cap::Cap, peers::Peers, pending::PendingSockets, sessions::SessionSums,
 };
 pub use self::{
-    cap::Capped, group::Group, peers::Accepts, pending::Pending, settings::Settings,
-    summary::Summary,
+    cap::Capped, group::Group, peers::Accepts, pending::Pending, sessions::Dropped,
+    settings::Settings, summary::Summary,
 };
 use crate::{
     decide::Decided,
@@ -95,15 +95,29 @@ impl Aggregator {
         }
     }
 
-    /// Sums up the connections of each socket, whatever becomes of their events.
-    pub fn sum_sessions(&mut self, event: &TrackedEvent) {
-        self.sessions.add(event);
+    /// Sums up the connections of each listener, whatever becomes of their events. False where a
+    /// connection has outlived its listener: it is for a summary.
+    pub fn sum_sessions(&mut self, event: &TrackedEvent) -> bool {
+        self.sessions.add(event)
     }
 
     /// As [`sum_sessions`](Self::sum_sessions), for what the BPF programs counted as `times` such events.
-    /// False where it comes after the close of its socket, and is for a summary.
     pub fn sum_counted_sessions(&mut self, event: &TrackedEvent, times: u64) -> bool {
         self.sessions.add_counted(event, times)
+    }
+
+    /// The sums of a listener that there was no more room for: they are for a summary.
+    pub fn take_dropped_sessions(&mut self) -> Option<Dropped> {
+        self.sessions.take_dropped()
+    }
+
+    /// Counts a connection, or the sums of several, in a summary.
+    pub fn count_session(&mut self, decided: &Decided, now: Instant) {
+        let session = decided.event.session.filter(|_| self.settings.enabled);
+        if let Some(session) = session.filter(|session| session.ended > 0 || session.is_sum) {
+            self.bursts
+                .add_counted(decided, session.ended, &self.settings, now);
+        }
     }
 
     /// The connections of a socket that closes; None without any.
@@ -212,10 +226,7 @@ impl Aggregator {
     }
 
     /// Takes what the BPF programs counted as `times` such events.
-    pub fn add_counted(&mut self, decided: Decided, mut times: u64, now: Instant) {
-        if let Some(session) = decided.event.session {
-            times = session.ended;
-        }
+    pub fn add_counted(&mut self, decided: Decided, times: u64, now: Instant) {
         if !self.peers.add_counted(&decided, times) {
             self.bursts
                 .add_counted(&decided, times, &self.settings, now);

@@ -11,7 +11,7 @@ use jiff::Timestamp;
 use super::Group;
 use crate::{
     decide::Decided,
-    model::{PortKey, Severity},
+    model::{EventKind, PortKey, Severity},
     process::Process,
     registry::RegistryInfo,
 };
@@ -80,12 +80,21 @@ impl Sum {
         }
     }
 
+    fn add_bytes(&mut self, received: u64, sent: u64) {
+        let (bytes_in, bytes_out) = &mut self.summary.bytes;
+        *bytes_in = bytes_in.saturating_add(received);
+        *bytes_out = bytes_out.saturating_add(sent);
+    }
+
     /// Counts `times` events of the kind of `decided`.
     pub(super) fn add(&mut self, decided: &Decided, times: u64) {
         if let Some(session) = &decided.event.session {
-            let (bytes_in, bytes_out) = &mut self.summary.bytes;
-            *bytes_in = bytes_in.saturating_add(session.bytes_in);
-            *bytes_out = bytes_out.saturating_add(session.bytes_out);
+            self.add_bytes(session.bytes_in, session.bytes_out);
+        }
+        // The close that would have had them is counted.
+        if let Some(sessions) = &decided.sessions {
+            self.add_bytes(sessions.bytes_in, sessions.bytes_out);
+            self.add_kind(decided, EventKind::Session.name(), sessions.ended);
         }
         self.add_kind(decided, decided.event.kind.name(), times);
     }

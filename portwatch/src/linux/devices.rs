@@ -5,8 +5,9 @@ use std::{fs::File, io::Read as _};
 
 use crate::model::Printable;
 
-/// Bytes of the table that are read: some 40 for each device and group, so several thousand devices.
-const MAX_BYTES: u64 = 1 << 20;
+/// Bytes of the table that are read: some 80 for each device, so several hundred devices. The thread
+/// that reads the ring asks, for a namespace that anybody can fill with devices.
+const MAX_BYTES: u64 = 1 << 16;
 
 /// The name of the device with that index in the network namespace of thread `tid`, by the table of its
 /// multicast groups, which every device with IPv4 is in (`igmp_mc_seq_show` in net/ipv4/igmp.c, 5.10 to

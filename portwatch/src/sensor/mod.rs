@@ -25,7 +25,7 @@ use aya::{
 use jiff::Timestamp;
 use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
 pub use portwatch_common::MAX_COUNTED_SOCKETS;
-use portwatch_common::{Report, names};
+use portwatch_common::{Report, SessionEnd, names};
 
 #[cfg(feature = "testing")]
 pub use self::testing::Records;
@@ -239,7 +239,7 @@ impl Sensor {
         while taken < limit
             && let Some(record) = ring.next()
         {
-            if record.len() == size_of::<Report>() {
+            if [size_of::<Report>(), size_of::<SessionEnd>()].contains(&record.len()) {
                 self.taken += 1;
             }
             events.extend(self.decoder.decode(&record, clock));

@@ -22,6 +22,7 @@ pub(in crate::sensor) struct Repeats {
     epoch: u32,
     may_count: bool,
     high_watermark: u64,
+    wakes_for_sessions: bool,
     /// Whether a counter was less than before: nobody but another hand does that.
     is_changed: bool,
     /// How many counters there were and how many there should be, where that differs.
@@ -66,6 +67,7 @@ impl Repeats {
             epoch: 1,
             may_count: false,
             high_watermark,
+            wakes_for_sessions: false,
             is_changed: false,
             suspicion: None,
             surplus: 0,
@@ -90,7 +92,8 @@ impl Repeats {
     }
 
     /// Whether the agent is to be woken for the end of a connection.
-    pub(in crate::sensor) fn wake_for_sessions(&self, wake: bool) {
+    pub(in crate::sensor) fn wake_for_sessions(&mut self, wake: bool) {
+        self.wakes_for_sessions = wake;
         self.control.sessions().store(wake.into(), Relaxed);
     }
 
@@ -158,6 +161,10 @@ impl Repeats {
         let epoch = self.expected_epoch();
         if self.control.epoch().swap(epoch, Relaxed) != epoch {
             changed.push("CONTROL, epoch");
+        }
+        let sessions = self.wakes_for_sessions.into();
+        if self.control.sessions().swap(sessions, Relaxed) != sessions {
+            changed.push("CONTROL, sessions");
         }
         if self.restore_marked_sockets(marked)? {
             changed.push("CONTROL, marked_sockets");
