@@ -116,6 +116,8 @@ fn established(ctx: &SockOpsContext) {
     // One more path of a connection that was accepted before.
     if is_joined_subflow(sk(ctx)) {
         if let Some(inherited) = mark_in(ctx) {
+            // That its listener asked for them is inherited, but not from one that the agent marked.
+            ask_for_states(ctx.ops);
             sessions::begin(inherited, session::JOINED);
         }
         return;

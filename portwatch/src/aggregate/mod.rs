@@ -26,7 +26,7 @@ pub use self::{
 };
 use crate::{
     decide::Decided,
-    model::{ConnectOutcome, EventKind, Origin, Sessions, Severity, SocketKey, Transport},
+    model::{ConnectOutcome, EventKind, Origin, Session, Sessions, Severity, SocketKey, Transport},
     tracker::{LASTING, TrackedEvent},
     util::Bounded,
 };
@@ -111,10 +111,12 @@ impl Aggregator {
         self.sessions.take_dropped()
     }
 
-    /// Counts a connection, or the sums of several, in a summary.
+    /// Counts a connection, or the sums of several, in a summary. One without any bytes is no news: the
+    /// close of its listener has counted it as open.
     pub fn count_session(&mut self, decided: &Decided, now: Instant) {
         let session = decided.event.session.filter(|_| self.settings.enabled);
-        if let Some(session) = session.filter(|session| session.ended > 0 || session.is_sum) {
+        let is_news = |session: &Session| session.is_sum || session.is_one() && session.has_bytes();
+        if let Some(session) = session.filter(is_news) {
             self.bursts
                 .add_counted(decided, session.ended, &self.settings, now);
         }

@@ -1,10 +1,10 @@
 //! TCP connections on watched ports, from beginning to end.
 
 use jiff::Timestamp;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Which end of a connection is on the watched port.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Direction {
     /// The peer connected to it.
@@ -25,7 +25,7 @@ impl Direction {
 }
 
 /// How a connection ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum EndedBy {
     /// This host closed it first.
@@ -76,6 +76,12 @@ impl Session {
     #[must_use]
     pub const fn is_one(&self) -> bool {
         !self.is_sum && self.ended == 1
+    }
+
+    /// Whether it has carried anything.
+    #[must_use]
+    pub const fn has_bytes(&self) -> bool {
+        self.bytes_in > 0 || self.bytes_out > 0
     }
 }
 

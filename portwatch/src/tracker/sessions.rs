@@ -5,26 +5,26 @@
 use super::{Host, Stage, TrackedEvent, TrackedSocket, Tracker};
 use crate::{
     model::{ConnectOutcome, Event, EventKind, Origin, SocketKey},
-    util::Bounded,
+    util::{Bounded, ByteBounded},
 };
 
 /// Listeners that are known to have accepted, some 50 bytes each.
 const ACCEPTED: usize = 65_536;
 
-/// Closed sockets whose connections can be open, some 400 bytes each, and what is known of their
-/// processes.
-const OUTLIVED: usize = 1024;
+/// Bytes of the closed sockets whose connections can be open, with what is known of their processes:
+/// some 1,000.
+const OUTLIVED: usize = 1 << 20;
 
 pub(super) struct Sessions {
     accepted: Bounded<SocketKey, ()>,
-    outlived: Bounded<SocketKey, TrackedSocket>,
+    outlived: ByteBounded<SocketKey, TrackedSocket>,
 }
 
 impl Default for Sessions {
     fn default() -> Self {
         Self {
             accepted: Bounded::new(ACCEPTED),
-            outlived: Bounded::new(OUTLIVED),
+            outlived: ByteBounded::new(OUTLIVED),
         }
     }
 }
@@ -45,7 +45,7 @@ impl Sessions {
         let is_connected =
             socket.stage == Stage::Connected && outcome != Some(ConnectOutcome::Failed);
         if has_accepted || is_connected {
-            self.outlived.put(key, socket.clone());
+            self.outlived.put(key, socket.clone(), socket.bytes());
         }
     }
 }

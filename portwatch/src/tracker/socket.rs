@@ -284,6 +284,13 @@ impl TrackedSocket {
     }
 
     /// Notes who has it open by a scan.
+    /// About how many bytes of memory it takes, with records that others can share.
+    pub(super) fn bytes(&self) -> usize {
+        let process = self.process.as_ref().map_or(0, |process| process.bytes());
+        let holders: usize = self.holders.list.iter().map(Holder::json_bytes).sum();
+        size_of::<Self>() + process + holders
+    }
+
     pub(super) fn set_holders(&mut self, found: Found<'_>) {
         let all = found.holders.iter().map(|one| Holder::from(&**one));
         let holders = Holders::new(all, found.omitted);
