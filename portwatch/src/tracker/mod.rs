@@ -280,19 +280,21 @@ impl<H: Host> Tracker<H> {
             self.host.cache_netns(cookie, inode);
         }
         socket.netns = socket.netns.or(event.netns);
+        let actor = event.task.as_ref().map(|task| task.tid);
+        let tid = actor.or_else(|| socket.process.as_ref().map(|process| process.pid));
         if socket.netns.is_none() {
-            let actor = event.task.as_ref().map(|task| task.tid);
-            let tid = actor.or_else(|| socket.process.as_ref().map(|process| process.pid));
             socket.netns = match event.netns_cookie {
                 Some(cookie) => self.host.netns(cookie, tid),
                 None => actor.and_then(|tid| self.host.thread_netns(tid)),
             };
         }
         if let Some(interface) = event.interface {
-            let tid = event.task.as_ref().map(|task| task.tid);
-            socket.device = (interface != 0)
-                .then(|| self.host.device(socket.netns, interface, tid))
-                .flatten();
+            if socket.interface != interface || socket.device.is_none() {
+                socket.device = (interface != 0)
+                    .then(|| self.host.device(socket.netns, interface, tid))
+                    .flatten();
+                socket.interface = interface;
+            }
             socket.v6only = event.v6only;
         }
         socket

@@ -193,6 +193,8 @@ pub struct TrackedSocket {
     pub(super) round: u64,
     /// When a scan last looked for its holders.
     pub(super) holders_at: Option<Timestamp>,
+    /// The index of the device that it was bound to when it was last reported; 0 for none.
+    pub(super) interface: u32,
     /// The device that it is bound to.
     pub(super) device: Option<Printable>,
     /// Of an IPv6 wildcard: whether it takes no IPv4.
@@ -222,6 +224,7 @@ impl TrackedSocket {
             absent_once: false,
             round: 0,
             holders_at: None,
+            interface: 0,
             device: None,
             v6only: None,
             crowd: None,

@@ -42,8 +42,8 @@ impl Host for FakeHost {
             .then(|| Rc::new(process(pid)))
     }
 
-    fn device(&mut self, _: Option<u64>, index: u32, _: Option<u32>) -> Option<Printable> {
-        Some(Printable::from(format!("if{index}").as_str()))
+    fn device(&mut self, _: Option<u64>, index: u32, tid: Option<u32>) -> Option<Printable> {
+        tid.map(|_| Printable::from(format!("if{index}").as_str()))
     }
 
     fn complete(&mut self, slim: &Rc<Process>) -> Rc<Process> {

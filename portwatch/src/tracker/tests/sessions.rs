@@ -54,8 +54,15 @@ fn a_socket_that_is_bound_to_a_device_keeps_its_name() {
         v6only: Some(true),
         ..event(EventKind::Bind, 1, 812)
     };
+    // Before Linux 6.18 without a task.
+    let listening = Event {
+        kind: EventKind::Listen,
+        task: None,
+        ..bound.clone()
+    };
     for event in [
         bound,
+        listening,
         event(EventKind::Accept, 1, 0),
         event(EventKind::Close, 1, 0),
     ] {
@@ -63,6 +70,12 @@ fn a_socket_that_is_bound_to_a_device_keeps_its_name() {
         assert_eq!(tracked.device.as_deref(), Some("if3"));
         assert_eq!(tracked.v6only, Some(true));
     }
+    let moved = Event {
+        interface: Some(4),
+        ..event(EventKind::Listen, 3, 0)
+    };
+    tracker.one(&event(EventKind::Bind, 3, 812));
+    assert_eq!(tracker.one(&moved).device.as_deref(), Some("if4"));
     let free = Event {
         interface: Some(0),
         ..event(EventKind::Bind, 2, 812)
