@@ -10,6 +10,7 @@ mod bounds;
 mod claims;
 mod commands;
 mod compatibility;
+mod connections;
 mod counted;
 mod deny;
 mod deny_random;
