@@ -1,24 +1,44 @@
 //! The command line.
 #![forbid(unsafe_code)]
 
-use std::{io, process::ExitCode};
+use std::{io, process::ExitCode, sync::LazyLock};
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
 
 use crate::{
+    alert::SCHEMA,
     commands::{
-        check_config, doctor, explain, explain_alert, list, registry, run, run_scenario, unpin,
+        check_config, completions, doctor, explain, explain_alert, list, man, registry, run,
+        run_scenario, unpin,
     },
     exit::{self, EXIT_CODES},
+    registry::Registry,
     util::contained,
 };
+
+/// What `--version` prints after the name; `-V` prints the version alone.
+static LONG_VERSION: LazyLock<String> = LazyLock::new(|| {
+    format!(
+        "{}\ncommit {}\ntarget {}-{}\nregistry of {}\nalert schema {SCHEMA}",
+        env!("CARGO_PKG_VERSION"),
+        // Set by `cargo xtask build` and `dist`.
+        option_env!("PORTWATCH_COMMIT").unwrap_or("unknown"),
+        std::env::consts::ARCH,
+        if cfg!(target_env = "musl") {
+            "musl"
+        } else {
+            "gnu"
+        },
+        Registry::embedded_date().unwrap_or("unknown date"),
+    )
+});
 
 /// Alert when a process binds a system port (0-1023) that IANA has not assigned
 ///
 /// Alerts go to stdout, one per line; messages go to stderr. Without a command, portwatch runs the
 /// monitor.
 #[derive(Debug, Parser)]
-#[command(version, after_help = EXIT_CODES, args_conflicts_with_subcommands = true)]
+#[command(version, long_version = LONG_VERSION.as_str(), after_help = EXIT_CODES, args_conflicts_with_subcommands = true)]
 struct Cli {
     #[command(subcommand)]
     command: Option<Command>,
@@ -47,6 +67,11 @@ enum Command {
     ExplainAlert(explain_alert::Args),
     /// Stop denying binds after a `run --fail-closed`
     Unpin(unpin::Args),
+    /// Print a shell's completion script
+    Completions(completions::Args),
+    /// Write the manual pages
+    #[command(hide = true)]
+    Man(man::Args),
     /// Run one scenario of the conformance suite
     #[command(hide = true)]
     RunScenario(run_scenario::Args),
@@ -71,6 +96,8 @@ fn dispatch(cli: Cli) -> anyhow::Result<()> {
         Command::CheckConfig(args) => check_config::run(args, out),
         Command::ExplainAlert(args) => explain_alert::run(args, out),
         Command::Unpin(args) => unpin::run(args, out),
+        Command::Completions(args) => completions::run(&args, Cli::command(), out),
+        Command::Man(args) => man::run(&args, Cli::command()),
         Command::RunScenario(args) => run_scenario::run(args, out),
         Command::Registry(args) => registry::run(args, out),
     }
@@ -78,13 +105,25 @@ fn dispatch(cli: Cli) -> anyhow::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory as _;
-
     use super::*;
 
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_long_version_has_what_a_bug_report_needs() {
+        let version = Cli::command().render_long_version();
+        for key in [
+            "\ncommit ",
+            "\ntarget ",
+            "\nregistry of 2",
+            "\nalert schema ",
+        ] {
+            assert!(version.contains(key), "{version}");
+        }
+        assert_eq!(Cli::command().render_version().lines().count(), 1);
     }
 
     #[test]

@@ -72,7 +72,7 @@ pub fn report(result: anyhow::Result<()>) -> Exit {
         .downcast_ref::<StdoutGone>()
         .is_some_and(StdoutGone::is_silent);
     if !is_silent {
-        console::log(&format!("{error:#}"));
+        console::error(&format!("{error:#}"));
     }
     code(&error)
 }

@@ -1,6 +1,7 @@
 //! `cargo xtask`: sets up what the build needs, builds, runs and tests portwatch.
 
 mod bench;
+mod dist;
 mod fuzz;
 mod lint;
 mod soak;
@@ -53,6 +54,8 @@ enum Task {
     /// Take ports for `soak`
     #[command(hide = true)]
     SoakWorker(soak::WorkerOptions),
+    /// Build static executables and packages into target/dist
+    Dist(dist::Options),
     /// Check formatting, lints, spelling, wording, documentation, dependencies and licences
     Lint,
     /// Generate the embedded registry from IANA's CSV
@@ -99,6 +102,7 @@ fn dispatch(task: Task) -> Result<()> {
         Task::Fuzz(options) => fuzz::run_all(&options),
         Task::Soak(options) => soak::run_all(&options),
         Task::SoakWorker(options) => soak::work(&options),
+        Task::Dist(options) => dist::run_all(&options),
         Task::Lint => lint::run_all(),
         Task::Registry { file, as_of } => registry(&file, as_of.as_deref()),
     }

@@ -24,6 +24,12 @@ const VERSIONS: &str = include_str!("../tools.toml");
 /// portwatch/build.rs looks for it in the same directory.
 const BPF_LINKER: Tool = Tool::new("bpf-linker", "bpf-linker");
 
+/// Makes the Debian package.
+pub(crate) const CARGO_DEB: Tool = Tool::new("cargo-deb", "cargo-deb");
+
+/// Makes the RPM package.
+pub(crate) const CARGO_GENERATE_RPM: Tool = Tool::new("cargo-generate-rpm", "cargo-generate-rpm");
+
 pub(crate) const CARGO_DENY: Tool = Tool::new("cargo-deny", "cargo-deny");
 
 /// Builds the fuzz targets with libFuzzer.
@@ -66,6 +72,12 @@ const VM_PROGRAMS: [(&str, &str); 4] = [
     ("xz", "xz-utils"),
 ];
 
+/// Programs that make packages, and the Debian packages that they come in.
+const DIST_PROGRAMS: [(&str, &str); 2] = [("git", "git"), ("lowdown", "lowdown")];
+
+/// The targets of static executables.
+const DIST_TARGETS: [&str; 2] = ["x86_64-unknown-linux-musl", "aarch64-unknown-linux-musl"];
+
 /// Programs that portwatch is compared with, and the Debian packages that they come in.
 const COMPARISON_PROGRAMS: [(&str, &str); 4] = [
     ("bpftrace", "bpftrace"),
@@ -93,6 +105,21 @@ pub(crate) fn set_up_bench() -> Result<()> {
 /// Installs the programs that boot kernels.
 pub(crate) fn set_up_vm() -> Result<()> {
     install_packages(&VM_PROGRAMS)
+}
+
+/// Installs what static executables and packages need.
+pub(crate) fn set_up_dist() -> Result<()> {
+    let installed = Command::new("rustup")
+        .args(["target", "list", "--installed"])
+        .output()
+        .context("starting rustup")?;
+    let installed = String::from_utf8_lossy(&installed.stdout).into_owned();
+    for target in DIST_TARGETS {
+        if !installed.lines().any(|one| one == target) {
+            run(Command::new("rustup").args(["target", "add", target]))?;
+        }
+    }
+    install_packages(&DIST_PROGRAMS)
 }
 
 /// Installs the programs that portwatch is compared with, on this host and in a guest.
@@ -219,8 +246,10 @@ mod tests {
     fn every_tool_has_a_version() {
         for tool in [
             BPF_LINKER,
+            CARGO_DEB,
             CARGO_DENY,
             CARGO_FUZZ,
+            CARGO_GENERATE_RPM,
             CARGO_MACHETE,
             TAPLO,
             TYPOS,

@@ -8,10 +8,12 @@ use crate::{output::StdoutGone, util::escape_lines};
 
 pub mod args;
 pub mod check_config;
+pub mod completions;
 pub mod doctor;
 pub mod explain;
 pub mod explain_alert;
 pub mod list;
+pub mod man;
 pub mod registry;
 pub mod run;
 pub mod run_scenario;

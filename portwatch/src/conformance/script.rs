@@ -319,7 +319,13 @@ pub(super) fn loopback_up() -> Result<(), Stop> {
     }
     request.ifr_ifru.ifru_flags = libc::IFF_UP as libc::c_short;
     // SAFETY: the ioctl reads one `ifreq`, which outlives the call.
-    let result = unsafe { libc::ioctl(probe.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) };
+    let result = unsafe {
+        libc::ioctl(
+            probe.as_raw_fd(),
+            libc::SIOCSIFFLAGS as libc::Ioctl,
+            &raw const request,
+        )
+    };
     if result != 0 {
         return Err(io::Error::last_os_error().into());
     }

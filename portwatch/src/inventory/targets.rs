@@ -4,11 +4,9 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    ffi::OsStr,
     fs::{self, File},
     io::Read as _,
     ops::RangeInclusive,
-    os::unix::ffi::OsStrExt as _,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -101,12 +99,14 @@ impl Targets {
                 let children = read(&thread.path().join("children"));
                 all.extend(numbers(&children.unwrap_or_default()));
             }
-            let path = read(&directory.join("cgroup")).and_then(|text| in_v2(&text));
+            let path = read(&directory.join("cgroup"))
+                .and_then(|text| cgroup::in_v2(&text).map(<[u8]>::to_vec));
             if let Some(path) = path
                 && cgroups.insert(path.clone())
                 && let Some(hierarchy) = &hierarchy
             {
-                let members = read(&hierarchy.join(path).join("cgroup.procs")).unwrap_or_default();
+                let members = cgroup::directory(hierarchy, &path).join("cgroup.procs");
+                let members = read(&members).unwrap_or_default();
                 if numbers(&members).count() <= CGROUP {
                     all.extend(numbers(&members));
                 }
@@ -136,13 +136,6 @@ fn read(path: &Path) -> Option<Vec<u8>> {
 fn numbers(text: &[u8]) -> impl Iterator<Item = u32> {
     let words = text.split(u8::is_ascii_whitespace);
     words.filter_map(|word| std::str::from_utf8(word).ok()?.parse().ok())
-}
-
-/// The path in the v2 hierarchy (proc_pid_cgroup(5)), without its first slash.
-fn in_v2(text: &[u8]) -> Option<PathBuf> {
-    let mut lines = text.split(|byte| *byte == b'\n');
-    let path = lines.find_map(|line| line.strip_prefix(b"0::/"))?;
-    Some(Path::new(OsStr::from_bytes(path)).to_owned())
 }
 
 #[cfg(test)]

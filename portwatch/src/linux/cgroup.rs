@@ -1,6 +1,7 @@
 //! The cgroup v2 hierarchy.
 
 use std::{
+    ffi::OsStr,
     fs::{File, Metadata},
     os::{
         fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
@@ -9,25 +10,14 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::mountinfo;
+use super::hierarchy;
 
 /// Where the whole cgroup v2 hierarchy is mounted; None without such a mount. In a cgroup namespace, or
 /// where another mount covers each of these, it is not the root of the hierarchy:
 /// [`is_hierarchy_root`] shows that.
 #[must_use]
 pub fn root() -> Option<PathBuf> {
-    let mut points: Vec<PathBuf> = mountinfo::own()
-        .into_iter()
-        .filter(|mount| mount.fs_type == b"cgroup2" && mount.root == Path::new("/"))
-        .map(|mount| mount.mount_point)
-        .collect();
-    let is_root = |point: &PathBuf| {
-        point
-            .metadata()
-            .is_ok_and(|found| is_hierarchy_root(&found))
-    };
-    let best = points.iter().position(is_root).unwrap_or(0);
-    (!points.is_empty()).then(|| points.swap_remove(best))
+    hierarchy::v2().map(|v2| v2.root)
 }
 
 /// Whether a directory of cgroupfs is the root of its hierarchy, and not a cgroup below: kernfs numbers
@@ -42,10 +32,21 @@ pub fn is_hierarchy_root(directory: &Metadata) -> bool {
 #[must_use]
 pub fn own() -> Option<PathBuf> {
     let cgroups = std::fs::read("/proc/self/cgroup").ok()?;
-    let line = cgroups
-        .split(|byte| *byte == b'\n')
-        .find_map(|line| line.strip_prefix(b"0::/"))?;
-    Some(root()?.join(std::ffi::OsStr::from_bytes(line)))
+    Some(directory(&root()?, in_v2(&cgroups)?))
+}
+
+/// The path in the v2 hierarchy, which is number 0 in proc_pid_cgroup(5).
+#[must_use]
+pub fn in_v2(cgroups: &[u8]) -> Option<&[u8]> {
+    let mut lines = cgroups.split(|byte| *byte == b'\n');
+    lines.find_map(|line| line.strip_prefix(b"0::"))
+}
+
+/// The directory of a cgroup with that path in the hierarchy that is mounted at `root`.
+#[must_use]
+pub fn directory(root: &Path, path: &[u8]) -> PathBuf {
+    let below = path.strip_prefix(b"/").unwrap_or(path);
+    root.join(OsStr::from_bytes(below))
 }
 
 /// Opens the cgroup with that id below `root`, an open directory of the hierarchy. A file handle in

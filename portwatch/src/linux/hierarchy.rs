@@ -10,7 +10,7 @@ use std::{
 
 use rustix::fs::{CWD, Mode, OFlags, Stat, fgetxattr, fstat, getxattr, openat};
 
-use super::mountinfo;
+use super::{cgroup::is_hierarchy_root, mountinfo};
 
 /// Hexadecimal digits of an invocation id (`SD_ID128_TO_STRING` in systemd,
 /// src/libsystemd/sd-id128/sd-id128.c).
@@ -71,11 +71,12 @@ pub struct Hierarchy {
     options: Vec<u8>,
 }
 
-/// The hierarchies that are mounted as a whole.
+/// The hierarchies that are mounted as a whole: first those mounts that nothing covers, and that show the
+/// root also from within a cgroup namespace.
 #[must_use]
 pub fn all() -> Vec<Hierarchy> {
     let mounts = mountinfo::own().into_iter();
-    mounts
+    let mut all: Vec<Hierarchy> = mounts
         .filter(|mount| mount.root == Path::new("/"))
         .filter_map(|mount| {
             let is_v2 = match &*mount.fs_type {
@@ -89,7 +90,13 @@ pub fn all() -> Vec<Hierarchy> {
                 options: mount.super_options,
             })
         })
-        .collect()
+        .collect();
+    let shows_root = |one: &Hierarchy| {
+        let found = one.root.metadata();
+        found.is_ok_and(|found| is_hierarchy_root(&found))
+    };
+    all.sort_by_cached_key(|one| !shows_root(one));
+    all
 }
 
 /// The hierarchy of version 2.

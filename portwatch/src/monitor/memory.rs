@@ -1,12 +1,20 @@
 //! What the monitor gives back to the kernel: starting and scanning take more memory than running.
 
+/// Bytes from which on an allocation is a mapping of its own, and free bytes at the heap's end that are
+/// returned. As the defaults, but fixed: glibc raises them to the largest that was freed, and from then on
+/// a scan's tables lie between what stays.
+#[cfg(target_env = "gnu")]
+const THRESHOLD: libc::c_int = 128 << 10;
+
 /// Lets scans, which have threads of their own, allocate where the ring's thread does: what they free
-/// is used again.
-pub(super) fn use_one_arena() {
+/// is used again. What is large is returned when it is freed.
+pub(super) fn set_up_allocator() {
     // SAFETY: mallopt(3) may be called before there are other threads.
     #[cfg(target_env = "gnu")]
     unsafe {
         libc::mallopt(libc::M_ARENA_MAX, 1);
+        libc::mallopt(libc::M_MMAP_THRESHOLD, THRESHOLD);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, THRESHOLD);
     }
 }
 

@@ -11,6 +11,7 @@ mod ring;
 mod rules;
 mod scan;
 mod scheduler;
+mod service;
 mod start;
 
 use std::time::Duration;
@@ -29,6 +30,7 @@ use self::{
     ring::BATCH,
     rules::scope,
     scheduler::{ScanScheduler, Urgency},
+    service::Service,
     start::{armed, enter, limits},
 };
 use crate::{
@@ -73,7 +75,7 @@ const BACKLOG: Duration = Duration::from_millis(200);
 /// [`sensor::SensorError`] when it cannot watch, [`StdoutGone`](crate::output::StdoutGone) when
 /// stdout is closed or full.
 pub fn run(options: &Options, registry: Registry) -> Result<()> {
-    memory::use_one_arena();
+    memory::set_up_allocator();
     // Before the runtime, which may start threads.
     let canary = sandbox::Canary::start(options.sensor.cgroup.as_deref());
     let sandbox = options.sandbox.then(sandbox::prepare);
@@ -102,7 +104,8 @@ async fn watch(
     let (sandbox, unsandboxed) = enter(sandbox, options.sensor.fail_closed);
     sensor.count_repeats(config.aggregate.enabled);
     sensor.wake_for_sessions(config.reports_sessions());
-    console::log(&armed(&config, &registry, &sensor));
+    let armed = armed(&config, &registry, &sensor);
+    console::log(&armed);
     let mut limits = limits(options, &sensor);
     let canary = canary
         .map_err(|why| {
@@ -119,7 +122,11 @@ async fn watch(
     memory::release();
     memory::release_files();
     let colour = stdout.is_terminal() && std::env::var_os("NO_COLOR").is_none();
-    let sinks = Sinks::new(vec![Sink::Stdout(options.format.format(colour), stdout)]);
+    let format = match stdout.is_journal() {
+        true => options.format.for_journal(),
+        false => options.format.format(colour),
+    };
+    let sinks = Sinks::new(vec![Sink::Stdout(format, stdout)]);
     let scope = scope(&config, &registry, options);
     let canary = Canary::new(canary, &scope, &config.deny_rules(&registry));
     let decider = Decider::new(registry, config.policy.clone(), config.dry_run);
@@ -131,6 +138,8 @@ async fn watch(
     // One check is enough, however many were missed.
     health.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let cgroups = CgroupWatch::start(sensor.deny_rules().clone())?;
+    let mut service = Service::start();
+    service.ready(&armed);
     let mut monitor = Monitor {
         sensor,
         sandbox,
@@ -152,6 +161,7 @@ async fn watch(
         gaps: Gaps::new(),
         canary,
         cgroups,
+        service,
     };
     let mut reloader = Reloader::new();
     loop {
@@ -166,6 +176,7 @@ async fn watch(
             }
             _ = hangup.recv() => {
                 reloader.request();
+                monitor.service.reloading();
                 continue;
             }
             loaded = reloader.loaded(move || Ok(source.reload()?)) => loaded,
@@ -210,6 +221,7 @@ struct Monitor {
     health: Interval,
     gaps: Gaps,
     canary: Canary,
+    service: Service,
 }
 
 impl Monitor {
@@ -221,6 +233,8 @@ impl Monitor {
             let (losses_due, counts_due) = (self.losses_due, self.counts_due);
             let counted_due = self.counted_due;
             self.release_canary();
+            self.service.alive();
+            let alive_due = self.service.due().map(Instant::from_std);
             let canary_due = self.canary.due();
             tokio::select! {
                 // A signal can have come between the end of a scan and its join.
@@ -242,6 +256,7 @@ impl Monitor {
                 complete = self.scheduler.complete() => self.scan = Some(complete),
                 () = until(due), if !self.has_more && self.scan.is_none() => {}
                 () = until(flush_due) => {}
+                () = until(alive_due) => {}
                 gone = self.pipeline.sinks().gone() => return Err(gone.into()),
             }
             self.has_more = self.take_batches().await?;
@@ -365,6 +380,7 @@ impl Monitor {
 
     /// Detaches, and prints what was reported until then.
     async fn finish(mut self) -> Result<()> {
+        self.service.stopping();
         self.sensor.disarm();
         self.pipeline.push(Input::ScanFailed, now());
         while timeout(LAST_FLUSH, self.take_batch())

@@ -15,13 +15,17 @@ impl Monitor {
     /// Applies a configuration that was loaded. One that cannot be used leaves the previous one in force.
     pub(super) fn reload(&mut self, loaded: Result<Config>, options: &Options) {
         match loaded.and_then(|config| self.apply(config, options)) {
-            Ok(text) => console::log(&text),
+            Ok(text) => {
+                console::log(&text);
+                self.service.ready(&text);
+            }
             Err(error) => {
                 // One line: the cited source line is for `check-config`.
                 let error = format!("{error:#}");
                 let problem = error.lines().next().unwrap_or_default();
                 let detail = format!("reload failed, keeping the previous rules: {problem}");
                 console::log(&detail);
+                self.service.ready(&detail);
                 self.warn(detail);
             }
         }

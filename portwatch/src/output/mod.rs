@@ -1,5 +1,6 @@
 //! Formats, and the sinks that alerts go to: one line each, at once.
 
+mod journal;
 mod json;
 mod sinks;
 mod stdout;
@@ -7,7 +8,7 @@ mod text;
 
 use clap::ValueEnum;
 
-use self::{json::Json, text::Text};
+use self::{journal::Journal, json::Json, text::Text};
 pub use self::{
     sinks::{Sink, Sinks},
     stdout::{Stdout, StdoutGone},
@@ -44,6 +45,12 @@ impl FormatName {
             Self::Text => Box::new(Text { colour }),
             Self::Json => Box::new(Json),
         }
+    }
+
+    /// The format of that name for the journal: each line has its priority.
+    #[must_use]
+    pub fn for_journal(self) -> Box<dyn Format> {
+        Box::new(Journal(self.format(false)))
     }
 }
 

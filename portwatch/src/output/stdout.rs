@@ -14,6 +14,8 @@ use nix::{
 };
 use tokio::io::{Interest, unix::AsyncFd};
 
+use crate::util::console;
+
 /// Stdout is closed or full.
 #[derive(Debug, thiserror::Error)]
 pub enum StdoutGone {
@@ -93,6 +95,12 @@ impl Stdout {
     #[must_use]
     pub fn is_terminal(&self) -> bool {
         self.fd().is_terminal()
+    }
+
+    /// Whether it is the journal's stream, as `$JOURNAL_STREAM` says (systemd.exec(5)).
+    #[must_use]
+    pub fn is_journal(&self) -> bool {
+        console::is_journal(self.fd())
     }
 
     /// Where to append what [`flush`](Self::flush) shall write.

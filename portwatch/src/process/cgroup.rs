@@ -8,7 +8,7 @@ use std::{
 
 use super::{MAX_UNIT, limited};
 use crate::{
-    linux::cgroup::{open_by_id, root},
+    linux::cgroup::{in_v2, open_by_id, root},
     model::Printable,
     util::ByteBounded,
 };
@@ -53,13 +53,6 @@ impl Cgroups {
         self.cache.put(id, path.clone(), bytes);
         Some(path)
     }
-}
-
-/// The path in the v2 hierarchy, which is number 0 in proc_pid_cgroup(5).
-pub(super) fn in_v2(cgroups: &[u8]) -> Option<&[u8]> {
-    cgroups
-        .split(|byte| *byte == b'\n')
-        .find_map(|line| line.strip_prefix(b"0::"))
 }
 
 /// The controllers (none in version 2) and the path in all hierarchies, version 2 first.

@@ -24,6 +24,7 @@ pub use self::{
     record::{Ancestor, ExeFlag, Process},
 };
 use crate::{
+    linux::cgroup::in_v2,
     model::{ExecInfo, Printable, Task},
     util::ByteBounded,
 };
@@ -327,7 +328,7 @@ impl Processes {
             ]
             .concat();
         }
-        process.cgroup = cgroup::in_v2(&cgroups).map(|path| limited(path, MAX_CGROUP));
+        process.cgroup = in_v2(&cgroups).map(|path| limited(path, MAX_CGROUP));
         process.unit = cgroup::unit(&cgroups);
         process.container = container::of(&cgroups);
         process.verified = self.claims.verify(&cgroups);

@@ -164,6 +164,9 @@ const TRANSPORTS: [Transport; 4] = [
     Transport::Dccp,
 ];
 
+/// The embedded table.
+const TABLE: &str = include_str!("table.txt");
+
 impl Registry {
     /// The built-in registry.
     ///
@@ -171,7 +174,13 @@ impl Registry {
     ///
     /// [`ReadError::Table`] when the table in the source tree is malformed.
     pub fn embedded() -> Result<Self, ReadError> {
-        table::read(include_str!("table.txt"))
+        table::read(TABLE)
+    }
+
+    /// The date of the embedded table, without reading all of it.
+    #[must_use]
+    pub fn embedded_date() -> Option<&'static str> {
+        TABLE.lines().find_map(|line| line.strip_prefix("as_of "))
     }
 
     /// Reads IANA's CSV of any year. `as_of` overrides the newest date in the file.
