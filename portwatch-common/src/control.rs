@@ -17,13 +17,17 @@ pub struct Control {
     /// At least the number of sockets with a [`SocketMark`](super::SocketMark) of their own, whose
     /// close is to be reported: while it is 0, a close needs no look-up. Both sides add to it.
     pub marked_sockets: u64,
+    /// Not 0 while the agent is to be woken for the end of a connection. Written by the agent.
+    pub sessions: u32,
+    /// Zero.
+    pub reserved: u32,
 }
 
 /// Events that are counted as one and the same while the ring is filling; the first is reported.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Pod, Zeroable)]
 pub struct RepeatKey {
-    /// The listener's, on an accept; 0 otherwise.
+    /// The listener's, on an accept and for connections that it accepted; 0 otherwise.
     pub cookie: u64,
     /// As in [`Report`](super::Report); 0 when it is not known.
     pub netns_cookie: u64,
@@ -45,8 +49,8 @@ pub struct RepeatKey {
     pub protocol: u8,
     /// As in [`Report`](super::Report): which of these the BPF programs know.
     pub known: u8,
-    /// Zero.
-    pub reserved: u16,
+    /// Of connections that ended: bits of [`session_flags`](super::session_flags).
+    pub session: u16,
 }
 
 const _: () = assert!(size_of::<RepeatKey>() == 64 && align_of::<RepeatKey>() == 8);
@@ -104,7 +108,7 @@ pub struct Stats {
     pub counted_sockets: u64,
     /// Entries for which that table had no room.
     pub overflowed: u64,
-    /// [`Report`](super::Report)s that were put into the ring: what the agent has not taken once the
+    /// [`Report`](super::Report)s and [`SessionEnd`](super::SessionEnd)s that were put into the ring: what the agent has not taken once the
     /// ring is empty is lost.
     pub submitted: u64,
     /// What the BPF programs added to [`Control::marked_sockets`], wrapping: one CPU can take away

@@ -11,7 +11,7 @@ use bytemuck::{Pod, Zeroable};
 pub struct KernelOffsets {
     /// Not 0 when all the others are set but those that say otherwise.
     pub known: u32,
-    /// `task_struct.loginuid`; 0 where the kernel has no audit. Those up to `kernfs_name` can be 0: what
+    /// `task_struct.loginuid`; 0 where the kernel has no audit. Those up to `sock_v6only` can be 0: what
     /// is read through them is then unknown.
     pub task_loginuid: u32,
     /// `sock.__sk_common.skc_net.net`.
@@ -66,6 +66,14 @@ pub struct KernelOffsets {
     pub cgroup_kernfs: u32,
     /// `kernfs_node.name`.
     pub kernfs_name: u32,
+    /// `sock.__sk_common.skc_flags`.
+    pub sock_flags: u32,
+    /// `sock.sk_err`.
+    pub sock_error: u32,
+    /// `sock.__sk_common.skc_bound_dev_if`.
+    pub sock_device: u32,
+    /// `sock.__sk_common.skc_ipv6only`, in bits.
+    pub sock_v6only: u32,
     /// `task_struct.mm`.
     pub task_mm: u32,
     /// `task_struct.real_parent`.
@@ -143,6 +151,10 @@ impl KernelOffsets {
         cgroup_parent: 0,
         cgroup_kernfs: 0,
         kernfs_name: 0,
+        sock_flags: 0,
+        sock_error: 0,
+        sock_device: 0,
+        sock_v6only: 0,
         task_mm: 0,
         task_parent: 0,
         task_tgid: 0,
@@ -167,7 +179,7 @@ impl KernelOffsets {
     };
 
     /// Structure and member behind each field from `task_loginuid` on, in their order.
-    pub const MEMBERS: [(&'static str, &'static str); 48] = [
+    pub const MEMBERS: [(&'static str, &'static str); 52] = [
         ("task_struct", "loginuid"),
         ("sock", "__sk_common.skc_net.net"),
         ("net", "ns.inum"),
@@ -195,6 +207,10 @@ impl KernelOffsets {
         ("cgroup", "self.parent"),
         ("cgroup", "kn"),
         ("kernfs_node", "name"),
+        ("sock", "__sk_common.skc_flags"),
+        ("sock", "sk_err"),
+        ("sock", "__sk_common.skc_bound_dev_if"),
+        ("sock", "__sk_common.skc_ipv6only"),
         ("task_struct", "mm"),
         ("task_struct", "real_parent"),
         ("task_struct", "tgid"),
@@ -219,10 +235,10 @@ impl KernelOffsets {
     ];
 
     /// How many of [`Self::MEMBERS`], from the first on, a kernel may lack.
-    pub const OPTIONAL: usize = 27;
+    pub const OPTIONAL: usize = 31;
 
     /// Those of [`Self::MEMBERS`] that can be bit fields: their offsets are in bits.
-    pub const IN_BITS: [&'static str; 2] = ["is_mptcp", "mp_join"];
+    pub const IN_BITS: [&'static str; 3] = ["is_mptcp", "mp_join", "__sk_common.skc_ipv6only"];
 
     /// The offsets of these [`Self::MEMBERS`].
     #[must_use]

@@ -106,6 +106,12 @@ pub mod kind {
     pub const RELEASE: u8 = 7;
     /// The first datagram that a socket got from an address.
     pub const RECEIVE: u8 = 9;
+    /// In a [`RepeatKey`](super::RepeatKey) only: connections that ended.
+    pub const SESSION: u8 = 16;
+    /// The same: bytes that they received.
+    pub const SESSION_IN: u8 = 17;
+    /// The same: bytes that they sent and the peers acknowledged.
+    pub const SESSION_OUT: u8 = 18;
 }
 
 /// Which optional parts of a [`Report`] the kernel filled: bits of [`Report::known`].
@@ -144,6 +150,15 @@ pub mod connection {
     pub const ESTABLISHED: u8 = 2;
 }
 
+/// What the BPF programs see of where a socket can be reached: the second word of
+/// [`Report::remote_address`].
+pub mod place {
+    /// These words are set.
+    pub const KNOWN: u32 = 1;
+    /// The socket takes no IPv4.
+    pub const V6ONLY: u32 = 1 << 1;
+}
+
 /// Which end of a socket was reported: the values of [`SocketMark::closed`].
 pub mod closed {
     /// None.
@@ -160,6 +175,7 @@ mod exec_info;
 mod kernel_offsets;
 pub mod protocol;
 mod receive;
+mod session_end;
 
 pub use control::{Control, CountedKey, MAX_COUNTED_SOCKETS, RepeatKey, Stats, counted};
 pub use deny::{
@@ -171,6 +187,7 @@ pub use receive::{
     IPV4_PREFIX, IPV6_PREFIX, MAX_ADDRESSES, MAX_PEERS, MAX_PREFIXES, MAX_RECEIVERS, Peer, PeerKey,
     Receiver,
 };
+pub use session_end::{SessionEnd, end, session, session_flags};
 
 /// One event as a BPF program writes it into the ring buffer, in the host's byte order but for
 /// the addresses. Without padding, so that every byte is written before it is submitted.
@@ -198,7 +215,8 @@ pub struct Report {
     pub gid: u32,
     /// Network byte order; an IPv4 address takes the first four bytes, the rest is zero.
     pub local_address: [u8; 16],
-    /// As `local_address`.
+    /// As `local_address`. Without [`known::REMOTE`], on a bind or listen: two words, the index of the
+    /// device that the socket is bound to and bits of [`place`].
     pub remote_address: [u8; 16],
     /// Inode of the socket's network namespace; 0 when it is not known.
     pub netns_inode: u32,
@@ -227,7 +245,8 @@ pub struct Report {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct SocketMark {
-    /// Cookie of the marked socket; in a child that inherited it, its listener's.
+    /// Cookie of the marked socket; in a child that inherited it, its listener's; 0 in an accepted
+    /// socket whose listener has no mark.
     pub cookie: u64,
     /// The same bytes as in [`Report`], as words.
     pub address: [u32; 4],
@@ -245,8 +264,12 @@ pub struct SocketMark {
     pub binder: u32,
     /// One of [`connection`].
     pub connection: u8,
+    /// Bits of [`session`]: this socket's own, also in a child that inherited the rest.
+    pub session: u8,
     /// Zero.
-    pub reserved: [u8; 3],
+    pub reserved: [u8; 2],
+    /// When the connection was established: `CLOCK_MONOTONIC` nanoseconds; 0 without one.
+    pub opened_ns: u64,
 }
 
 const _: () = assert!(size_of::<Report>() == 120 && align_of::<Report>() == 8);

@@ -34,6 +34,16 @@ pub fn repeats() -> (u32, u64) {
     }
 }
 
+/// Whether the agent is to be woken for the end of a connection: it reports each, or nothing is
+/// counted should the ring fill.
+#[inline(always)]
+pub fn wakes_for_sessions() -> bool {
+    match CONTROL.get_ptr(0) {
+        Some(control) => field!(control, sessions) != 0 || field!(control, epoch) == 0,
+        None => true,
+    }
+}
+
 /// Whether there may be a marked socket whose close is to be reported.
 #[inline(always)]
 pub fn has_marked_sockets() -> bool {

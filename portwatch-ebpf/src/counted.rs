@@ -221,7 +221,7 @@ fn repeat_of(kept: *const Report, epoch: u32) -> RepeatKey {
         family: field!(kept, family),
         protocol: field!(kept, protocol),
         known: field!(kept, known) & (known::NETNS | known::KERNEL),
-        reserved: 0,
+        session: 0,
     }
 }
 

@@ -8,7 +8,7 @@ use core::ffi::c_void;
 use aya_ebpf::helpers::generated::{
     bpf_get_current_task, bpf_probe_read_kernel, bpf_probe_read_kernel_str,
 };
-use portwatch_common::{CGROUP_NAME_BYTES, PROTOCOL_TCP, PROTOCOL_UDPLITE};
+use portwatch_common::{CGROUP_NAME_BYTES, PROTOCOL_TCP, PROTOCOL_UDPLITE, place};
 
 use crate::globals::offset;
 
@@ -105,6 +105,63 @@ pub fn is_joined_subflow(sk: *mut c_void) -> bool {
     }
     let subflow = word(sk + offset!(sock_ulp_data));
     subflow != 0 && bit(subflow, offset!(subflow_join))
+}
+
+/// What the kernel notes of a connection that ends, by the `sk` of a `sock_ops` context.
+///
+/// No Option: verifiers before Linux 6.3 reject reads of what it leaves unset.
+pub struct Ending {
+    /// Whether the kernel shows the rest.
+    pub is_known: bool,
+    /// The peer's FIN was received (`tcp_fin` in net/ipv4/tcp_input.c sets `SOCK_DONE`, 5.10 to 6.18).
+    pub has_peer_fin: bool,
+    /// No process has the socket open any more (`sock_orphan` in include/net/sock.h sets `SOCK_DEAD`).
+    pub is_orphan: bool,
+    /// Error number, 0 for none: `sk_err`, which `tcp_reset` and `tcp_write_err` set before they end the
+    /// connection.
+    pub error: u32,
+}
+
+/// As above; not known where the kernel has no type information, or for null.
+#[inline(always)]
+pub fn ending(sk: *mut c_void) -> Ending {
+    /// Bits of `enum sock_flags` in include/net/sock.h.
+    const SOCK_DEAD: u64 = 1;
+    const SOCK_DONE: u64 = 1 << 1;
+    let mut ending = Ending {
+        is_known: false,
+        has_peer_fin: false,
+        is_orphan: false,
+        error: 0,
+    };
+    if offset!(sock_flags) == 0 || offset!(sock_error) == 0 {
+        return ending;
+    }
+    let sk = address_of(sk);
+    if sk != 0 {
+        let flags = word(sk + offset!(sock_flags));
+        ending.is_known = true;
+        ending.has_peer_fin = flags & SOCK_DONE != 0;
+        ending.is_orphan = flags & SOCK_DEAD != 0;
+        ending.error = read((sk + offset!(sock_error)) as *const c_void);
+    }
+    ending
+}
+
+/// Where the socket at that address can be reached: the words of
+/// [`portwatch_common::Report::remote_address`], zero for address 0 and where the kernel has no type
+/// information.
+#[inline(always)]
+pub fn place_of(sock: u64) -> [u32; 2] {
+    if offset!(sock_device) == 0 || offset!(sock_v6only) == 0 || sock == 0 {
+        return [0; 2];
+    }
+    let device: u32 = read((sock + offset!(sock_device)) as *const c_void);
+    if bit(sock, offset!(sock_v6only)) {
+        [device, place::KNOWN | place::V6ONLY]
+    } else {
+        [device, place::KNOWN]
+    }
 }
 
 /// A bit of the structure at a kernel address. The structure's bit fields begin with the lowest bit

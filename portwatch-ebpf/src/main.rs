@@ -28,6 +28,7 @@ mod packet;
 mod repeats;
 mod report;
 mod ring;
+mod sessions;
 mod watched;
 
 /// BPF programs cannot unwind, and nothing here panics.

@@ -110,7 +110,9 @@ pub unsafe fn mark(socket: *mut c_void, cookie: u64, local: Local, counted: u16,
         counted,
         binder,
         connection: connection::NONE,
-        reserved: [0; 3],
+        session: 0,
+        reserved: [0; 2],
+        opened_ns: 0,
     };
     // No socket's: what distinguishes a new mark from an existing one.
     let mut initial = SocketMark { cookie: 0, ..mark };
@@ -124,6 +126,32 @@ pub unsafe fn mark(socket: *mut c_void, cookie: u64, local: Local, counted: u16,
     // SAFETY: the kernel's pointer to a live value, valid for the whole run; a `Pod` without
     // padding is as good as its words.
     unsafe {
-        put(stored.as_ptr().cast(), bytemuck::cast::<_, [u32; 10]>(mark));
+        put(stored.as_ptr().cast(), bytemuck::cast::<_, [u32; 12]>(mark));
     };
+}
+
+/// Marks an accepted socket that inherited no mark, so that its end is reported. It is not counted: its
+/// release is no news.
+///
+/// # Safety
+///
+/// As for [`SocketMarks::get`].
+#[inline(always)]
+pub unsafe fn mark_accepted(socket: *mut c_void, local: Local) -> Option<NonNull<SocketMark>> {
+    let mut initial = SocketMark {
+        cookie: 0,
+        address: local.address,
+        port: local.port,
+        family: local.family,
+        protocol: local.protocol,
+        closed: closed::NO,
+        counted: 0,
+        binder: 0,
+        connection: connection::NONE,
+        session: 0,
+        reserved: [0; 2],
+        opened_ns: 0,
+    };
+    // SAFETY: the caller's promise; `initial` is initialised and without padding.
+    unsafe { SOCKET_MARKS.get(socket, &raw mut initial, BPF_SK_STORAGE_GET_F_CREATE) }
 }

@@ -43,6 +43,15 @@ pub fn is_counted(key: &RepeatKey) -> bool {
     true
 }
 
+/// Whether it is counted, or can be from now on.
+#[inline(always)]
+pub fn has_room(key: &RepeatKey) -> bool {
+    if !is_started(key) {
+        start_counting(key);
+    }
+    is_started(key)
+}
+
 /// Counts it `times`, or begins to. False where there is no more room.
 #[inline(always)]
 pub fn count(key: &RepeatKey, times: u64) -> bool {

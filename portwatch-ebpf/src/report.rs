@@ -43,6 +43,8 @@ pub struct Socket {
     pub is_shut_down: bool,
     /// On a receive: whether the datagram came from this host.
     pub is_from_host: bool,
+    /// Where it can be reached, as in [`Report::remote_address`].
+    pub place: [u32; 2],
 }
 
 /// Identifies a socket.
@@ -82,6 +84,7 @@ impl Socket {
             connection: connection::NONE,
             is_shut_down: false,
             is_from_host: false,
+            place: [0; 2],
         }
     }
 }
@@ -244,7 +247,7 @@ unsafe fn fill(
             remote_port = port;
             put(remote, address);
         } else {
-            put(remote, [0; 4]);
+            put(remote, [socket.place[0], socket.place[1], 0, 0]);
         }
         (&raw mut (*report).remote_port).write(remote_port);
 
@@ -306,7 +309,7 @@ fn repeat_key(kind: u8, socket: &Socket, netns_cookie: u64, binder: u32, epoch: 
         family: socket.local.family,
         protocol: socket.local.protocol,
         known: 0,
-        reserved: 0,
+        session: 0,
     };
     if netns_cookie != 0 {
         key.known |= known::NETNS;

@@ -9,7 +9,7 @@ use aya_ebpf::{
     macros::btf_map,
     maps::ring_buf::RingBufEntry,
 };
-use portwatch_common::{ExecInfo, Report, protocol::must_wake};
+use portwatch_common::{ExecInfo, Report, SessionEnd, protocol::must_wake};
 
 use crate::control::{count_lost, count_submitted, polling};
 
@@ -34,6 +34,12 @@ pub fn reserve_report() -> Option<RingBufEntry<Report>> {
     entry
 }
 
+/// Reserves the end of a connection; None, and nothing is counted, when the ring is full.
+#[inline(always)]
+pub fn reserve_session_end() -> Option<RingBufEntry<SessionEnd>> {
+    RING.reserve_untyped(0)
+}
+
 /// Bytes in the ring that the agent has not taken yet.
 #[inline(always)]
 pub fn filled() -> u64 {
@@ -48,6 +54,17 @@ pub fn filled() -> u64 {
 pub fn submit_report(entry: RingBufEntry<Report>) {
     count_submitted();
     submit(entry);
+}
+
+/// As [`submit_report`]. Without `wakes` the agent reads it when it reads the next record.
+#[inline(always)]
+pub fn submit_session_end(entry: RingBufEntry<SessionEnd>, wakes: bool) {
+    count_submitted();
+    if wakes {
+        submit(entry);
+    } else {
+        entry.submit(BPF_RB_NO_WAKEUP.into());
+    }
 }
 
 /// Hands a record over, and wakes the agent unless it polls.

@@ -1,17 +1,24 @@
 //! The wire record. docs/alert.schema.json describes its JSON form.
 #![forbid(unsafe_code)]
 
-use std::{collections::BTreeMap, net::IpAddr, rc::Rc};
+mod session;
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+    rc::Rc,
+};
 
 use jiff::Timestamp;
 use serde::{Serialize, Serializer};
 
+pub use self::session::SessionInfo;
 use crate::{
     aggregate::{Accepts, Group, Summary},
     decide::{Decided, RuleInfo},
     model::{
-        ConnectOutcome, EventKind, Origin, PortKey, Printable, Received, Severity, SocketKey,
-        Transport,
+        ConnectOutcome, Direction, EventKind, Origin, PortKey, Printable, Received, Sessions,
+        Severity, SocketKey, Transport,
     },
     process::Process,
     registry::RegistryInfo,
@@ -87,6 +94,10 @@ pub struct SummaryInfo {
     pub held: BTreeMap<&'static str, String>,
     /// The processes that caused most of them, the busiest first.
     pub processes: Vec<SummaryProcess>,
+    /// Bytes that their sessions received; None without any.
+    pub bytes_in: Option<u64>,
+    /// Bytes that their sessions sent; None without any.
+    pub bytes_out: Option<u64>,
 }
 
 /// One line for the operator. What is not known is None, never guessed.
@@ -113,7 +124,7 @@ pub struct Alert {
     pub family: Option<Family>,
     /// The local address.
     pub address: Option<IpAddr>,
-    /// The remote end, on accept and connect; the sender, on receive.
+    /// The remote end, on accept, connect and session; the sender, on receive.
     pub peer: Option<Peer>,
     /// The registry's entry for the port.
     pub registry: Option<Rc<RegistryInfo>>,
@@ -144,6 +155,40 @@ pub struct Alert {
     pub detail: Option<Printable>,
     /// On a close, the datagrams that the socket has received; None where none was seen.
     pub received: Option<Received>,
+    /// Of a connection: which end is on the port. None when unknown, and on other events.
+    pub direction: Option<Direction>,
+    /// On a close, the connections of the socket; None without any.
+    pub sessions: Option<Sessions>,
+    /// On a session, how it went.
+    pub session: Option<SessionInfo>,
+    /// The device that the socket is bound to, by its name in the socket's network namespace. None
+    /// without one, and where it is unknown.
+    pub device: Option<Printable>,
+    /// Of an IPv6 wildcard: whether it takes no IPv4. None for others, and where it is unknown.
+    pub v6only: Option<bool>,
+}
+
+impl Alert {
+    /// The local address and port, a link-local one with the scope that it is valid in.
+    #[must_use]
+    pub fn local(&self) -> Option<String> {
+        let port = self.port?;
+        let Some(address) = self.address else {
+            return Some(format!("port {port}"));
+        };
+        Some(local(address, port, self.device.as_deref()))
+    }
+}
+
+/// An address and port; a link-local one with its scope, `[fe80::1%eth0]:976`.
+#[must_use]
+pub fn local(address: IpAddr, port: u16, device: Option<&str>) -> String {
+    match (address, device) {
+        (IpAddr::V6(v6), Some(device)) if v6.is_unicast_link_local() => {
+            format!("[{v6}%{device}]:{port}")
+        }
+        _ => SocketAddr::new(address, port).to_string(),
+    }
 }
 
 /// Bytes of [`Alert::detail`] in JSON.
@@ -168,6 +213,8 @@ impl Alert {
             severity,
             rule,
             detail,
+            sessions,
+            ..
         } = decided;
         Self {
             schema: SCHEMA,
@@ -202,6 +249,13 @@ impl Alert {
             lost: None,
             detail: detail.map(Printable::from),
             received: event.received,
+            direction: event.direction,
+            sessions,
+            session: event
+                .session
+                .map(|session| SessionInfo::of(&session, event.time)),
+            device: event.device,
+            v6only: event.v6only,
         }
     }
 
@@ -228,6 +282,8 @@ impl Alert {
             _ => None,
         };
         let processes = summary.processes.iter();
+        let has_sessions =
+            summary.bytes != (0, 0) || summary.counts.contains_key(EventKind::Session.name());
         Self {
             port: only.map(|port_key| port_key.port),
             transport: only.map(|port_key| port_key.transport),
@@ -235,6 +291,8 @@ impl Alert {
             process,
             summary: Some(SummaryInfo {
                 since: summary.since,
+                bytes_in: has_sessions.then_some(summary.bytes.0),
+                bytes_out: has_sessions.then_some(summary.bytes.1),
                 counts: summary.counts,
                 ports: ranges(summary.ports),
                 held: ranges(held),
@@ -299,6 +357,11 @@ impl Alert {
             lost: None,
             detail: None,
             received: None,
+            direction: None,
+            sessions: None,
+            session: None,
+            device: None,
+            v6only: None,
         }
     }
 }

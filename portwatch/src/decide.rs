@@ -7,8 +7,8 @@ use std::{collections::HashMap, rc::Rc};
 use serde::Serialize;
 
 use crate::{
-    model::{EventKind, Origin, PortKey, Printable, Severity},
-    policy::{Claims, Decision, Facts, Policy, default_severity},
+    model::{EventKind, Origin, PortKey, Printable, Sessions, Severity},
+    policy::{Claims, Decision, Facts, Policy, Rule, default_severity},
     process::Process,
     registry::{Registry, RegistryInfo},
     tracker::TrackedEvent,
@@ -44,6 +44,10 @@ pub struct Decided {
     pub rule: Option<RuleInfo>,
     /// Why a rule that denies did not.
     pub detail: Option<&'static str>,
+    /// Whether the rule asks for the end of each connection.
+    pub reports_sessions: bool,
+    /// On a close, the connections of the socket; None without any.
+    pub sessions: Option<Sessions>,
 }
 
 /// Decides by registry and rules.
@@ -89,6 +93,7 @@ impl Decider {
             .decide(&facts(&event, registry.as_deref()), by_default);
         let severity = verdict.severity?;
         let mut detail = None;
+        let reports_sessions = verdict.rule.is_some_and(Rule::reports_sessions);
         let rule = verdict.rule.map(|rule| {
             let denies = rule.decision == Decision::Deny;
             let takes_port = matches!(event.kind, EventKind::Bind | EventKind::Listen);
@@ -119,6 +124,8 @@ impl Decider {
             severity,
             rule,
             detail,
+            reports_sessions,
+            sessions: None,
         })
     }
 
@@ -146,6 +153,7 @@ fn facts<'a>(event: &'a TrackedEvent, registry: Option<&RegistryInfo>) -> Facts<
         uid: process.map(|process| process.uid),
         netns: event.netns,
         host_netns: event.is_host_netns,
+        device: event.device.as_deref(),
         ..process.map(facts_of).unwrap_or_default()
     }
 }

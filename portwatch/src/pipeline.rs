@@ -11,12 +11,14 @@
 
 use std::time::Instant;
 
+use jiff::Timestamp;
+
 use crate::{
     aggregate::{Aggregator, Capped, Output, Pending, Settings},
     alert::Alert,
     decide::Decider,
     inventory::{Coverage, FoundSocket},
-    model::{Event, EventKind, Printable, Severity},
+    model::{Event, EventKind, Origin, Printable, Severity},
     output::Sinks,
     policy::Policy,
     tracker::{Host, TrackedEvent, Tracker},
@@ -80,9 +82,17 @@ impl<H: Host> Pipeline<H> {
             Input::Event(event) => self.tracker.observe(event, &mut self.tracked),
             Input::Counted(event, times) => {
                 let event = self.tracker.counted(&event);
-                if let Some(decided) = self.decider.decide(event) {
-                    self.aggregator.add_counted(decided, times, now);
+                let is_summed = self.aggregator.sum_counted_sessions(&event, times);
+                match self.decider.decide(event) {
+                    Some(decided) if decided.event.session.is_none() => {
+                        self.aggregator.add_counted(decided, times, now);
+                    }
+                    Some(decided) if !is_summed || self.aggregator.wants_sessions(&decided) => {
+                        self.aggregator.count_session(&decided, now);
+                    }
+                    _ => {}
                 }
+                self.count_dropped_sessions(now);
             }
             Input::Scan(found, coverage) => {
                 self.needs_scan = self.tracker.reconcile(found, &coverage, &mut self.tracked);
@@ -139,6 +149,8 @@ impl<H: Host> Pipeline<H> {
 
     fn advance(&mut self, now: Instant) {
         for event in self.tracked.drain(..) {
+            let is_summed = self.aggregator.sum_sessions(&event);
+            let sessions = self.aggregator.take_sessions(&event);
             let pending = event.key.filter(|_| event.kind == EventKind::Close);
             let pending = pending.and_then(|key| self.aggregator.pending(key));
             let before = pending.map(|pending| TrackedEvent {
@@ -168,11 +180,35 @@ impl<H: Host> Pipeline<H> {
                     None => {}
                 }
             }
-            if let Some(decided) = decided {
-                self.aggregator.push(decided, now, &mut self.outputs);
+            if let Some(mut decided) = decided {
+                decided.sessions = sessions;
+                if is_summed || self.aggregator.wants_sessions(&decided) {
+                    self.aggregator.push(decided, now, &mut self.outputs);
+                } else {
+                    self.aggregator.count_session(&decided, now);
+                }
             }
         }
+        self.count_dropped_sessions(now);
         self.write();
+    }
+
+    /// Counts the connections of a listener that there was no more room for.
+    fn count_dropped_sessions(&mut self, now: Instant) {
+        while let Some(dropped) = self.aggregator.take_dropped_sessions() {
+            let known = (Timestamp::now(), Origin::Live);
+            let (key, port_key) = (dropped.key, dropped.port_key);
+            let (event, _) = self
+                .tracker
+                .current(key, port_key, EventKind::Session, known);
+            let event = TrackedEvent {
+                session: Some(dropped.session),
+                ..event
+            };
+            if let Some(decided) = self.decider.decide(event) {
+                self.aggregator.count_session(&decided, now);
+            }
+        }
     }
 
     /// Reports a socket whose events were not, and that lasts.

@@ -158,5 +158,10 @@ fn event(kind: EventKind, cookie: u64, task: &Task) -> Event {
         accepted: None,
         close: CloseKind::Released,
         is_from_host: false,
+        direction: None,
+        session: None,
+        interface: None,
+        device: None,
+        v6only: None,
     }
 }

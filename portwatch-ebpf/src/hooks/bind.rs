@@ -13,7 +13,7 @@ use super::{ALLOW, DENY};
 use crate::{
     deny::is_denied,
     globals::AvailableHelpers,
-    kernel::{address_of, is_kernel_socket, keeps_port, netns_inode},
+    kernel::{address_of, is_kernel_socket, keeps_port, netns_inode, place_of},
     marks::mark,
     report::{Key, Local, Socket, report},
     watched::is_watched,
@@ -86,6 +86,7 @@ fn socket(sock: u64, cookie: u64, local: Local) -> Socket {
     Socket {
         is_kernel_socket: is_kernel_socket(sock, local.protocol),
         netns_inode: netns_inode(sock),
+        place: place_of(sock),
         ..Socket::new(Key::Cookie(cookie), local)
     }
 }

@@ -17,16 +17,17 @@ use aya_ebpf::{
     programs::SockOpsContext,
 };
 use portwatch_common::{
-    FAMILY_IPV4, FAMILY_IPV6, PROTOCOL_TCP, SocketMark, connection, counted, kind,
+    FAMILY_IPV4, FAMILY_IPV6, PROTOCOL_TCP, SocketMark, connection, counted, kind, session,
 };
 
 use super::release::shut_down;
 use crate::{
     counted::{is_reported, release_events},
     globals::AvailableHelpers,
-    kernel::is_joined_subflow,
-    marks::{mark, mark_of},
+    kernel::{address_of, is_joined_subflow, place_of},
+    marks::{mark, mark_accepted, mark_of},
     report::{Key, Local, Socket, report},
+    sessions,
     watched::is_watched,
 };
 
@@ -56,10 +57,19 @@ fn listening(ctx: &SockOpsContext) {
         return;
     }
     report_and_mark(ctx, kind::LISTEN, None);
-    // Other programs' flags stay; without the flag, only an MPTCP listener's close goes unseen.
-    let flags = field!(ops, bpf_sock_ops_cb_flags) | BPF_SOCK_OPS_STATE_CB_FLAG;
-    // SAFETY: the helper takes this program type's context.
-    let _ = unsafe { bpf_sock_ops_cb_flags_set(ops, flags as i32) };
+    // Without the flag, an MPTCP listener's close goes unseen.
+    ask_for_states(ops);
+}
+
+/// Asks for the socket's changes of state. Other programs' flags stay.
+#[inline(always)]
+fn ask_for_states(ops: *mut bpf_sock_ops) {
+    let flags = field!(ops, bpf_sock_ops_cb_flags);
+    if flags & BPF_SOCK_OPS_STATE_CB_FLAG == 0 {
+        let flags = flags | BPF_SOCK_OPS_STATE_CB_FLAG;
+        // SAFETY: the helper takes this program type's context.
+        let _ = unsafe { bpf_sock_ops_cb_flags_set(ops, flags as i32) };
+    }
 }
 
 #[inline(always)]
@@ -75,17 +85,26 @@ fn connecting(ctx: &SockOpsContext) {
 #[inline(always)]
 fn connected(ctx: &SockOpsContext) {
     if is_watched(field!(ctx.ops, local_port), PROTOCOL_TCP) {
-        note_connection(ctx, connection::ESTABLISHED);
+        connected_out(ctx);
     }
 }
 
-/// Keeps in the socket's own mark how far its connection has come: its close reports that.
 #[inline(always)]
-fn note_connection(ctx: &SockOpsContext, reached: u8) {
-    if let Some(mark) = own_mark(ctx, cookie(ctx)) {
-        // SAFETY: the kernel's pointer to a live value, valid for the whole run.
-        unsafe { (&raw mut (*mark.as_ptr()).connection).write_volatile(reached) };
+fn connected_out(ctx: &SockOpsContext) {
+    if let Some(mark) = note_connection(ctx, connection::ESTABLISHED) {
+        ask_for_states(ctx.ops);
+        sessions::begin(mark, session::OUTGOING);
     }
+}
+
+/// Keeps in the socket's own mark how far its connection has come: its close reports that. Returns
+/// the mark.
+#[inline(always)]
+fn note_connection(ctx: &SockOpsContext, reached: u8) -> Option<NonNull<SocketMark>> {
+    let mark = own_mark(ctx, cookie(ctx))?;
+    // SAFETY: the kernel's pointer to a live value, valid for the whole run.
+    unsafe { (&raw mut (*mark.as_ptr()).connection).write_volatile(reached) };
+    Some(mark)
 }
 
 /// A handshake is complete: runs in softirq, so the current task is any.
@@ -96,20 +115,28 @@ fn established(ctx: &SockOpsContext) {
     }
     // One more path of a connection that was accepted before.
     if is_joined_subflow(sk(ctx)) {
+        if let Some(inherited) = mark_in(ctx) {
+            // That its listener asked for them is inherited, but not from one that the agent marked.
+            ask_for_states(ctx.ops);
+            sessions::begin(inherited, session::JOINED);
+        }
         return;
     }
     let own = cookie(ctx);
     let (mut key, mut counted) = (Key::Accepted(own), counted::COUNTED);
-    if let Some(inherited) = mark_in(ctx) {
+    let inherited = mark_in(ctx);
+    if let Some(inherited) = inherited {
         let listener = field!(inherited.as_ptr(), cookie);
         // What is kept of the listener is reported before the accept.
         counted |= field!(inherited.as_ptr(), counted);
         // Two that connect to each other at once: no listener is there to accept.
         if listener == own {
-            note_connection(ctx, connection::ESTABLISHED);
+            connected_out(ctx);
             return;
         }
-        key = Key::Cookie(listener);
+        if listener != 0 {
+            key = Key::Cookie(listener);
+        }
     }
     let socket = Socket {
         counted,
@@ -117,16 +144,30 @@ fn established(ctx: &SockOpsContext) {
     };
     let helpers = AvailableHelpers::sock_ops().without_task();
     report(ctx, kind::ACCEPT, &socket, helpers);
+    ask_for_states(ctx.ops);
+    let sk = sk(ctx);
+    let mark = match inherited {
+        None if sk.is_null() => None,
+        // SAFETY: the non-null `sk` of a sock_ops context.
+        None => unsafe { mark_accepted(sk, socket.local) },
+        inherited => inherited,
+    };
+    if let Some(mark) = mark {
+        sessions::begin(mark, 0);
+    }
 }
 
-/// A flagged socket changes state. Children inherit the flag, so only a listener's end counts.
+/// A flagged socket changes state. Children inherit the flag.
 #[inline(always)]
 fn changed(ctx: &SockOpsContext) {
-    if field!(ctx.ops, __bindgen_anon_1.args[0]) != BPF_TCP_LISTEN {
+    let Some(mark) = mark_in(ctx) else {
         return;
-    }
-    if let Some(mark) = own_mark(ctx, cookie(ctx)) {
-        shut_down(ctx, mark, AvailableHelpers::sock_ops().without_task());
+    };
+    let helpers = AvailableHelpers::sock_ops().without_task();
+    if field!(ctx.ops, __bindgen_anon_1.args[0]) != BPF_TCP_LISTEN {
+        sessions::changed(ctx, mark, sk(ctx), helpers);
+    } else if field!(mark.as_ptr(), cookie) == cookie(ctx) {
+        shut_down(ctx, mark, helpers);
     }
 }
 
@@ -136,6 +177,9 @@ fn report_and_mark(ctx: &SockOpsContext, kind: u8, remote: Remote) {
     let helpers = AvailableHelpers::sock_ops();
     let cookie = cookie(ctx);
     let mut socket = socket(ctx.ops, Key::Cookie(cookie), remote);
+    if kind == kind::LISTEN {
+        socket.place = place_of(address_of(sk(ctx)));
+    }
     // Without a mark of its own it takes the port now, without a bind.
     if let Some(before) = own_mark(ctx, cookie) {
         socket.binder = field!(before.as_ptr(), binder);

@@ -8,6 +8,7 @@ mod cap;
 mod group;
 mod peers;
 mod pending;
+mod sessions;
 mod settings;
 mod summary;
 
@@ -16,14 +17,16 @@ use std::{
     time::Instant,
 };
 
-use self::{bursts::Bursts, cap::Cap, peers::Peers, pending::PendingSockets};
+use self::{
+    bursts::Bursts, cap::Cap, peers::Peers, pending::PendingSockets, sessions::SessionSums,
+};
 pub use self::{
-    cap::Capped, group::Group, peers::Accepts, pending::Pending, settings::Settings,
-    summary::Summary,
+    cap::Capped, group::Group, peers::Accepts, pending::Pending, sessions::Dropped,
+    settings::Settings, summary::Summary,
 };
 use crate::{
     decide::Decided,
-    model::{ConnectOutcome, EventKind, Origin, Severity, SocketKey, Transport},
+    model::{ConnectOutcome, EventKind, Origin, Session, Sessions, Severity, SocketKey, Transport},
     tracker::{LASTING, TrackedEvent},
     util::Bounded,
 };
@@ -63,6 +66,7 @@ pub struct Aggregator {
     deadlines: VecDeque<(Instant, SocketKey)>,
     clients: Bounded<SocketKey, ()>,
     peers: Peers,
+    sessions: SessionSums,
     bursts: Bursts,
     pending: PendingSockets,
     /// Sockets that were reported because they had kept their port for long.
@@ -82,12 +86,52 @@ impl Aggregator {
             deadlines: VecDeque::new(),
             clients: Bounded::new(CLIENTS),
             peers: Peers::default(),
+            sessions: SessionSums::default(),
             bursts: Bursts::default(),
             pending: PendingSockets::default(),
             kept: Bounded::new(KEPT),
             connected: Bounded::new(KEPT),
             cap: Cap::default(),
         }
+    }
+
+    /// Sums up the connections of each listener, whatever becomes of their events. False where a
+    /// connection has outlived its listener: it is for a summary.
+    pub fn sum_sessions(&mut self, event: &TrackedEvent) -> bool {
+        self.sessions.add(event)
+    }
+
+    /// As [`sum_sessions`](Self::sum_sessions), for what the BPF programs counted as `times` such events.
+    pub fn sum_counted_sessions(&mut self, event: &TrackedEvent, times: u64) -> bool {
+        self.sessions.add_counted(event, times)
+    }
+
+    /// The sums of a listener that there was no more room for: they are for a summary.
+    pub fn take_dropped_sessions(&mut self) -> Option<Dropped> {
+        self.sessions.take_dropped()
+    }
+
+    /// Counts a connection, or the sums of several, in a summary. One without any bytes is no news: the
+    /// close of its listener has counted it as open.
+    pub fn count_session(&mut self, decided: &Decided, now: Instant) {
+        let session = decided.event.session.filter(|_| self.settings.enabled);
+        let is_news = |session: &Session| session.is_sum || session.is_one() && session.has_bytes();
+        if let Some(session) = session.filter(is_news) {
+            self.bursts
+                .add_counted(decided, session.ended, &self.settings, now);
+        }
+    }
+
+    /// The connections of a socket that closes; None without any.
+    pub fn take_sessions(&mut self, event: &TrackedEvent) -> Option<Sessions> {
+        let key = event.key.filter(|_| event.kind == EventKind::Close)?;
+        self.sessions.close(key)
+    }
+
+    /// Whether the end of a connection is an alert, or else in a summary.
+    #[must_use]
+    pub const fn wants_sessions(&self, decided: &Decided) -> bool {
+        self.settings.sessions || decided.reports_sessions
     }
 
     /// Whether there is room for one more alert, which is counted otherwise.
@@ -121,6 +165,17 @@ impl Aggregator {
 
     /// Takes an event, and adds what is to be reported now.
     pub fn push(&mut self, decided: Decided, now: Instant, out: &mut Vec<Output>) {
+        if decided.event.kind == EventKind::Session {
+            let session = decided.event.session;
+            let is_one = session.is_some_and(|session| session.is_one());
+            if is_one && self.wants_sessions(&decided) {
+                match self.settings.enabled {
+                    true => self.report(decided, now, out),
+                    false => out.push(Output::event(decided)),
+                }
+            }
+            return;
+        }
         if !self.settings.enabled {
             out.push(Output::event(decided));
             return;

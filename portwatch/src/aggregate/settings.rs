@@ -17,6 +17,8 @@ pub struct Settings {
     pub bind_delay: Duration,
     /// How many alerts a second are written in the long run, `critical` ones aside; 0 for any number.
     pub max_rate: u32,
+    /// Whether the end of each connection is reported, and not only summed.
+    pub sessions: bool,
 }
 
 impl Default for Settings {
@@ -28,6 +30,7 @@ impl Default for Settings {
             idle_timeout: Duration::from_secs(5),
             bind_delay: Duration::from_millis(1),
             max_rate: 200,
+            sessions: false,
         }
     }
 }

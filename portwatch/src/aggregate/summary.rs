@@ -11,7 +11,7 @@ use jiff::Timestamp;
 use super::Group;
 use crate::{
     decide::Decided,
-    model::{PortKey, Severity},
+    model::{EventKind, PortKey, Severity},
     process::Process,
     registry::RegistryInfo,
 };
@@ -37,6 +37,8 @@ pub struct Summary {
     pub ports: BTreeSet<PortKey>,
     /// The registry's entry, for a single port.
     pub registry: Option<Rc<RegistryInfo>>,
+    /// Bytes that its sessions received and sent.
+    pub bytes: (u64, u64),
     /// The processes that caused most of it, each with its number of events, the busiest first.
     pub processes: Vec<(Rc<Process>, u64)>,
 }
@@ -71,14 +73,29 @@ impl Sum {
                 counts: BTreeMap::new(),
                 ports: BTreeSet::new(),
                 registry: decided.registry.clone(),
+                bytes: (0, 0),
                 processes: Vec::new(),
             },
             busy: Vec::new(),
         }
     }
 
+    fn add_bytes(&mut self, received: u64, sent: u64) {
+        let (bytes_in, bytes_out) = &mut self.summary.bytes;
+        *bytes_in = bytes_in.saturating_add(received);
+        *bytes_out = bytes_out.saturating_add(sent);
+    }
+
     /// Counts `times` events of the kind of `decided`.
     pub(super) fn add(&mut self, decided: &Decided, times: u64) {
+        if let Some(session) = &decided.event.session {
+            self.add_bytes(session.bytes_in, session.bytes_out);
+        }
+        // The close that would have had them is counted.
+        if let Some(sessions) = &decided.sessions {
+            self.add_bytes(sessions.bytes_in, sessions.bytes_out);
+            self.add_kind(decided, EventKind::Session.name(), sessions.ended);
+        }
         self.add_kind(decided, decided.event.kind.name(), times);
     }
 
@@ -91,7 +108,9 @@ impl Sum {
     pub(super) fn add_kind(&mut self, decided: &Decided, kind: &'static str, times: u64) {
         self.raise(decided.severity);
         let summary = &mut self.summary;
-        *summary.counts.entry(kind).or_default() += times;
+        if times > 0 {
+            *summary.counts.entry(kind).or_default() += times;
+        }
         summary.ports.insert(decided.event.port_key);
         let Some(process) = &decided.event.process else {
             return;

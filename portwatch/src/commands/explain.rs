@@ -6,6 +6,7 @@ use anyhow::{Context as _, Result};
 
 use super::{args::RegistryArgs, write};
 use crate::{
+    alert,
     inventory::{self, SocketEntry, State},
     linux::netns::inode_of,
     model::Transport,
@@ -141,12 +142,23 @@ fn describe(entry: &Entry, transport: Transport) -> String {
 }
 
 fn socket(held: &SocketEntry) -> String {
-    let (name, local) = (held.transport.name(), held.local);
+    let device = held.device.as_deref();
+    let local = alert::local(held.local.ip(), held.local.port(), device);
+    let mut text = format!("{} {}", held.transport.name(), quote(&local));
     match held.state {
-        State::Listening => format!("{name} {local} listening"),
-        State::Bound => format!("{name} {local} bound"),
-        State::Connected(peer) => format!("{name} {local} connected with {peer}"),
+        State::Listening => text.push_str(" listening"),
+        State::Bound => text.push_str(" bound"),
+        State::Connected(peer) => text.push_str(&format!(" connected with {peer}")),
     }
+    if let Some(device) = device {
+        text.push_str(&format!(" on {}", quote(device)));
+    }
+    match held.v6only {
+        Some(true) => text.push_str(" (IPv6 only)"),
+        Some(false) => text.push_str(" (and IPv4)"),
+        None => {}
+    }
+    text
 }
 
 fn describe_holder(process: &Process) -> String {

@@ -106,6 +106,7 @@ fn facts(alert: &Value) -> Option<Facts<'_>> {
             .and_then(|uid| u32::try_from(uid).ok()),
         netns: alert["socket"]["netns"].as_u64(),
         host_netns: alert["socket"]["host_netns"].as_bool(),
+        device: alert["device"].as_str(),
         ..facts_of(process)
     })
 }

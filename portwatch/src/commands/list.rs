@@ -11,7 +11,7 @@ use crate::{
     config::Overrides,
     decide::Decider,
     inventory::{Reach, Scan, Scope},
-    model::{EventKind, Transport},
+    model::{Direction, EventKind, Transport},
     monitor::host_name,
     output::{FormatName, Sink, Sinks},
     pipeline::Pipeline,
@@ -130,13 +130,26 @@ fn row(alert: &Alert) -> [String; 8] {
     let state = match (alert.event, alert.peer) {
         (EventKind::Listen, _) => "listening".into(),
         (EventKind::Connect, Some(peer)) => {
-            format!("connected {}", SocketAddr::new(peer.address, peer.port))
+            let state = match alert.direction {
+                Some(Direction::Out) => "connected to",
+                _ => "connection with",
+            };
+            format!("{state} {}", SocketAddr::new(peer.address, peer.port))
         }
         _ => "bound".into(),
     };
-    let address = alert.address.map_or("?".into(), |address| {
-        SocketAddr::new(address, port).to_string()
-    });
+    let address = alert.address.and_then(|_| alert.local());
+    let mut address = address.unwrap_or_else(|| "?".into());
+    if let Some(device) = &alert.device {
+        address.push_str(&format!(" on {}", quote(device)));
+    }
+    if let Some(v6only) = alert.v6only {
+        address.push_str(if v6only {
+            " (IPv6 only)"
+        } else {
+            " (and IPv4)"
+        });
+    }
     let registry = alert.registry.as_ref().map_or("?".into(), |word| {
         let service = word
             .service

@@ -44,6 +44,11 @@ pub struct Args {
     /// The same as enabled = false in the section receive of the rules file.
     #[arg(long)]
     no_receive: bool,
+    /// Report the end of each TCP connection on a watched port: duration, bytes, who closed it
+    ///
+    /// Otherwise the connections of a listener are only summed, in its close.
+    #[arg(long)]
+    sessions: bool,
     /// Deny nothing; report what the rules would deny
     #[arg(long)]
     dry_run: bool,
@@ -71,6 +76,7 @@ impl Args {
             dry_run: self.dry_run,
             no_aggregate: self.no_aggregate || self.no_collapse,
             no_receive: self.no_receive,
+            sessions: self.sessions,
         }
     }
 }
@@ -118,6 +124,13 @@ mod tests {
         for (arguments, expected) in [
             (&[][..], none),
             (&["--all"], Overrides { all: true, ..none }),
+            (
+                &["--sessions"],
+                Overrides {
+                    sessions: true,
+                    ..none
+                },
+            ),
             (
                 &["--dry-run"],
                 Overrides {

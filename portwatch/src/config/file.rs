@@ -91,6 +91,8 @@ struct RawRule {
     decide: Decision,
     #[serde(default)]
     unverified: bool,
+    #[serde(default)]
+    sessions: bool,
     port: Option<Spanned<OneOrMany<PortRange>>>,
     transport: Option<Spanned<OneOrMany<Transport>>>,
     status: Option<Spanned<OneOrMany<Status>>>,
@@ -103,6 +105,7 @@ struct RawRule {
     container: Option<Spanned<bool>>,
     cgroup: Option<Spanned<OneOrMany<NamePattern>>>,
     netns: Option<Spanned<OneOrMany<Netns>>>,
+    device: Option<Spanned<OneOrMany<NamePattern>>>,
 }
 
 #[derive(Deserialize)]
@@ -235,6 +238,7 @@ fn rule(raw: RawRule) -> (Rule, RulePlaces) {
         container,
         values(raw.cgroup, Condition::Cgroup),
         values(raw.netns, Condition::Netns),
+        values(raw.device, Condition::Device),
     ];
     let mut places = RulePlaces {
         name: raw.name.span(),
@@ -249,6 +253,7 @@ fn rule(raw: RawRule) -> (Rule, RulePlaces) {
         reason: raw.reason.map(Spanned::into_inner),
         decision: raw.decide,
         unverified: raw.unverified,
+        sessions: raw.sessions,
         conditions: conditions.collect(),
     };
     (rule, places)
@@ -279,6 +284,7 @@ fn settings(raw: RawAggregate, deprecated: &mut Renames<'_>) -> Result<Settings,
         idle_timeout: duration(idle_timeout, "idle_timeout", &IDLE_TIMEOUT)?
             .unwrap_or(default.idle_timeout),
         bind_delay: duration(bind_delay, "bind_delay", &BIND_DELAY)?.unwrap_or(default.bind_delay),
+        sessions: default.sessions,
     })
 }
 

@@ -14,7 +14,7 @@ pub use self::error::{Cited, ConfigError, Place};
 use crate::{
     aggregate::Settings,
     model::{DenyRules, Transport},
-    policy::{DefaultScope, Policy},
+    policy::{DefaultScope, Policy, Rule},
     registry::Registry,
     sensor::ReceiveSettings,
     util::input::{self, Allowed, InputError},
@@ -46,6 +46,8 @@ pub struct Overrides {
     pub no_aggregate: bool,
     /// Look at no datagrams.
     pub no_receive: bool,
+    /// Report the end of each connection.
+    pub sessions: bool,
 }
 
 /// The effective configuration.
@@ -109,6 +111,7 @@ impl Overrides {
         config.dry_run = self.dry_run;
         config.aggregate.enabled &= !self.no_aggregate;
         config.receive.enabled &= !self.no_receive;
+        config.aggregate.sessions |= self.sessions;
         config
     }
 }
@@ -143,6 +146,12 @@ impl Config {
         transports: &'a [Transport],
     ) -> impl Iterator<Item = (u16, Transport)> + 'a {
         self.policy.watched(registry, self.scope, transports)
+    }
+
+    /// Whether the end of a connection can be an alert.
+    #[must_use]
+    pub fn reports_sessions(&self) -> bool {
+        self.aggregate.sessions || self.policy.rules().iter().any(Rule::reports_sessions)
     }
 
     /// The deny rules to enforce: none with `dry_run`.

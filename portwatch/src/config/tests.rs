@@ -24,7 +24,7 @@ fn a_malformed_file_is_rejected_with_place_and_suggestion() {
         ("HEADevent = \"listne\"\n", "did you mean \"listen\"?"),
         (
             "HEADevent = \"bind\"\npeer = \"10.0.0.0/8\"\n",
-            "only accept, connect and receive have a peer",
+            "only accept, connect, session and receive have a peer",
         ),
         (
             "HEADpeer = \"10.0.0.1/8\"\n",
@@ -216,6 +216,7 @@ fn the_command_line_overrides_the_file_every_time_it_is_read() {
                 dry_run: true,
                 no_aggregate: true,
                 no_receive: true,
+                sessions: true,
             },
             DefaultScope::All,
             false,

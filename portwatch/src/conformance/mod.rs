@@ -14,11 +14,13 @@ mod mptcp;
 mod namespaces;
 mod netlink;
 mod no_alert;
+mod observed;
 mod plain;
 mod receive;
 mod rewrite;
 pub mod runner;
 mod script;
+mod sessions;
 mod steered;
 mod uring;
 
@@ -109,6 +111,13 @@ pub const ALL: &[Scenario] = &[
         connects::rejected_then_listening,
     ),
     scenario("connected to itself", connects::simultaneous_open),
+    scenario("session: in, closed by the peer", sessions::closed_by_peer),
+    scenario("session: in, closed by this host", sessions::closed_by_us),
+    scenario("session: in, reset by the peer", sessions::reset_by_peer),
+    scenario("session: in, reset by this host", sessions::reset_by_us),
+    scenario("session: out", sessions::outgoing),
+    scenario("session: MPTCP, two paths", mptcp::session_of_two_paths),
+    scenario("bound to a device", plain::bound_to_device),
     scenario(
         "shut down, then listening again",
         plain::shut_down_and_again,

@@ -4,20 +4,20 @@
 
 use std::{
     fs, io,
-    net::Ipv4Addr,
+    net::{Ipv4Addr, SocketAddr},
     thread,
     time::{Duration, Instant},
 };
 
 use nix::sys::socket::SockProtocol;
-use socket2::Type;
+use socket2::{Socket, Type};
 
 use super::{
     netlink::{self, attribute},
     plain::{MPTCP, at, listener, local_address, open},
-    script::{Script, Stop},
+    script::{ExpectedSession, ExpectedSocket, Script, Stop},
 };
-use crate::model::EventKind::Close;
+use crate::model::{Direction, EventKind::Close};
 
 /// How long a second path may take that an idle machine makes at once.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -119,17 +119,17 @@ fn joined() -> io::Result<u64> {
         .unwrap_or(0))
 }
 
-/// A second path from another address joins the connection: it is no second accept.
-pub(super) fn joined_path(script: &mut Script) -> Result<(), Stop> {
-    let local = at("127.0.0.1")?;
-    let socket = open(local, Type::STREAM, Some(MPTCP))?;
-    add_path(Ipv4Addr::new(127, 0, 0, 2))
-        .map_err(|error| Stop::unavailable(format!("cannot add a path: {error}")))?;
-    let alerts = listener(script, &socket, local)?;
+/// An MPTCP connection of two paths to the listener, over which a byte has gone each way. Returns its ends:
+/// the client's and the server's.
+fn of_two_paths(
+    listener: &Socket,
+    alerts: ExpectedSocket,
+    local: SocketAddr,
+) -> Result<(Socket, Socket), Stop> {
     let client = open(local, Type::STREAM, Some(MPTCP))?;
     client.connect(&local.into())?;
     alerts.expect_accept(local.ip(), local_address(&client)?);
-    let (accepted, _) = socket.accept()?;
+    let (accepted, _) = listener.accept()?;
     // A path can join once both ends have received data.
     let mut byte = [std::mem::MaybeUninit::uninit()];
     client.send(b"x")?;
@@ -143,7 +143,47 @@ pub(super) fn joined_path(script: &mut Script) -> Result<(), Stop> {
         }
         thread::sleep(Duration::from_millis(1));
     }
+    Ok((client, accepted))
+}
+
+fn listener_for_two_paths(
+    script: &mut Script,
+    local: SocketAddr,
+) -> Result<(Socket, ExpectedSocket), Stop> {
+    let socket = open(local, Type::STREAM, Some(MPTCP))?;
+    add_path(Ipv4Addr::new(127, 0, 0, 2))
+        .map_err(|error| Stop::unavailable(format!("cannot add a path: {error}")))?;
+    let alerts = listener(script, &socket, local)?;
+    Ok((socket, alerts))
+}
+
+/// A second path from another address joins the connection: it is no second accept.
+pub(super) fn joined_path(script: &mut Script) -> Result<(), Stop> {
+    let local = at("127.0.0.1")?;
+    let (socket, alerts) = listener_for_two_paths(script, local)?;
+    drop(of_two_paths(&socket, alerts, local)?);
+    drop(socket);
+    alerts.expect(Close);
+    Ok(())
+}
+
+/// Two paths are one session.
+pub(super) fn session_of_two_paths(script: &mut Script) -> Result<(), Stop> {
+    script.compare_sessions();
+    let local = at("127.0.0.1")?;
+    let (socket, alerts) = listener_for_two_paths(script, local)?;
+    let (client, accepted) = of_two_paths(&socket, alerts, local)?;
+    let peer = local_address(&client)?;
     drop((client, accepted));
+    let session = ExpectedSession {
+        direction: Direction::In,
+        bytes_in: 1,
+        bytes_out: 1,
+        // Which end closes a path first is the kernel's choice.
+        ended_by: None,
+    };
+    alerts.expect_session(peer, session);
+    script.wait()?;
     drop(socket);
     alerts.expect(Close);
     Ok(())

@@ -107,6 +107,32 @@ fn tcp(script: &mut Script, local: &str, to: &str) -> Result<(), Stop> {
     Ok(())
 }
 
+/// The device is in the socket's own network namespace.
+pub(super) fn bound_to_device(script: &mut Script) -> Result<(), Stop> {
+    const DEVICE: &str = "lo";
+    needs_type_information()?;
+    let local = at("0.0.0.0")?;
+    let socket = stream(local)?;
+    setsockopt(&socket, sockopt::BindToDevice, &DEVICE.into())?;
+    let alerts = script.socket(Transport::Tcp, local).on_device(DEVICE);
+    bind_again(&socket, local)?;
+    alerts.expect(Bind);
+    socket.listen(8)?;
+    alerts.expect(Listen);
+    connect_and_accept(alerts, &socket, at("127.0.0.1")?)?;
+    drop(socket);
+    alerts.expect(Close);
+    Ok(())
+}
+
+/// The BPF programs read some members of sockets where the kernel shows its types.
+pub(super) fn needs_type_information() -> Result<(), Stop> {
+    let file = "/sys/kernel/btf/vmlinux";
+    fs::metadata(file)
+        .map(drop)
+        .map_err(|error| Stop::unavailable(format!("{file}: {error}")))
+}
+
 pub(super) fn tcp_ipv4(script: &mut Script) -> Result<(), Stop> {
     tcp(script, "127.0.0.1", "127.0.0.1")
 }

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     linux::netns::inode_of,
-    model::{ConnectOutcome, EventKind, Transport},
+    model::{ConnectOutcome, Direction, EndedBy, EventKind, Transport},
 };
 
 /// The port that every scenario binds.
@@ -45,6 +45,31 @@ pub struct Expected {
     pub pid: Option<u32>,
     /// The alert's outcome, of closes.
     pub outcome: Option<ConnectOutcome>,
+    /// How the connection went, of sessions.
+    pub session: Option<ExpectedSession>,
+    /// The device that the socket is bound to.
+    pub device: Option<String>,
+}
+
+impl Expected {
+    /// Whether it is a connection of which it is not known who ends it.
+    pub(super) fn has_unknown_end(&self) -> bool {
+        self.session
+            .is_some_and(|session| session.ended_by.is_none())
+    }
+}
+
+/// How a connection must have gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExpectedSession {
+    /// Which end is on the port.
+    pub direction: Direction,
+    /// Bytes received.
+    pub bytes_in: u64,
+    /// Bytes sent.
+    pub bytes_out: u64,
+    /// Who ended it; None if that depends on chance, and is not compared in the scenario.
+    pub ended_by: Option<EndedBy>,
 }
 
 /// One line from the scenario's process to the runner.
@@ -52,6 +77,8 @@ pub struct Expected {
 pub enum Line {
     /// The scenario opens sockets in the network namespace with this inode.
     Netns(u64),
+    /// The ends of connections are compared too.
+    Sessions,
     /// The monitor must print this alert.
     Expect(Expected),
     /// The kernel or the host cannot run this scenario; the reason.
@@ -105,7 +132,13 @@ impl Script {
             address: Some(local.ip()),
             port: local.port(),
             pid: Some(std::process::id()),
+            device: None,
         }
+    }
+
+    /// Also compares the ends of connections.
+    pub(super) fn compare_sessions(&mut self) {
+        send(&Line::Sessions);
     }
 
     /// Waits until the monitor has printed all alerts so far, so that what it reads in /proc for
@@ -152,9 +185,18 @@ pub(super) struct ExpectedSocket {
     address: Option<IpAddr>,
     port: u16,
     pid: Option<u32>,
+    device: Option<&'static str>,
 }
 
 impl ExpectedSocket {
+    /// The same socket, bound to a device.
+    pub(super) fn on_device(self, device: &'static str) -> Self {
+        Self {
+            device: Some(device),
+            ..self
+        }
+    }
+
     /// The same socket, with alerts without address.
     pub(super) fn without_address(self) -> Self {
         Self {
@@ -186,61 +228,70 @@ impl ExpectedSocket {
 
     /// Expects an alert about `event` at the bound address.
     pub(super) fn expect(self, event: EventKind) {
-        self.report(event, self.address, None, None);
+        send(&Line::Expect(self.alert(event)));
     }
 
     /// Expects an alert about an accept at address `on` from `peer`.
     pub(super) fn expect_accept(self, on: IpAddr, peer: SocketAddr) {
-        self.report(EventKind::Accept, Some(on.to_canonical()), Some(peer), None);
+        send(&Line::Expect(Expected {
+            address: Some(on.to_canonical()),
+            peer: Some(canonical(peer)),
+            ..self.alert(EventKind::Accept)
+        }));
     }
 
     /// Expects an alert about a datagram to address `on` from `peer`.
     pub(super) fn expect_receive(self, on: IpAddr, peer: SocketAddr) {
-        self.report(
-            EventKind::Receive,
-            Some(on.to_canonical()),
-            Some(peer),
-            None,
-        );
+        send(&Line::Expect(Expected {
+            address: Some(on.to_canonical()),
+            peer: Some(canonical(peer)),
+            ..self.alert(EventKind::Receive)
+        }));
     }
 
     /// Expects an alert about a connect to `peer`.
     pub(super) fn expect_connect(self, peer: SocketAddr) {
-        self.report(EventKind::Connect, self.address, Some(peer), None);
+        send(&Line::Expect(Expected {
+            peer: Some(canonical(peer)),
+            ..self.alert(EventKind::Connect)
+        }));
+    }
+
+    /// Expects an alert about the end of a connection with `peer`.
+    pub(super) fn expect_session(self, peer: SocketAddr, session: ExpectedSession) {
+        send(&Line::Expect(Expected {
+            peer: Some(canonical(peer)),
+            session: Some(session),
+            ..self.alert(EventKind::Session)
+        }));
     }
 
     /// Expects an alert about the close of a socket that connected.
     pub(super) fn expect_close_of_connection(self, outcome: ConnectOutcome) {
-        self.report(EventKind::Close, self.address, None, Some(outcome));
-    }
-
-    fn report(
-        self,
-        event: EventKind,
-        address: Option<IpAddr>,
-        peer: Option<SocketAddr>,
-        outcome: Option<ConnectOutcome>,
-    ) {
-        let Self {
-            socket,
-            transport,
-            port,
-            pid,
-            ..
-        } = self;
-        let canonical = |peer: SocketAddr| SocketAddr::new(peer.ip().to_canonical(), peer.port());
-        let peer = peer.map(canonical);
         send(&Line::Expect(Expected {
-            socket,
-            event,
-            transport,
-            address,
-            port,
-            peer,
-            pid,
-            outcome,
+            outcome: Some(outcome),
+            ..self.alert(EventKind::Close)
         }));
     }
+
+    fn alert(self, event: EventKind) -> Expected {
+        Expected {
+            socket: self.socket,
+            event,
+            transport: self.transport,
+            address: self.address,
+            port: self.port,
+            peer: None,
+            pid: self.pid,
+            outcome: None,
+            session: None,
+            device: self.device.map(Into::into),
+        }
+    }
+}
+
+fn canonical(peer: SocketAddr) -> SocketAddr {
+    SocketAddr::new(peer.ip().to_canonical(), peer.port())
 }
 
 /// Writes a line to stdout at once. Errors are ignored: the runner fails the scenario without it.

@@ -2,7 +2,7 @@
 //! the kernel sends every connection of the host.
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     io,
     net::SocketAddr,
     ops::RangeInclusive,
@@ -15,6 +15,8 @@ use nix::sys::socket::{
     sendto, socket,
 };
 
+use rustix::net::netdevice::index_to_name;
+
 use super::{
     SocketEntry, State,
     wire::{HEADER, Header, Message, both_families, bound_connections, one_family},
@@ -24,7 +26,7 @@ use crate::{
         address,
         netns::{NetnsCookie, sock_diag},
     },
-    model::{PortKey, Transport},
+    model::{PortKey, Printable, Transport},
 };
 
 /// One socket in a dump.
@@ -36,6 +38,10 @@ pub(super) struct Row {
     cookie: u64,
     inode: u32,
     cgroup: Option<u64>,
+    /// The index of the device that it is bound to; 0 for none.
+    interface: u32,
+    /// Whether an IPv6 wildcard takes no IPv4.
+    v6only: Option<bool>,
 }
 
 impl Row {
@@ -49,7 +55,8 @@ impl Row {
         })
     }
 
-    pub(super) fn entry(self, netns: u64) -> SocketEntry {
+    /// `devices`: names by index.
+    pub(super) fn entry(self, netns: u64, devices: &HashMap<u32, Printable>) -> SocketEntry {
         SocketEntry {
             transport: self.transport,
             local: self.local,
@@ -62,6 +69,8 @@ impl Row {
             is_outgoing: false,
             holders_omitted: 0,
             is_known: false,
+            device: devices.get(&self.interface).cloned(),
+            v6only: self.v6only,
         }
     }
 }
@@ -77,6 +86,8 @@ pub(super) struct Dump {
     pub(super) rows: Vec<Row>,
     /// Registered transports without a sock_diag handler.
     pub(super) unshown: Vec<Transport>,
+    /// The names of the devices that sockets are bound to, by index.
+    pub(super) devices: HashMap<u32, Printable>,
 }
 
 /// The sockets of `transports` on `ports` in the network namespace of `netlink`, a sock_diag socket.
@@ -110,6 +121,15 @@ pub(super) fn dump(
                 Err(error) if transport == Transport::Tcp => return Err(error),
                 Err(_) => dump.unshown.push(transport),
             }
+        }
+    }
+    for row in &dump.rows {
+        if row.interface != 0 && !dump.devices.contains_key(&row.interface) {
+            // A device can be gone, its socket bound to it all the same.
+            let name = index_to_name(netlink, row.interface);
+            let name = name.unwrap_or_else(|_| format!("if{}", row.interface));
+            dump.devices
+                .insert(row.interface, Printable::from(name.as_str()));
         }
     }
     Ok(dump)
@@ -194,7 +214,7 @@ fn parse(transport: Transport, packet: &[u8], rows: &mut Vec<Row>) -> io::Result
         let message = payload.get(..length - HEADER).unwrap_or(payload);
         if let Some((message, attributes)) = message.split_at_checked(size_of::<Message>()) {
             let message = bytemuck::pod_read_unaligned(message);
-            rows.extend(row(transport, &message, cgroup_id(attributes)));
+            rows.extend(row(transport, &message, attributes));
         }
         // `NLMSG_ALIGN` in include/uapi/linux/netlink.h.
         rest = rest.get(length.next_multiple_of(4)..).unwrap_or(&[]);
@@ -207,18 +227,19 @@ fn parse(transport: Transport, packet: &[u8], rows: &mut Vec<Row>) -> io::Result
 pub fn parse_packet(packet: &[u8]) -> io::Result<Vec<SocketEntry>> {
     let mut rows = Vec::new();
     parse(Transport::Tcp, packet, &mut rows)?;
-    Ok(rows.into_iter().map(|row| row.entry(0)).collect())
+    Ok(rows
+        .into_iter()
+        .map(|row| row.entry(0, &HashMap::new()))
+        .collect())
 }
 
-/// The id of the socket's cgroup among the attributes (`struct nlattr`) of a message, from Linux 5.8.
-fn cgroup_id(mut attributes: &[u8]) -> Option<u64> {
-    /// `INET_DIAG_CGROUP_ID` in include/uapi/linux/inet_diag.h.
-    const CGROUP_ID: u16 = 21;
+/// The value of one of the attributes (`struct nlattr`) of a message.
+fn attribute(mut attributes: &[u8], wanted: u16) -> Option<&[u8]> {
     loop {
         let length: u16 = bytemuck::pod_read_unaligned(attributes.get(..2)?);
         let kind: u16 = bytemuck::pod_read_unaligned(attributes.get(2..4)?);
-        if kind == CGROUP_ID {
-            return attributes.get(4..12).map(bytemuck::pod_read_unaligned);
+        if kind == wanted {
+            return attributes.get(4..);
         }
         attributes = attributes.get(usize::from(length.max(4)).next_multiple_of(4)..)?;
     }
@@ -226,7 +247,11 @@ fn cgroup_id(mut attributes: &[u8]) -> Option<u64> {
 
 /// None for a socket without inode, which no process has open: a connection that waits for
 /// accept(2), or that was closed.
-fn row(transport: Transport, message: &Message, cgroup: Option<u64>) -> Option<Row> {
+fn row(transport: Transport, message: &Message, attributes: &[u8]) -> Option<Row> {
+    /// `INET_DIAG_SKV6ONLY` (of sockets that listen or are only bound) and `INET_DIAG_CGROUP_ID` (from
+    /// Linux 5.8) in include/uapi/linux/inet_diag.h.
+    const V6ONLY: u16 = 11;
+    const CGROUP_ID: u16 = 21;
     if message.inode == 0 {
         return None;
     }
@@ -236,9 +261,13 @@ fn row(transport: Transport, message: &Message, cgroup: Option<u64>) -> Option<R
     };
     let remote = address(message.id.remote, message.id.remote_port)?;
     let [low, high] = message.id.cookie;
+    let local = address(message.id.local, message.id.local_port)?;
+    let is_v6_wildcard = message.family == libc::AF_INET6 as u8 && message.id.local == [0; 16];
+    let v6only = attribute(attributes, V6ONLY).and_then(|value| value.first());
+    let cgroup = attribute(attributes, CGROUP_ID).and_then(|value| value.get(..8));
     Some(Row {
         transport,
-        local: address(message.id.local, message.id.local_port)?,
+        local,
         state: match (message.state, remote.port()) {
             (LISTEN, _) => State::Listening,
             (_, 0) => State::Bound,
@@ -247,7 +276,9 @@ fn row(transport: Transport, message: &Message, cgroup: Option<u64>) -> Option<R
         },
         cookie: u64::from(high) << 32 | u64::from(low),
         inode: message.inode,
-        cgroup,
+        cgroup: cgroup.map(bytemuck::pod_read_unaligned),
+        interface: message.id.interface,
+        v6only: v6only.filter(|_| is_v6_wildcard).map(|value| *value != 0),
     })
 }
 
@@ -306,7 +337,7 @@ mod tests {
                 message.id.remote_port = 40_000_u16.to_be_bytes();
                 message.id.remote[..4].copy_from_slice(&[10, 0, 0, 9]);
             }
-            let row = row(Transport::Tcp, &message, None).unwrap();
+            let row = row(Transport::Tcp, &message, &[]).unwrap();
             assert_eq!(row.state, expected, "{state}");
         }
     }

@@ -31,7 +31,7 @@ pub use self::{
 };
 use crate::{
     linux::protocols,
-    model::{PortKey, Transport},
+    model::{PortKey, Printable, Transport},
     util::parallel,
 };
 
@@ -77,6 +77,11 @@ pub struct SocketEntry {
     pub holders_omitted: u32,
     /// Whether its holders were known, and not looked for.
     pub is_known: bool,
+    /// The device that it is bound to, by its name in the socket's network namespace; `if7` where that
+    /// device is gone. None without one, and where sock_diag cannot be asked.
+    pub device: Option<Printable>,
+    /// Of an IPv6 wildcard: whether it takes no IPv4. None for others, and where it is unknown.
+    pub v6only: Option<bool>,
 }
 
 /// The existing sockets of this host and what limits the list.
@@ -170,7 +175,8 @@ fn read_within(
                     inventory.read.insert(inode);
                     inventory.namespaces.push((inode, dump.cookie));
                     inventory.unshown.extend(dump.unshown);
-                    let entries = dump.rows.into_iter().map(|row| row.entry(inode));
+                    let entries = dump.rows.into_iter();
+                    let entries = entries.map(|row| row.entry(inode, &dump.devices));
                     inventory.sockets.extend(entries.map(|mut entry| {
                         let cookie = entry.cookie;
                         entry.is_outgoing = cookie.is_some_and(|one| outgoing.contains(&one));
@@ -260,11 +266,13 @@ fn read_namespace(
 /// Drops the connections that a listener in the list has accepted: they are reported as its
 /// accepts, not as sockets on the port. Keeps those with one of these cookies.
 fn drop_accepted(sockets: &mut Vec<SocketEntry>, kept: Option<&HashSet<u64>>) {
-    let mut listeners: HashMap<(u64, Transport, u16), Vec<SocketAddr>> = HashMap::new();
+    type Listener = (IpAddr, Option<bool>);
+    let mut listeners: HashMap<(u64, Transport, u16), Vec<Listener>> = HashMap::new();
     let key = |entry: &SocketEntry| (entry.netns, entry.transport, entry.local.port());
     for entry in sockets.iter() {
         if entry.state == State::Listening {
-            listeners.entry(key(entry)).or_default().push(entry.local);
+            let listener = (entry.local.ip(), entry.v6only);
+            listeners.entry(key(entry)).or_default().push(listener);
         }
     }
     sockets.retain(|entry| {
@@ -273,19 +281,20 @@ fn drop_accepted(sockets: &mut Vec<SocketEntry>, kept: Option<&HashSet<u64>>) {
         !is_connection
             || entry.is_outgoing
             || (entry.cookie.zip(kept)).is_some_and(|(cookie, kept)| kept.contains(&cookie))
-            || !listeners.get(&key(entry)).is_some_and(|locals| {
-                locals
+            || !listeners.get(&key(entry)).is_some_and(|listeners| {
+                listeners
                     .iter()
-                    .any(|local| can_accept(local.ip(), entry.local.ip()))
+                    .any(|(local, v6only)| can_accept(*local, *v6only, entry.local.ip()))
             })
     });
 }
 
 /// Whether a listener at `listener` can accept a connection to `local`; an IPv6 wildcard also one
-/// to an IPv4 address.
-fn can_accept(listener: IpAddr, local: IpAddr) -> bool {
-    let is_wildcard = listener.is_unspecified() && (listener.is_ipv6() || local.is_ipv4());
-    is_wildcard || listener == local
+/// to an IPv4 address, unless it is known to take none.
+fn can_accept(listener: IpAddr, v6only: Option<bool>, local: IpAddr) -> bool {
+    let takes_both = listener.is_ipv6() && v6only != Some(true);
+    let is_family = takes_both || listener.is_ipv4() == local.is_ipv4();
+    listener.is_unspecified() && is_family || listener == local
 }
 
 #[cfg(test)]
@@ -392,7 +401,9 @@ mod tests {
         let by_diag = dump.rows.into_iter().map(|row| SocketEntry {
             cookie: None,
             cgroup: None,
-            ..row.entry(7)
+            // /proc/net does not show it.
+            v6only: None,
+            ..row.entry(7, &HashMap::new())
         });
         let read = sorted(tables::read(std::process::id(), 7, &ports));
         assert_eq!(read.len(), mine.len());
@@ -413,6 +424,8 @@ mod tests {
             is_outgoing: false,
             holders_omitted: 0,
             is_known: false,
+            device: None,
+            v6only: None,
         };
         let peer = State::Connected("10.0.0.9:40000".parse().unwrap());
         let mut sockets = vec![
@@ -428,14 +441,19 @@ mod tests {
                 is_outgoing: true,
                 ..entry("10.0.0.1:976", peer, 1)
             },
+            SocketEntry {
+                v6only: Some(true),
+                ..entry("[::]:975", State::Listening, 1)
+            },
+            entry("10.0.0.1:975", peer, 1),
             entry("[::]:979", State::Listening, 1),
             entry("10.0.0.1:979", peer, 1),
         ];
         sockets[1].cookie = Some(7);
         let mut waiting = sockets.clone();
         drop_accepted(&mut waiting, Some(&HashSet::from([7])));
-        assert_eq!(waiting, sockets[..9]);
-        let expected = [0, 2, 3, 4, 5, 6, 7, 8].map(|index: usize| sockets[index].clone());
+        assert_eq!(waiting, sockets[..11]);
+        let expected = [0, 2, 3, 4, 5, 6, 7, 8, 9, 10].map(|index: usize| sockets[index].clone());
         drop_accepted(&mut sockets, None);
         assert_eq!(sockets, expected);
     }

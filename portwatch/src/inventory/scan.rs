@@ -14,7 +14,7 @@ use jiff::Timestamp;
 
 use super::{Inventory, LeftOut, Reach, SocketEntry, State, is_held_by, read_within, thread_time};
 use crate::{
-    model::{CloseKind, Event, EventKind, PortKey, SocketKey, Transport},
+    model::{CloseKind, Direction, Event, EventKind, PortKey, SocketKey, Transport},
     process::{Process, Processes, is_running},
     registry::LAST_SYSTEM_PORT,
 };
@@ -271,6 +271,12 @@ fn event(entry: &SocketEntry, time: Timestamp) -> Event {
         accepted: None,
         close: CloseKind::Released,
         is_from_host: false,
+        // An accepted connection whose listener is gone looks the same from outside.
+        direction: (kind == EventKind::Connect && entry.is_outgoing).then_some(Direction::Out),
+        session: None,
+        interface: None,
+        device: entry.device.clone(),
+        v6only: entry.v6only,
     }
 }
 

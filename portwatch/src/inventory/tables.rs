@@ -57,6 +57,8 @@ pub(super) fn read(pid: u32, netns: u64, ports: &RangeInclusive<u16>) -> Vec<Soc
                 is_outgoing: false,
                 holders_omitted: 0,
                 is_known: false,
+                device: None,
+                v6only: None,
             });
         }
     }

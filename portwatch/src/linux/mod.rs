@@ -4,6 +4,7 @@
 pub mod address;
 pub mod cgroup;
 pub mod clock;
+pub mod devices;
 pub mod hierarchy;
 pub mod mountinfo;
 pub mod netns;

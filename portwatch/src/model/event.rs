@@ -8,7 +8,7 @@ use std::{
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::{PortKey, SocketKey, Transport};
+use super::{Direction, PortKey, Printable, Session, SocketKey, Transport};
 
 /// The kind of an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -36,11 +36,13 @@ pub enum EventKind {
     Summary,
     /// The first datagram that a socket got from an address.
     Receive,
+    /// A TCP connection ended.
+    Session,
 }
 
 impl EventKind {
     /// The kinds that concern a socket.
-    pub const OF_SOCKETS: [Self; 8] = [
+    pub const OF_SOCKETS: [Self; 9] = [
         Self::Bind,
         Self::Listen,
         Self::Accept,
@@ -49,6 +51,7 @@ impl EventKind {
         Self::Handover,
         Self::Deny,
         Self::Receive,
+        Self::Session,
     ];
 
     /// The name in the output.
@@ -66,6 +69,7 @@ impl EventKind {
             Self::Health => "health",
             Self::Summary => "summary",
             Self::Receive => "receive",
+            Self::Session => "session",
         }
     }
 }
@@ -184,7 +188,7 @@ pub struct Event {
     pub address: Option<IpAddr>,
     /// The local port.
     pub port: u16,
-    /// The remote end of an accept or connect, in the same form; of a receive, the sender, with port 0
+    /// The remote end of an accept, connect or session, in the same form; of a receive, the sender, with port 0
     /// where it has none.
     pub peer: Option<SocketAddr>,
     /// Who caused it, where the kernel says so. For a kernel socket, whichever task was running.
@@ -203,6 +207,17 @@ pub struct Event {
     /// On a receive, whether the datagram came from this host: over its loopback device, since the
     /// address can be forged.
     pub is_from_host: bool,
+    /// On a connect that a scan found, which way it went; None when unknown.
+    pub direction: Option<Direction>,
+    /// On a session, how it went.
+    pub session: Option<Session>,
+    /// The index of the device that the socket is bound to, 0 for none, where the BPF programs can
+    /// read it.
+    pub interface: Option<u32>,
+    /// The name of that device, in a scan.
+    pub device: Option<Printable>,
+    /// Of an IPv6 wildcard: whether it takes no IPv4. None for others, and where it is unknown.
+    pub v6only: Option<bool>,
 }
 
 impl Event {

@@ -7,6 +7,7 @@ mod event;
 mod key;
 mod origin;
 mod printable;
+mod session;
 mod severity;
 mod transport;
 
@@ -16,6 +17,7 @@ pub use self::{
     key::{PortKey, SocketKey},
     origin::Origin,
     printable::Printable,
+    session::{Direction, EndedBy, Session, Sessions},
     severity::Severity,
     transport::Transport,
 };

@@ -105,6 +105,7 @@ async fn watch(
     let (sandbox, unsandboxed) = enter(sandbox, options.sensor.fail_closed);
     sensor.count_repeats(config.aggregate.enabled);
     sensor.set_receive(config.receive);
+    sensor.wake_for_sessions(config.reports_sessions());
     let armed = armed(&config, &registry, &sensor);
     console::log(&armed);
     let mut limits = limits(options, &sensor);

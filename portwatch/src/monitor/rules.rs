@@ -42,6 +42,7 @@ impl Monitor {
         let registry = self.pipeline.decider().registry();
         let scope = scope(&config, registry, options);
         self.sensor.count_repeats(config.aggregate.enabled);
+        self.sensor.wake_for_sessions(config.reports_sessions());
         for message in config.warnings.iter().chain(&missing_cgroups(&self.sensor)) {
             console::log(message);
         }

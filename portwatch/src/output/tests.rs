@@ -11,11 +11,11 @@ use jiff::Timestamp;
 use super::*;
 use crate::{
     aggregate::{Accepts, Group, Summary},
-    alert::{Family, Peer, SCHEMA, Socket, SummaryInfo, SummaryProcess},
+    alert::{Family, Peer, SCHEMA, SessionInfo, Socket, SummaryInfo, SummaryProcess},
     decide::{Decider, RuleInfo},
     model::{
-        ConnectOutcome, EventKind, Origin, PortKey, Printable, Received, Severity, SocketKey,
-        Transport,
+        ConnectOutcome, Direction, EndedBy, EventKind, Origin, PortKey, Printable, Received,
+        Session, Sessions, Severity, SocketKey, Transport,
     },
     policy::{Decision, Policy, Rule},
     process::{Ancestor, ExeFlag, Process, tests::longest},
@@ -97,6 +97,11 @@ fn alert(comm: &[u8], cmdline: &[&[u8]]) -> Alert {
         lost: None,
         detail: None,
         received: None,
+        direction: Some(Direction::In),
+        sessions: None,
+        session: None,
+        device: None,
+        v6only: None,
     }
 }
 
@@ -137,7 +142,7 @@ fn a_json_line_has_the_contracts_keys_in_order() {
             r#""unverified":[]}],"holders_omitted":0,"#,
             r#""rule":{"name":"legacy","reason":"known since 1999","decision":"notice","#,
             r#""dry_run":false},"accepts":null,"outcome":null,"summary":null,"#,
-            r#""lost":null,"detail":null,"received":null}"#,
+            r#""lost":null,"detail":null,"received":null,"direction":"in","sessions":null,"session":null,"device":null,"v6only":null}"#,
             "\n"
         )
     );
@@ -165,6 +170,46 @@ fn a_text_line_reads_from_left_to_right() {
     };
     let close = written(FormatName::Text, false, &close);
     assert!(close.contains(" outcome=failed netns="), "{close}");
+    let connections = Alert {
+        event: EventKind::Close,
+        sessions: Some(Sessions {
+            ended: 3,
+            open: 1,
+            bytes_in: 200,
+            bytes_out: 9000,
+        }),
+        ..alert(b"nc", &[])
+    };
+    let connections = written(FormatName::Text, false, &connections);
+    let sums = " sessions=3 open=1 bytes_in=200 bytes_out=9000 netns=";
+    assert!(connections.contains(sums), "{connections}");
+    let time = Timestamp::UNIX_EPOCH;
+    let ended = Alert {
+        event: EventKind::Session,
+        session: Some(SessionInfo {
+            direction: Direction::In,
+            opened: Some(time),
+            duration_ms: Some(12),
+            bytes_in: 1,
+            bytes_out: 2,
+            ended_by: Some(EndedBy::Peer),
+        }),
+        ..alert(b"nc", &[])
+    };
+    let ended = written(FormatName::Text, false, &ended);
+    let session = " direction=in opened=1970-01-01T00:00:00.000000Z duration_ms=12 bytes_in=1 \
+                   bytes_out=2 ended_by=peer netns=";
+    assert!(ended.contains(session), "{ended}");
+    // A scan does not show which way.
+    let unknown = Alert {
+        event: EventKind::Connect,
+        origin: Origin::Snapshot,
+        direction: None,
+        ..alert(b"nc", &[])
+    };
+    let unknown = written(FormatName::Text, false, &unknown);
+    let connection = "critical connection tcp 10.0.0.1:976 <-> 10.0.0.9:40112 ";
+    assert!(unknown.contains(connection), "{unknown}");
     let loss = written(
         FormatName::Text,
         false,
@@ -302,6 +347,18 @@ fn longest_lines(text: &[u8]) -> Vec<String> {
             peers: 2048,
             others: u64::MAX,
         }),
+        direction: None,
+        session: Some(Session {
+            direction: Direction::Out,
+            opened: Some(Timestamp::MAX),
+            ended: 1,
+            is_sum: false,
+            bytes_in: u64::MAX,
+            bytes_out: u64::MAX,
+            ended_by: Some(EndedBy::Timeout),
+        }),
+        device: Some(Printable::from("fifteen_bytes_x")),
+        v6only: Some(false),
         is_crowded: false,
     };
     let rule = Rule {
@@ -310,6 +367,7 @@ fn longest_lines(text: &[u8]) -> Vec<String> {
         decision: Decision::Critical,
         conditions: Vec::new(),
         unverified: false,
+        sessions: false,
     };
     let policy = Policy::new(vec![rule]).unwrap();
     let mut decider = Decider::new(Registry::embedded().unwrap(), policy, true);
@@ -351,6 +409,7 @@ fn longest_lines(text: &[u8]) -> Vec<String> {
         counts: kinds.map(|kind| (kind.name(), u64::MAX)).collect(),
         ports,
         registry: Some(registry),
+        bytes: (0, 0),
         processes: vec![(Rc::clone(&process), u64::MAX); 3],
     };
     let detail = String::from_utf8_lossy(&long);
@@ -419,6 +478,8 @@ fn a_name_without_a_key_looks_like_no_field() {
         ports: BTreeMap::new(),
         held: BTreeMap::new(),
         processes: vec![process(7), process(8)],
+        bytes_in: None,
+        bytes_out: None,
     });
     let line = written(FormatName::Text, false, &alert);
     let fields = shlex::split(&line).unwrap();

@@ -9,8 +9,8 @@ use std::{
 
 use super::Format;
 use crate::{
-    alert::{Alert, SummaryInfo},
-    model::{EventKind, Origin, Printable, Severity},
+    alert::{Alert, SessionInfo, SummaryInfo},
+    model::{Direction, EventKind, Origin, Printable, Severity},
     process::Process,
     tracker::Holder,
     util::quote,
@@ -49,7 +49,10 @@ impl Text {
             text,
             "{on}{:<8}{off} {:<7}",
             alert.severity.name(),
-            alert.event.name()
+            match (alert.event, alert.direction) {
+                (EventKind::Connect, None) => "connection",
+                (event, _) => event.name(),
+            }
         )?;
         if let Some(lost) = alert.lost {
             write!(
@@ -63,18 +66,14 @@ impl Text {
         if let Some(detail) = &alert.detail {
             write!(text, " {}", quoted_detail(detail))?;
         }
-        if let (Some(transport), Some(port)) = (alert.transport, alert.port) {
-            write!(text, " {} ", transport.name())?;
-            match alert.address {
-                Some(address) => write!(text, "{}", SocketAddr::new(address, port))?,
-                None => write!(text, "port {port}")?,
-            }
+        if let (Some(transport), Some(local)) = (alert.transport, alert.local()) {
+            write!(text, " {} {}", transport.name(), keyless(&local))?;
         }
         if let Some(peer) = alert.peer {
-            let arrow = if alert.event == EventKind::Connect {
-                "->"
-            } else {
-                "<-"
+            let arrow = match alert.direction {
+                Some(Direction::Out) => "->",
+                Some(Direction::In) => "<-",
+                None => "<->",
             };
             write!(
                 text,
@@ -124,11 +123,27 @@ impl Text {
                 write!(text, " others={}", received.others)?;
             }
         }
+        if let Some(sessions) = &alert.sessions {
+            write!(
+                text,
+                " sessions={} open={} bytes_in={} bytes_out={}",
+                sessions.ended, sessions.open, sessions.bytes_in, sessions.bytes_out
+            )?;
+        }
+        if let Some(session) = &alert.session {
+            compose_session(session, text)?;
+        }
         if let Some(outcome) = alert.outcome {
             write!(text, " outcome={}", outcome.name())?;
         }
         if alert.origin == Origin::Snapshot {
             text.push_str(" origin=snapshot");
+        }
+        if let Some(device) = &alert.device {
+            write!(text, " device={}", quoted(device, NAME))?;
+        }
+        if let Some(v6only) = alert.v6only {
+            write!(text, " v6only={v6only}")?;
         }
         if let Some(netns) = alert.socket.netns {
             write!(text, " netns={netns}")?;
@@ -196,6 +211,26 @@ fn compose_process(process: &Process, text: &mut String) -> fmt::Result {
     Ok(())
 }
 
+/// How a connection went.
+fn compose_session(session: &SessionInfo, text: &mut String) -> fmt::Result {
+    write!(text, " direction={}", session.direction.name())?;
+    if let Some(opened) = session.opened {
+        write!(text, " opened={opened:.6}")?;
+    }
+    if let Some(duration) = session.duration_ms {
+        write!(text, " duration_ms={duration}")?;
+    }
+    write!(
+        text,
+        " bytes_in={} bytes_out={}",
+        session.bytes_in, session.bytes_out
+    )?;
+    if let Some(ended_by) = session.ended_by {
+        write!(text, " ended_by={}", ended_by.name())?;
+    }
+    Ok(())
+}
+
 /// What happened often, how often and where.
 fn compose_summary(summary: &SummaryInfo, text: &mut String) -> fmt::Result {
     let counts: Vec<String> = summary
@@ -220,6 +255,9 @@ fn compose_summary(summary: &SummaryInfo, text: &mut String) -> fmt::Result {
         for one in &summary.processes {
             write!(text, " {}[{}]={}", keyless(&one.comm), one.pid, one.events)?;
         }
+    }
+    if let (Some(bytes_in), Some(bytes_out)) = (summary.bytes_in, summary.bytes_out) {
+        write!(text, "; bytes_in={bytes_in} bytes_out={bytes_out}")?;
     }
     text.push(';');
     Ok(())

@@ -22,6 +22,7 @@ use crate::{
 mod attacks;
 mod cap;
 mod guarantee;
+mod sessions;
 
 /// A pipeline and its clock.
 struct Run {

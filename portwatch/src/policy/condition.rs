@@ -36,6 +36,8 @@ pub enum Condition {
     Cgroup(Vec<NamePattern>),
     /// The network namespace.
     Netns(Vec<Netns>),
+    /// The device that the socket is bound to, by its name in the socket's network namespace.
+    Device(Vec<NamePattern>),
 }
 
 impl Condition {
@@ -55,6 +57,7 @@ impl Condition {
             Self::Container(_) => "container",
             Self::Cgroup(_) => "cgroup",
             Self::Netns(_) => "netns",
+            Self::Device(_) => "device",
         }
     }
 
@@ -76,6 +79,7 @@ impl Condition {
             Self::Netns(namespaces) => any(namespaces, facts.netns, |one, inode| {
                 one.matches(inode, facts.host_netns == Some(true))
             }),
+            Self::Device(names) => any(names, facts.device, NamePattern::matches),
         }
     }
 
@@ -114,7 +118,8 @@ impl Condition {
             | Self::Exe(_)
             | Self::Unit(_)
             | Self::Container(_)
-            | Self::Netns(_) => false,
+            | Self::Netns(_)
+            | Self::Device(_) => false,
         }
     }
 

@@ -36,6 +36,8 @@ pub struct Facts<'a> {
     pub netns: Option<u64>,
     /// Whether that is the host's.
     pub host_netns: Option<bool>,
+    /// The device that the socket is bound to.
+    pub device: Option<&'a str>,
     /// What the process claims.
     pub claims: Claims<'a>,
 }

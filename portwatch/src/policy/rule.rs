@@ -49,6 +49,8 @@ pub struct Rule {
     pub decision: Decision,
     /// Whether claims satisfy its conditions as well as verified facts do.
     pub unverified: bool,
+    /// Whether the end of each connection that it matches is reported.
+    pub sessions: bool,
     /// At most one of each key.
     pub conditions: Vec<Condition>,
 }
@@ -113,13 +115,22 @@ impl Rule {
             .is_none_or(|events| events.contains(&EventKind::Bind))
     }
 
+    /// Whether it asks for the end of each connection that it matches.
+    #[must_use]
+    pub fn reports_sessions(&self) -> bool {
+        let names_them = |events: &[EventKind]| events.contains(&EventKind::Session);
+        self.decision != Decision::Ignore
+            && (self.sessions || self.events().is_some_and(names_them))
+    }
+
     /// How many of its values are patterns.
     #[must_use]
     pub fn patterns(&self) -> usize {
         let patterns = self.conditions.iter().map(|condition| match condition {
-            Condition::Exe(names) | Condition::Unit(names) | Condition::Cgroup(names) => {
-                names.iter().filter(|name| !name.is_plain()).count()
-            }
+            Condition::Exe(names)
+            | Condition::Unit(names)
+            | Condition::Cgroup(names)
+            | Condition::Device(names) => names.iter().filter(|name| !name.is_plain()).count(),
             _ => 0,
         });
         patterns.sum()
@@ -147,7 +158,7 @@ impl Rule {
         let has_peer = |event: &EventKind| {
             matches!(
                 event,
-                EventKind::Accept | EventKind::Connect | EventKind::Receive
+                EventKind::Accept | EventKind::Connect | EventKind::Receive | EventKind::Session
             )
         };
         let without_peer = |events: &[EventKind]| !events.iter().any(has_peer);
@@ -162,7 +173,7 @@ impl Rule {
             let (paths, prefix) = match condition {
                 Condition::Peer(_) if self.events().is_some_and(without_peer) => {
                     return never(
-                        "only accept, connect and receive have a peer: with that event this never matches"
+                        "only accept, connect, session and receive have a peer: with that event this never matches"
                             .into(),
                     );
                 }

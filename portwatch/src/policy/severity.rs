@@ -24,6 +24,8 @@ pub const fn default_severity(
         | EventKind::Loss
         | EventKind::Health
         | EventKind::Summary => Severity::Warning,
-        EventKind::Connect | EventKind::Close | EventKind::Handover => Severity::Notice,
+        EventKind::Connect | EventKind::Close | EventKind::Handover | EventKind::Session => {
+            Severity::Notice
+        }
     }
 }

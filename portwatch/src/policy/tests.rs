@@ -24,6 +24,7 @@ fn condition(key: &str, values: &str) -> Condition {
         "container" => Condition::Container(values.parse().unwrap()),
         "cgroup" => Condition::Cgroup(list(values)),
         "netns" => Condition::Netns(list(values)),
+        "device" => Condition::Device(list(values)),
         _ => panic!("{key}"),
     }
 }
@@ -39,6 +40,7 @@ fn policy(rules: &[(Decision, Conditions<'_>)]) -> Policy {
             reason: None,
             decision: *decision,
             unverified: false,
+            sessions: false,
             conditions: conditions
                 .iter()
                 .map(|(key, values)| condition(key, values))
@@ -69,6 +71,7 @@ const FACTS: Facts<'_> = Facts {
     cgroup: Some("/system.slice/x.service"),
     netns: Some(4_026_531_840),
     host_netns: Some(true),
+    device: Some("eth0"),
     claims: Claims {
         exe: Some("/usr/bin/nc.openbsd"),
         unit: Some("x.service"),
@@ -135,6 +138,7 @@ fn each_condition_matches_its_values_only() {
         cgroup: Some("/docker/1234"),
         netns: Some(5),
         host_netns: Some(false),
+        device: Some("vrf-red"),
         claims: Claims::default(),
     };
     // (condition, whether it matches FACTS, whether it matches the other)
@@ -145,6 +149,7 @@ fn each_condition_matches_its_values_only() {
         (&[("transport", "udp")], false, true),
         (&[("status", "unassigned")], true, false),
         (&[("event", "listen, bind")], true, false),
+        (&[("device", "eth*, lo")], true, false),
         (&[("address", "loopback")], true, false),
         (&[("address", "any")], false, true),
         (&[("address", "127.0.0.0/8")], true, false),
@@ -365,6 +370,7 @@ fn more_pairs_of_user_and_cgroup_than_the_kernel_holds_are_rejected() {
             reason: None,
             decision: Decision::Deny,
             unverified: false,
+            sessions: false,
             conditions: vec![condition("user", &uids.join(", "))],
         };
         let result = Policy::new(vec![rule]);

@@ -162,6 +162,8 @@ const TCGETS: u64 = 0x5401;
 const TIOCGWINSZ: u64 = 0x5413;
 const FIONREAD: u64 = 0x541b;
 const FIONBIO: u64 = 0x5421;
+/// `SIOCGIFNAME`: the name of a device.
+const DEVICE_NAME: u64 = 0x8910;
 
 /// For the tracepoint on kernels without a link for it (include/uapi/linux/perf_event.h).
 const PERF_EVENT_IOC_ENABLE: u64 = 0x2400;
@@ -256,6 +258,7 @@ pub(super) fn of_monitor(pid: u32, keeps_pins: bool) -> Vec<Call> {
                     libc::SIOCGSKNS,
                     FIONBIO,
                     FIONREAD,
+                    DEVICE_NAME,
                     PERF_EVENT_IOC_DISABLE,
                     PERF_EVENT_IOC_ENABLE,
                     PERF_EVENT_IOC_SET_BPF,

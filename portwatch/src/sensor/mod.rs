@@ -26,7 +26,7 @@ use aya::{
 use jiff::Timestamp;
 use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
 pub use portwatch_common::MAX_COUNTED_SOCKETS;
-use portwatch_common::{Report, names};
+use portwatch_common::{Report, SessionEnd, names};
 
 #[cfg(feature = "testing")]
 pub use self::testing::Records;
@@ -244,7 +244,7 @@ impl Sensor {
         while taken < limit
             && let Some(record) = ring.next()
         {
-            if record.len() == size_of::<Report>() {
+            if [size_of::<Report>(), size_of::<SessionEnd>()].contains(&record.len()) {
                 self.taken += 1;
             }
             events.extend(self.decoder.decode(&record, clock));
@@ -275,6 +275,12 @@ impl Sensor {
         self.repeats.allow(may_count);
     }
 
+    /// Whether the end of each connection is to be read at once. Until this is called it is read with the
+    /// next event.
+    pub fn wake_for_sessions(&mut self, wake: bool) {
+        self.repeats.wake_for_sessions(wake);
+    }
+
     /// Whether there is something that [`take_repeats`](Self::take_repeats) will give.
     #[must_use]
     pub const fn is_counting(&self) -> bool {
@@ -294,7 +300,7 @@ impl Sensor {
         }?;
         let now = Timestamp::now();
         let taken = taken.iter();
-        events.extend(taken.filter_map(|(key, count)| Some((decode::repeat(key, now)?, *count))));
+        events.extend(taken.filter_map(|(key, count)| decode::repeat(key, *count, now)));
         Ok(())
     }
 

@@ -10,8 +10,11 @@ use jiff::Timestamp;
 use nix::ifaddrs::getifaddrs;
 
 use crate::{
-    linux::netns::{Namespaces, inode_of},
-    model::Task,
+    linux::{
+        devices,
+        netns::{Namespaces, inode_of},
+    },
+    model::{Printable, Task},
     process::{Process, Processes},
 };
 
@@ -38,6 +41,9 @@ pub trait Host {
 
     /// Inode of the network namespace that thread `tid` is in.
     fn thread_netns(&mut self, tid: u32) -> Option<u64>;
+
+    /// The name of a device in the network namespace with that inode, which thread `tid` is probably in.
+    fn device(&mut self, netns: Option<u64>, index: u32, tid: Option<u32>) -> Option<Printable>;
 
     /// Whether `address` is one of this host's own.
     fn is_own_address(&mut self, address: IpAddr) -> bool;
@@ -87,6 +93,11 @@ impl Host for ThisHost {
 
     fn thread_netns(&mut self, tid: u32) -> Option<u64> {
         inode_of(tid)
+    }
+
+    fn device(&mut self, netns: Option<u64>, index: u32, tid: Option<u32>) -> Option<Printable> {
+        let tid = tid.filter(|tid| netns.is_none_or(|netns| inode_of(*tid) == Some(netns)))?;
+        devices::name(tid, index)
     }
 
     fn is_own_address(&mut self, address: IpAddr) -> bool {

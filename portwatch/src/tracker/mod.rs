@@ -8,6 +8,7 @@ mod handover;
 mod host;
 mod receive;
 mod reconcile;
+mod sessions;
 mod socket;
 mod steered;
 mod table;
@@ -24,7 +25,7 @@ pub use self::{
     reconcile::has_cookies,
     socket::{Holder, LASTING, Stage, TrackedEvent, TrackedSocket},
 };
-use self::{defer::Deferred, socket::Found, steered::Steered, table::Table};
+use self::{defer::Deferred, sessions::Sessions, socket::Found, steered::Steered, table::Table};
 use crate::{
     inventory::{Scope, Targets},
     model::{CloseKind, Event, EventKind, Origin, PortKey, SocketKey},
@@ -37,6 +38,7 @@ pub struct Tracker<H> {
     table: Table,
     deferred: Deferred,
     steered: Steered,
+    sessions: Sessions,
     /// Sockets that the last scan showed, that are not reported yet, and that may be gone by now.
     unsure_once: HashSet<SocketKey>,
 }
@@ -49,6 +51,7 @@ impl<H: Host> Tracker<H> {
             table: Table::default(),
             deferred: Deferred::default(),
             steered: Steered::default(),
+            sessions: Sessions::default(),
             unsure_once: HashSet::new(),
         }
     }
@@ -60,6 +63,10 @@ impl<H: Host> Tracker<H> {
 
     /// Adds the tracked event of `event`; none yet where a scan will show more.
     pub fn observe(&mut self, event: Event, out: &mut Vec<TrackedEvent>) {
+        if event.session.is_some() {
+            self.end_session(&event, out);
+            return;
+        }
         if let Some(event) = self.defer(event, out) {
             self.apply(&event, None, out);
         }
@@ -104,6 +111,7 @@ impl<H: Host> Tracker<H> {
             }
         }
         if let Some(key) = key {
+            self.note_for_sessions(key, &socket, event);
             match event.close {
                 CloseKind::ShutDown => self.table.shut_down(key),
                 CloseKind::Released | CloseKind::ReleasedLater => {
@@ -275,13 +283,22 @@ impl<H: Host> Tracker<H> {
             self.host.cache_netns(cookie, inode);
         }
         socket.netns = socket.netns.or(event.netns);
+        let actor = event.task.as_ref().map(|task| task.tid);
+        let tid = actor.or_else(|| socket.process.as_ref().map(|process| process.pid));
         if socket.netns.is_none() {
-            let actor = event.task.as_ref().map(|task| task.tid);
-            let tid = actor.or_else(|| socket.process.as_ref().map(|process| process.pid));
             socket.netns = match event.netns_cookie {
                 Some(cookie) => self.host.netns(cookie, tid),
                 None => actor.and_then(|tid| self.host.thread_netns(tid)),
             };
+        }
+        if let Some(interface) = event.interface {
+            if socket.interface != interface || socket.device.is_none() {
+                socket.device = (interface != 0)
+                    .then(|| self.host.device(socket.netns, interface, tid))
+                    .flatten();
+                socket.interface = interface;
+            }
+            socket.v6only = event.v6only;
         }
         socket
     }

@@ -171,6 +171,8 @@ impl<H: Host> Tracker<H> {
         socket.origin = Origin::Snapshot;
         socket.address = event.address;
         socket.stage = stage(event.kind);
+        socket.device.clone_from(&event.device);
+        socket.v6only = event.v6only;
         socket.netns = Some(found.netns);
         socket.is_kernel_socket = event.is_kernel_socket;
         socket.marked = found.marked;
@@ -206,6 +208,11 @@ impl<H: Host> Tracker<H> {
         };
         socket.absent_once = false;
         socket.netns = socket.netns.or(Some(found.netns));
+        // It can have been bound to a device after its port.
+        if event.cookie().is_some() {
+            socket.device.clone_from(&event.device);
+            socket.v6only = event.v6only.or(socket.v6only);
+        }
         // What happened since the scan began has been reported.
         let is_news = socket.round < round && stage(event.kind) > socket.stage;
         if !is_news || event.transport != Transport::Tcp {
@@ -269,6 +276,7 @@ impl<H: Host> Tracker<H> {
                 let event = socket.event(key, EventKind::Close, Timestamp::now());
                 out.push(self.tracked_event(&event, &socket, Some(key), Origin::Snapshot));
             }
+            self.sessions.closed(key, &socket, None);
             self.table.store(key, &socket, EventKind::Close);
         }
         is_new

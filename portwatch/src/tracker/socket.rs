@@ -13,8 +13,8 @@ use super::crowd::Crowd;
 use crate::{
     inventory::FoundSocket,
     model::{
-        CloseKind, ConnectOutcome, Event, EventKind, Origin, PortKey, Printable, Received,
-        SocketKey,
+        CloseKind, ConnectOutcome, Direction, Event, EventKind, Origin, PortKey, Printable,
+        Received, Session, SocketKey,
     },
     process::{Container, Process},
 };
@@ -195,6 +195,12 @@ pub struct TrackedSocket {
     pub(super) holders_at: Option<Timestamp>,
     /// The datagrams that it has received, as far as they were seen.
     pub received: Option<Received>,
+    /// The index of the device that it was bound to when it was last reported; 0 for none.
+    pub(super) interface: u32,
+    /// The device that it is bound to.
+    pub(super) device: Option<Printable>,
+    /// Of an IPv6 wildcard: whether it takes no IPv4.
+    pub(super) v6only: Option<bool>,
     /// Whose it is, since it took the port.
     pub(super) crowd: Option<Rc<Crowd>>,
     /// Whether it is counted only.
@@ -221,6 +227,9 @@ impl TrackedSocket {
             round: 0,
             holders_at: None,
             received: None,
+            interface: 0,
+            device: None,
+            v6only: None,
             crowd: None,
             is_crowded: false,
         }
@@ -273,10 +282,22 @@ impl TrackedSocket {
             accepted: None,
             close: CloseKind::Released,
             is_from_host: false,
+            direction: None,
+            session: None,
+            interface: None,
+            device: self.device.clone(),
+            v6only: self.v6only,
         }
     }
 
     /// Notes who has it open by a scan.
+    /// About how many bytes of memory it takes, with records that others can share.
+    pub(super) fn bytes(&self) -> usize {
+        let process = self.process.as_ref().map_or(0, |process| process.bytes());
+        let holders: usize = self.holders.list.iter().map(Holder::json_bytes).sum();
+        size_of::<Self>() + process + holders
+    }
+
     pub(super) fn set_holders(&mut self, found: Found<'_>) {
         let all = found.holders.iter().map(|one| Holder::from(&**one));
         let holders = Holders::new(all, found.omitted);
@@ -319,7 +340,7 @@ pub struct TrackedEvent {
     pub port_key: PortKey,
     /// The local address.
     pub address: Option<IpAddr>,
-    /// The remote end of an accept or connect.
+    /// The remote end of an accept, connect or session.
     pub peer: Option<SocketAddr>,
     /// Inode of the socket's network namespace.
     pub netns: Option<u64>,
@@ -341,6 +362,14 @@ pub struct TrackedEvent {
     pub lasted: bool,
     /// On a close: the datagrams that the socket has received, as far as they were seen.
     pub received: Option<Received>,
+    /// Of a connection: which end is on the port. None when unknown, and on other events.
+    pub direction: Option<Direction>,
+    /// On a session, how it went.
+    pub session: Option<Session>,
+    /// The device that the socket is bound to, by its name in the socket's network namespace.
+    pub device: Option<Printable>,
+    /// Of an IPv6 wildcard: whether it takes no IPv4. None for others, and where it is unknown.
+    pub v6only: Option<bool>,
     /// Whether the socket is one of too many of its program on the port: it is counted only.
     pub is_crowded: bool,
 }
@@ -371,6 +400,15 @@ impl TrackedEvent {
             outcome: event.outcome,
             lasted: event.kind == EventKind::Close && socket.lasted(event.time),
             received: socket.received.filter(|_| event.kind == EventKind::Close),
+            direction: match (event.kind, origin) {
+                (EventKind::Accept, _) => Some(Direction::In),
+                (EventKind::Connect, Origin::Live) => Some(Direction::Out),
+                (EventKind::Connect, Origin::Snapshot) => event.direction,
+                _ => event.session.map(|session| session.direction),
+            },
+            session: event.session,
+            device: socket.device.clone(),
+            v6only: socket.v6only,
             is_crowded: socket.is_crowded,
         }
     }

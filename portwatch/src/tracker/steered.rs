@@ -43,13 +43,13 @@ type Place = (Option<u64>, PortKey, Option<IpAddr>);
 pub(super) struct Server {
     /// When a scan showed it.
     time: Timestamp,
-    netns: u64,
+    pub(super) netns: u64,
     holders: Vec<Rc<Process>>,
     omitted: u32,
 }
 
 impl Server {
-    fn found(&self) -> Found<'_> {
+    pub(super) fn found(&self) -> Found<'_> {
         Found {
             holders: &self.holders,
             omitted: self.omitted,
@@ -121,6 +121,11 @@ impl<H: Host> Tracker<H> {
         }
         self.steered.waiting.push((self.table.round, event));
         None
+    }
+
+    /// Who had the last socket that was accepted there without a listener open.
+    pub(super) fn server_of(&mut self, event: &Event) -> Option<Server> {
+        self.steered.servers.get(&place(event)).cloned()
     }
 
     /// Whether a listener is tracked that can have accepted it, in this very namespace.

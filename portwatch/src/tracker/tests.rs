@@ -14,6 +14,7 @@ use crate::{
 mod changes;
 mod crowds;
 mod scans;
+mod sessions;
 mod steered;
 
 /// A host on which every process but number 404 is still there.
@@ -39,6 +40,10 @@ impl Host for FakeHost {
         self.identified
             .contains(&pid)
             .then(|| Rc::new(process(pid)))
+    }
+
+    fn device(&mut self, _: Option<u64>, index: u32, tid: Option<u32>) -> Option<Printable> {
+        tid.map(|_| Printable::from(format!("if{index}").as_str()))
     }
 
     fn complete(&mut self, slim: &Rc<Process>) -> Rc<Process> {
@@ -125,6 +130,11 @@ pub(crate) fn event(kind: EventKind, cookie: u64, pid: u32) -> Event {
         accepted: None,
         close: CloseKind::Released,
         is_from_host: false,
+        direction: None,
+        session: None,
+        interface: None,
+        device: None,
+        v6only: None,
     }
 }
 

@@ -19,10 +19,12 @@ use crate::{
     support::{Cgroup, Monitor, REBIND, binary, bpf::Map, cgroup_root, finish, in_namespace},
 };
 
-/// The words of the map CONTROL, as 64-bit words: polling and epoch, high watermark, marked sockets.
+/// The words of the map CONTROL, as 64-bit words: polling and epoch, high watermark, marked sockets,
+/// sessions.
 const POLLING_AND_EPOCH: usize = 0;
 const HIGH_WATERMARK: usize = 1;
 const MARKED_SOCKETS: usize = 2;
+const SESSIONS: usize = 3;
 
 /// How long a step may take before the test fails.
 const TIMEOUT: Duration = Duration::from_secs(30);
@@ -54,7 +56,7 @@ fn is_health(alert: &Value, detail: &str) -> bool {
 fn what_root_changes_in_the_maps_is_reported_and_undone() {
     type Tamper = fn(&Map);
     // What is changed, how, and what the alert says.
-    let cases: [(&str, Tamper, &str); 9] = [
+    let cases: [(&str, Tamper, &str); 10] = [
         (
             "WATCHED",
             |map| map.set(&976_u32.to_ne_bytes(), &[0; 4]),
@@ -84,6 +86,11 @@ fn what_root_changes_in_the_maps_is_reported_and_undone() {
             "CONTROL",
             |map| map.add_to_word(MARKED_SOCKETS, 1),
             "CONTROL, marked_sockets",
+        ),
+        (
+            "CONTROL",
+            |map| map.add_to_word(SESSIONS, 1),
+            "CONTROL, sessions",
         ),
         // Beyond what the programs have written: the ring seems full to them.
         (

@@ -72,9 +72,11 @@ fn unwatched_row(
         .with("ratio with portwatch (middle half)", spread(&mut ratios, 3)))
 }
 
-/// A reported bind, and the share of each BPF program.
+/// A reported bind and a connection on a watched port, and the share of each BPF program.
 pub(super) fn event(profile: Profile) -> Result<Vec<Row>> {
     let mut watched = || work::bind(976);
+    let listener = work::again(|| TcpListener::bind("127.0.0.1:977"))?;
+    let mut connection = || work::connect(&listener);
     let mut rows = vec![
         in_turns(
             "UDP bind and close on port 976",
@@ -89,6 +91,20 @@ pub(super) fn event(profile: Profile) -> Result<Vec<Row>> {
             profile.operations,
             &["--no-aggregate"],
             &mut watched,
+        )?,
+        in_turns(
+            "TCP connect, accept, close both on port 977",
+            profile,
+            profile.operations / 4,
+            &[],
+            &mut connection,
+        )?,
+        in_turns(
+            "the same with --sessions",
+            profile,
+            profile.operations / 4,
+            &["--sessions"],
+            &mut connection,
         )?,
     ];
     let unwatched = |operations| -> Result<()> {

@@ -164,6 +164,7 @@ fn run_with_rule(decision: Decision) -> Run {
     let mut run = Run::new(Settings::default());
     let rule = Rule {
         unverified: false,
+        sessions: false,
         name: "closes".into(),
         reason: None,
         decision,

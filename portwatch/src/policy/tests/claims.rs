@@ -39,6 +39,7 @@ fn a_rule_matches_verified_facts_and_claims_only_where_it_says_so() {
                 reason: None,
                 decision: Decision::Ignore,
                 unverified,
+                sessions: false,
                 conditions: vec![condition(key, value)],
             };
             rule.matches(&claims)
@@ -83,6 +84,7 @@ fn a_rule_that_spares_a_process_by_its_claim_alone_is_warned_of() {
                 reason: None,
                 decision: *decision,
                 unverified: *unverified,
+                sessions: false,
                 conditions: conditions
                     .iter()
                     .map(|(key, values)| condition(key, values))

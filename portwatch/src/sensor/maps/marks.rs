@@ -80,7 +80,9 @@ impl SocketMarks {
             counted: 0,
             binder: 0,
             connection: connection::NONE,
-            reserved: [0; 3],
+            session: 0,
+            reserved: [0; 2],
+            opened_ns: 0,
         });
         // Before the mark is there, so that the count is never too low: the socket can be closed at
         // once. Where a mark was there, whoever made it has counted it.

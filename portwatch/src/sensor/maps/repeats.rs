@@ -22,6 +22,7 @@ pub(in crate::sensor) struct Repeats {
     epoch: u32,
     may_count: bool,
     high_watermark: u64,
+    wakes_for_sessions: bool,
     /// Whether a counter was less than before: nobody but another hand does that.
     is_changed: bool,
     /// How many counters there were and how many there should be, where that differs.
@@ -66,6 +67,7 @@ impl Repeats {
             epoch: 1,
             may_count: false,
             high_watermark,
+            wakes_for_sessions: false,
             is_changed: false,
             suspicion: None,
             surplus: 0,
@@ -87,6 +89,12 @@ impl Repeats {
 
     const fn expected_epoch(&self) -> u32 {
         if self.may_count { self.epoch } else { 0 }
+    }
+
+    /// Whether the agent is to be woken for the end of a connection.
+    pub(in crate::sensor) fn wake_for_sessions(&mut self, wake: bool) {
+        self.wakes_for_sessions = wake;
+        self.control.sessions().store(wake.into(), Relaxed);
     }
 
     /// What the BPF programs did since the last call.
@@ -153,6 +161,10 @@ impl Repeats {
         let epoch = self.expected_epoch();
         if self.control.epoch().swap(epoch, Relaxed) != epoch {
             changed.push("CONTROL, epoch");
+        }
+        let sessions = self.wakes_for_sessions.into();
+        if self.control.sessions().swap(sessions, Relaxed) != sessions {
+            changed.push("CONTROL, sessions");
         }
         if self.restore_marked_sockets(marked)? {
             changed.push("CONTROL, marked_sockets");

@@ -238,6 +238,10 @@ mod tests {
             found.cgroup_parent,
             found.cgroup_kernfs,
             found.kernfs_name,
+            found.sock_flags,
+            found.sock_error,
+            found.sock_device,
+            found.sock_v6only,
         ];
         assert!(!optional.contains(&0), "{optional:?}");
 

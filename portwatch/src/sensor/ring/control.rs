@@ -41,6 +41,11 @@ impl Shared {
         unsafe { AtomicU64::from_ptr(&raw mut (*self.0.as_ptr()).high_watermark) }
     }
 
+    pub(in crate::sensor) const fn sessions(&self) -> &AtomicU32 {
+        // SAFETY: as in `polling`.
+        unsafe { AtomicU32::from_ptr(&raw mut (*self.0.as_ptr()).sessions) }
+    }
+
     pub(in crate::sensor) const fn marked_sockets(&self) -> &AtomicU64 {
         // SAFETY: as in `polling`.
         unsafe { AtomicU64::from_ptr(&raw mut (*self.0.as_ptr()).marked_sockets) }

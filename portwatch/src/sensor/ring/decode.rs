@@ -5,9 +5,12 @@ use std::{net::SocketAddr, rc::Rc};
 
 use bytemuck::Zeroable as _;
 use jiff::Timestamp;
-use portwatch_common::{RepeatKey, Report, connection, exec_info_flags, kind, known};
+use portwatch_common::{
+    FAMILY_IPV6, RepeatKey, Report, SessionEnd, connection, exec_info_flags, kind, known, place,
+};
 use rustix::fs::makedev;
 
+use super::sessions::{session_end, session_sum};
 use crate::{
     linux::{address, clock},
     model::{
@@ -19,14 +22,14 @@ use crate::{
 /// Relates the BPF programs' clock to the host's: `CLOCK_REALTIME` minus `CLOCK_MONOTONIC`, in
 /// nanoseconds. Taken anew for every batch, since the host's clock can be set.
 #[derive(Clone, Copy)]
-pub(in crate::sensor) struct Clock(i128);
+pub(in crate::sensor) struct Clock(pub(super) i128);
 
 impl Clock {
     pub(in crate::sensor) fn now() -> Self {
         Self(i128::from(clock::realtime_ns()) - i128::from(clock::monotonic_ns()))
     }
 
-    fn time(self, monotonic_ns: u64) -> Timestamp {
+    pub(super) fn time(self, monotonic_ns: u64) -> Timestamp {
         Timestamp::from_nanosecond(self.0 + i128::from(monotonic_ns)).unwrap_or_default()
     }
 }
@@ -54,6 +57,9 @@ impl Decoder {
             let wire = bytemuck::try_pod_read_unaligned(bytes).ok()?;
             self.keep(&wire);
             return None;
+        }
+        if bytes.len() == size_of::<SessionEnd>() {
+            return session_end(&bytemuck::try_pod_read_unaligned(bytes).ok()?, clock);
         }
         let report: Report = bytemuck::try_pod_read_unaligned(bytes).ok()?;
         let exec_info = (report.known & known::START != 0)
@@ -118,8 +124,15 @@ fn device(kernels: u32) -> u64 {
     makedev(kernels >> 20, kernels & 0xf_ffff)
 }
 
-/// The event that stands for each of what was counted.
-pub(in crate::sensor) fn repeat(key: &RepeatKey, time: Timestamp) -> Option<Event> {
+/// The event that stands for each of what was counted, `count` times, and how often it is to be taken.
+pub(in crate::sensor) fn repeat(
+    key: &RepeatKey,
+    count: u64,
+    time: Timestamp,
+) -> Option<(Event, u64)> {
+    if let Some(sum) = session_sum(key, count, time) {
+        return Some((sum, 1));
+    }
     let report = Report {
         cookie: key.cookie,
         netns_cookie: key.netns_cookie,
@@ -134,11 +147,12 @@ pub(in crate::sensor) fn repeat(key: &RepeatKey, time: Timestamp) -> Option<Even
     };
     let binder = (key.binder != 0).then_some(key.binder);
     let event = event(&report, None, Clock(0))?;
-    Some(Event {
+    let event = Event {
         time,
         binder,
         ..event
-    })
+    };
+    Some((event, count))
 }
 
 fn event(report: &Report, exec_info: Option<Rc<ExecInfo>>, clock: Clock) -> Option<Event> {
@@ -163,6 +177,7 @@ fn event(report: &Report, exec_info: Option<Rc<ExecInfo>>, clock: Clock) -> Opti
     } else {
         None
     };
+    let place = place(report);
     let is_kernel_socket = report.known & known::KERNEL != 0;
     let task = (report.known & known::TASK != 0).then(|| Task {
         pid: report.tgid,
@@ -210,7 +225,22 @@ fn event(report: &Report, exec_info: Option<Rc<ExecInfo>>, clock: Clock) -> Opti
             _ => CloseKind::Released,
         },
         is_from_host: report.kind == kind::RECEIVE && report.known & known::FROM_HOST != 0,
+        direction: None,
+        session: None,
+        interface: place.map(|(interface, _)| interface),
+        device: None,
+        v6only: place
+            .filter(|_| report.family == FAMILY_IPV6 && report.local_address == [0; 16])
+            .map(|(_, bits)| bits & place::V6ONLY != 0),
     })
+}
+
+/// The index of the device that a socket is bound to, and its bits, where they are set.
+fn place(report: &Report) -> Option<(u32, u32)> {
+    let [interface, bits, ..]: [u32; 4] = bytemuck::cast(report.remote_address);
+    let takes_port = matches!(report.kind, kind::BIND | kind::LISTEN | kind::DENY);
+    let is_set = takes_port && report.known & known::REMOTE == 0 && bits & place::KNOWN != 0;
+    is_set.then_some((interface, bits))
 }
 
 /// Whether the cookie is an accepted socket's. On a close, the bit stands for something else.
@@ -296,6 +326,11 @@ mod tests {
                 accepted: None,
                 close: CloseKind::Released,
                 is_from_host: false,
+                direction: None,
+                session: None,
+                interface: None,
+                device: None,
+                v6only: None,
             }
         );
     }
@@ -350,6 +385,33 @@ mod tests {
             Report { family: 1, ..whole },
         ] {
             assert!(decode(&broken, clock).is_none());
+        }
+    }
+
+    #[test]
+    fn where_a_socket_can_be_reached_is_in_its_bind_and_listen() {
+        let place = |words: [u32; 2]| bytemuck::cast([words[0], words[1], 0, 0]);
+        let wildcard = Report {
+            family: FAMILY_IPV6,
+            local_address: [0; 16],
+            ..report()
+        };
+        for (words, wire, expected) in [
+            ([3, place::KNOWN], report(), (Some(3), None)),
+            ([0, place::KNOWN], wildcard, (Some(0), Some(false))),
+            (
+                [0, place::KNOWN | place::V6ONLY],
+                wildcard,
+                (Some(0), Some(true)),
+            ),
+            ([0, 0], wildcard, (None, None)),
+        ] {
+            let report = Report {
+                remote_address: place(words),
+                ..wire
+            };
+            let event = decode(&report, Clock(0)).unwrap();
+            assert_eq!((event.interface, event.v6only), expected);
         }
     }
 

@@ -3,6 +3,7 @@
 mod control;
 pub(super) mod decode;
 mod positions;
+mod sessions;
 mod wake;
 
 pub(super) use self::{

@@ -50,6 +50,10 @@ impl Host for Programs {
         self.0.thread_netns(tid)
     }
 
+    fn device(&mut self, netns: Option<u64>, index: u32, tid: Option<u32>) -> Option<Printable> {
+        self.0.device(netns, index, tid)
+    }
+
     fn is_own_address(&mut self, address: IpAddr) -> bool {
         self.0.is_own_address(address)
     }
