@@ -136,6 +136,24 @@ impl Hierarchy {
     /// not block.
     #[must_use]
     pub fn chosen_by_root<'a>(&self, path: &'a [u8]) -> Vec<Step<'a>> {
+        self.steps(path, true)
+    }
+
+    /// Whether root created every directory on `path`; None where that cannot be read now.
+    #[must_use]
+    pub fn is_chosen_by_root(&self, path: &[u8]) -> Option<bool> {
+        let names = path.split(|byte| *byte == b'/');
+        let depth = names.filter(|name| !name.is_empty()).count();
+        if self.steps(path, true).len() == depth {
+            return Some(true);
+        }
+        let perhaps = self.steps(path, false).len() == depth;
+        (!perhaps).then_some(false)
+    }
+
+    /// As [`chosen_by_root`](Self::chosen_by_root); whether a directory whose attributes cannot be read
+    /// now counts as delegated.
+    fn steps<'a>(&self, path: &'a [u8], if_unknown: bool) -> Vec<Step<'a>> {
         let mut names = path
             .split(|byte| *byte == b'/')
             .filter(|name| !name.is_empty())
@@ -150,7 +168,7 @@ impl Hierarchy {
         let mut attributes = Directory::of(&directory);
         for name in names {
             // Above the root of this cgroup namespace.
-            if name == b".." || attributes.is_none_or(|one| one.is_delegated()) {
+            if name == b".." || attributes.is_none_or(|one| one.is_delegated(if_unknown)) {
                 break;
             }
             let child = open(&directory, name);
@@ -199,10 +217,10 @@ impl Directory {
 
     /// Whether someone besides root may create directories in it, or the service manager gave it to
     /// another program for that (`cgroup_delegate_xattr_apply` in systemd, src/core/cgroup.c; older
-    /// versions set the `trusted.` one only). Where the latter is unknown, it may be so.
-    fn is_delegated(&self) -> bool {
+    /// versions set the `trusted.` one only).
+    fn is_delegated(&self, if_unknown: bool) -> bool {
         !is_roots_alone(&self.stat)
-            || self.trusted.is_none_or(|trusted| trusted.is_delegated)
+            || (self.trusted).map_or(if_unknown, |trusted| trusted.is_delegated)
             || self
                 .attribute("user.delegate")
                 .is_some_and(|value| value == b"1")

@@ -28,6 +28,9 @@ use crate::{linux::hierarchy, sensor::Deny, util::console};
 /// Bytes of the thread's stack.
 const STACK: usize = 1 << 18;
 
+/// After how many milliseconds a cgroup is looked up again when it is not known who created it.
+const AGAIN_MS: u16 = 500;
+
 /// Bytes of events that are read at once.
 const BUFFER: usize = 4096;
 
@@ -76,6 +79,7 @@ fn follow(rules: &Deny, mut changes: UnixStream) {
         // The directories first, so that no cgroup comes in between.
         let result = followed.update(&rules.cgroups());
         let found = rules.find_cgroups();
+        let is_certain = found.as_ref().is_ok_and(|is_certain| *is_certain);
         let problem = match (result, found) {
             (Err(error), _) => error.to_string(),
             (_, Err(error)) => error.to_string(),
@@ -87,19 +91,24 @@ fn follow(rules: &Deny, mut changes: UnixStream) {
             ));
         }
         reported = problem;
-        if !wait(&followed, &mut changes) {
+        let timeout = match is_certain {
+            true => PollTimeout::NONE,
+            false => PollTimeout::from(AGAIN_MS),
+        };
+        if !wait(&followed, &mut changes, timeout) {
             return;
         }
     }
 }
 
-/// Waits until other rules are in force, or their cgroups may be others. False at the end.
-fn wait(followed: &Followed, changes: &mut UnixStream) -> bool {
+/// Waits until other rules are in force, their cgroups may be others, or the time is over. False at the end.
+fn wait(followed: &Followed, changes: &mut UnixStream, timeout: PollTimeout) -> bool {
     loop {
         let inotify = followed.inotify.as_ref();
         let mut ready = vec![PollFd::new(changes.as_fd(), PollFlags::POLLIN)];
         ready.extend(inotify.map(|inotify| PollFd::new(inotify.as_fd(), PollFlags::POLLIN)));
-        match poll(&mut ready, PollTimeout::NONE) {
+        match poll(&mut ready, timeout) {
+            Ok(0) => return true,
             Ok(_) | Err(nix::Error::EINTR) => {}
             Err(_) => return false,
         }

@@ -1,10 +1,16 @@
 //! Deny rules: which binds fail, which cannot be denied, and when denying ends.
 
 use aya::maps::{Array, Map, MapData, MapInfo, loaded_maps};
-use nix::sys::signal::Signal;
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use serde_json::Value;
 
-use super::rules::{file, recipe};
+use super::{
+    rules::{file, recipe},
+    sandbox::children,
+};
 use crate::{
     assert_alert,
     support::{Cgroup, Monitor, in_namespace, perl},
@@ -211,6 +217,28 @@ fn a_rule_follows_its_cgroup_when_a_unit_starts_again() {
             monitor.signal(Signal::SIGCONT);
         }
         monitor.stop_all();
+    });
+}
+
+#[test]
+fn a_rule_about_a_cgroup_denies_while_nobody_can_say_who_created_it() {
+    in_namespace(|_| {
+        let cgroup = Cgroup::new("uncertain");
+        let root = crate::support::cgroup_root();
+        let name = cgroup.path().strip_prefix(&root).unwrap().display();
+        let (_directory, path) = file("");
+        let config = path.to_str().unwrap();
+        let mut monitor = Monitor::start_default(&["--config", config]);
+        // Without its helper the monitor cannot read the marks of delegated directories.
+        let [_, helper] = children(monitor.pid());
+        kill(Pid::from_raw(helper as i32), Signal::SIGKILL).unwrap();
+        let rules = format!(
+            "[[rule]]\nname = \"denied\"\ndecide = \"deny\"\nport = 976\ncgroup = \"/{name}\"\n"
+        );
+        std::fs::write(&path, rules).unwrap();
+        monitor.signal(Signal::SIGHUP);
+        assert!(monitor.log_line().contains("reloaded"));
+        assert_eq!(bind(&cgroup, 976, "udp", "root"), DENIED);
     });
 }
 

@@ -60,7 +60,7 @@ fn assert_has_only(pid: u32, kept: u64) {
 const KEPT_BY_CANARY: u64 = 1 << 10;
 
 /// The canary and the helper process of a monitor.
-fn children(pid: u32) -> [u32; 2] {
+pub fn children(pid: u32) -> [u32; 2] {
     let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
     let children: Vec<u32> = children
         .split_ascii_whitespace()

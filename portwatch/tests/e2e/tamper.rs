@@ -14,6 +14,7 @@ use nix::{
 };
 use serde_json::Value;
 
+use super::sandbox::children;
 use crate::{
     assert_alert,
     support::{Cgroup, Monitor, REBIND, binary, bpf::Map, cgroup_root, finish, in_namespace},
@@ -292,14 +293,8 @@ fn a_canary_that_does_not_answer_is_reported() {
     let cgroup = Cgroup::new("silent");
     let path = cgroup.path().to_str().unwrap();
     let monitor = Monitor::start(&["--health-interval", "1", "--cgroup", path]);
-    let children = format!("/proc/{0}/task/{0}/children", monitor.pid());
-    let children = std::fs::read_to_string(children).unwrap();
-    let is_canary = |child: &&str| {
-        let comm = std::fs::read_to_string(format!("/proc/{child}/comm")).unwrap();
-        comm.starts_with("portwatch-canar")
-    };
-    let canary = children.split_ascii_whitespace().find(is_canary).unwrap();
-    kill(Pid::from_raw(canary.parse().unwrap()), Signal::SIGKILL).unwrap();
+    let [canary, _] = children(monitor.pid());
+    kill(Pid::from_raw(canary as i32), Signal::SIGKILL).unwrap();
     let mut alerts = Vec::new();
     wait_for(&monitor, &mut alerts, |alert| {
         is_health(alert, "the canary process does not answer")

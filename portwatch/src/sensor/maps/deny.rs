@@ -73,6 +73,7 @@ impl Deny {
     /// Puts `rules` in force instead of the ones before.
     pub(in crate::sensor) fn set(&self, rules: &DenyRules) -> Result<(), SensorError> {
         let (compiled, missing) = compile(rules);
+        let compiled: Vec<DenyRule> = compiled.iter().map(|one| one.in_force(None)).collect();
         let mut state = self.lock();
         let mut next = InForce {
             source: Arc::new(rules.clone()),
@@ -122,7 +123,8 @@ impl Deny {
         self.lock().in_force.missing.clone()
     }
 
-    /// Looks again for the cgroups of the rules. Whether one has come, gone or changed.
+    /// Looks again for the cgroups of the rules. False when it could not be read who created one: then
+    /// this is to be called once more.
     ///
     /// Only the ids of a rule change, each an aligned word and each right by itself.
     ///
@@ -140,21 +142,21 @@ impl Deny {
         } = &mut *state;
         // Other rules meanwhile, whose cgroups were looked up with them.
         if in_force.bank == 0 || !Arc::ptr_eq(&source, &in_force.source) {
-            return Ok(false);
+            return Ok(true);
         }
-        let mut changed = false;
+        let is_certain = rules.iter().all(|rule| rule.is_certain);
         for ((index, now), before) in (first_rule(in_force.bank)..)
             .zip(rules)
             .zip(&mut in_force.rules)
         {
+            let now = now.in_force(Some(before));
             if now != *before {
                 map.set(index, Plain(now), 0).map_err(failed)?;
                 *before = now;
-                changed = true;
             }
         }
         in_force.missing = missing;
-        Ok(changed)
+        Ok(is_certain)
     }
 
     fn source(&self) -> Arc<DenyRules> {
@@ -207,13 +209,36 @@ const fn first_slot(bank: u32) -> u32 {
     bank.saturating_sub(1) * SLOTS
 }
 
-/// The rules as the BPF programs evaluate them, and the cgroups that are missing.
-fn compile(rules: &DenyRules) -> (Vec<DenyRule>, Vec<String>) {
+/// A rule as the BPF programs evaluate it.
+#[derive(Clone, Copy)]
+struct Compiled {
+    rule: DenyRule,
+    /// Whether it is known who created its cgroup.
+    is_certain: bool,
+}
+
+impl Compiled {
+    /// What is to be in force instead of `before`. While it is not known whether root created the cgroup, it
+    /// is denied, and an exception stays as it was.
+    fn in_force(&self, before: Option<&DenyRule>) -> DenyRule {
+        let mut rule = self.rule;
+        let is_deny = rule.flags & flags::DENY != 0;
+        if !self.is_certain && !is_deny && before != Some(&rule) {
+            rule.cgroup_id = NO_CGROUP;
+            (rule.parent_id, rule.name) = Default::default();
+        }
+        rule
+    }
+}
+
+/// The rules, and the cgroups that are missing.
+fn compile(rules: &DenyRules) -> (Vec<Compiled>, Vec<String>) {
     let names_cgroup = rules.rules.iter().any(|rule| rule.cgroup.is_some());
     let v2 = names_cgroup.then(hierarchy::v2).flatten();
     let mut missing = Vec::new();
     let compiled = rules.rules.iter().map(|from| {
         let mut rule = DenyRule::default();
+        let mut is_certain = true;
         if from.deny {
             rule.flags |= flags::DENY;
         }
@@ -224,8 +249,13 @@ fn compile(rules: &DenyRules) -> (Vec<DenyRule>, Vec<String>) {
         if let Some(path) = &from.cgroup {
             rule.flags |= flags::CGROUP;
             rule.level = below_root(path).components().count() as u32;
-            let found = v2.as_ref().map(|v2| find(v2, path, from.unverified));
-            let (id, above) = found.unwrap_or_default();
+            let is_chosen = match &v2 {
+                Some(v2) if !from.unverified => v2.is_chosen_by_root(path.as_bytes()),
+                v2 => Some(v2.is_some()),
+            };
+            is_certain = is_chosen.is_some();
+            let found = v2.as_ref().filter(|_| is_chosen != Some(false));
+            let (id, above) = found.map(|v2| find(v2, path)).unwrap_or_default();
             rule.cgroup_id = id.unwrap_or_else(|| {
                 missing.push(path.clone());
                 NO_CGROUP
@@ -234,7 +264,7 @@ fn compile(rules: &DenyRules) -> (Vec<DenyRule>, Vec<String>) {
                 (rule.parent_id, rule.name) = (parent, name);
             }
         }
-        rule
+        Compiled { rule, is_certain }
     });
     (compiled.collect(), missing)
 }
@@ -244,13 +274,9 @@ type Name = [u64; CGROUP_NAME_BYTES / 8];
 
 /// Id of the cgroup with that path below the root of the v2 hierarchy, and of the one above with the name in
 /// it.
-fn find(v2: &Hierarchy, path: &str, unverified: bool) -> (Option<u64>, Option<(u64, Name)>) {
+fn find(v2: &Hierarchy, path: &str) -> (Option<u64>, Option<(u64, Name)>) {
     let below = below_root(path);
     let id = |path: &Path| Some(std::fs::metadata(v2.root.join(path)).ok()?.ino());
-    let depth = below.components().count();
-    if !unverified && v2.chosen_by_root(path.as_bytes()).len() != depth {
-        return (None, None);
-    }
     let above = below.parent().and_then(id).zip(name(below));
     (id(below), above)
 }
