@@ -8,7 +8,7 @@ use clap::{CommandFactory as _, Parser, Subcommand};
 use crate::{
     alert::SCHEMA,
     commands::{
-        check_config, completions, doctor, explain, explain_alert, list, man, registry, run,
+        check_config, completions, demo, doctor, explain, explain_alert, list, man, registry, run,
         run_scenario, unpin,
     },
     exit::{self, EXIT_CODES},
@@ -67,6 +67,8 @@ enum Command {
     ExplainAlert(explain_alert::Args),
     /// Stop denying binds after a `run --fail-closed`
     Unpin(unpin::Args),
+    /// Take a port for a second, to see a first alert (needs root)
+    Demo(demo::Args),
     /// Print a shell's completion script
     Completions(completions::Args),
     /// Write the manual pages
@@ -96,6 +98,7 @@ fn dispatch(cli: Cli) -> anyhow::Result<()> {
         Command::CheckConfig(args) => check_config::run(args, out),
         Command::ExplainAlert(args) => explain_alert::run(args, out),
         Command::Unpin(args) => unpin::run(args, out),
+        Command::Demo(args) => demo::run(&args, out),
         Command::Completions(args) => completions::run(&args, Cli::command(), out),
         Command::Man(args) => man::run(&args, Cli::command()),
         Command::RunScenario(args) => run_scenario::run(args, out),

@@ -9,6 +9,7 @@ use crate::{output::StdoutGone, util::escape_lines};
 pub mod args;
 pub mod check_config;
 pub mod completions;
+pub mod demo;
 pub mod doctor;
 pub mod explain;
 pub mod explain_alert;

@@ -5,7 +5,13 @@ use std::{io, path::PathBuf, time::Duration};
 use anyhow::Result;
 
 use super::args::{ConfigArgs, RegistryArgs};
-use crate::{config::Overrides, monitor, output::FormatName, sensor, util::console};
+use crate::{
+    config::Overrides,
+    monitor,
+    output::{ColorChoice, FormatName},
+    sensor,
+    util::console,
+};
 
 /// Its arguments.
 #[derive(Debug, clap::Args)]
@@ -33,6 +39,12 @@ pub struct Args {
     /// mounted.
     #[arg(long, value_name = "PATH")]
     cgroup: Option<PathBuf>,
+    /// Whether text is coloured
+    ///
+    /// `auto` colours it at a terminal, unless NO_COLOR is set or TERM is `dumb`, and everywhere if
+    /// CLICOLOR_FORCE is set.
+    #[arg(long, value_enum, default_value_t, value_name = "WHEN")]
+    color: ColorChoice,
     /// Report every event; do not aggregate
     #[arg(long)]
     no_aggregate: bool,
@@ -94,6 +106,7 @@ pub fn run(args: Args, _out: &mut impl io::Write) -> Result<()> {
     let overrides = args.overrides();
     let options = monitor::Options {
         format: args.format,
+        color: args.color,
         source: args.config.source(overrides),
         sensor: sensor::Options {
             ring_size: args.ring_size,

@@ -39,7 +39,7 @@ use crate::{
     decide::Decider,
     inventory::Scan,
     model::{Event, PortKey, Printable, Severity, Transport},
-    output::{FormatName, Sink, Sinks, Stdout},
+    output::{ColorChoice, FormatName, Sink, Sinks, Stdout},
     pipeline::{Input, Pipeline},
     registry::Registry,
     sandbox::{self, Sandbox},
@@ -53,6 +53,8 @@ use crate::{
 pub struct Options {
     /// The format of the alerts.
     pub format: FormatName,
+    /// Whether text is coloured.
+    pub color: ColorChoice,
     /// Where the configuration comes from, at start and on SIGHUP.
     pub source: Source,
     /// How to arm the sensor.
@@ -123,7 +125,9 @@ async fn watch(
     // Loading took many times what running takes.
     memory::release();
     memory::release_files();
-    let colour = stdout.is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    let colour = options
+        .color
+        .applies(stdout.is_terminal(), |name| std::env::var(name).ok());
     let format = match stdout.is_journal() {
         true => options.format.for_journal(),
         false => options.format.format(colour),

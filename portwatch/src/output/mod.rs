@@ -1,5 +1,6 @@
 //! Formats, and the sinks that alerts go to: one line each, at once.
 
+mod color;
 mod journal;
 mod json;
 mod sinks;
@@ -8,11 +9,12 @@ mod text;
 
 use clap::ValueEnum;
 
-use self::{journal::Journal, json::Json, text::Text};
 pub use self::{
+    color::ColorChoice,
     sinks::{Sink, Sinks},
     stdout::{Stdout, StdoutGone},
 };
+use self::{journal::Journal, json::Json, text::Text};
 use crate::alert::Alert;
 
 /// Bytes of a line, newline included, whatever the alert: log collectors split longer ones

@@ -28,6 +28,7 @@ mod no_alert;
 mod receive;
 mod rules;
 mod sandbox;
+mod service;
 mod sessions;
 mod snapshot;
 mod support;
