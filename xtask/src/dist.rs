@@ -18,6 +18,9 @@ pub(crate) struct Options {
     /// Leave out the RPM packages
     #[arg(long)]
     no_rpm: bool,
+    /// Build everything twice, and fail if the bytes differ
+    #[arg(long)]
+    twice: bool,
 }
 
 /// An architecture that executables are built for.
@@ -43,6 +46,9 @@ const ARCHITECTURES: [Architecture; 2] = [
     },
 ];
 
+/// What sha256sum(1) checks.
+const SUMS: &str = "SHA256SUMS";
+
 /// Where everything is left.
 pub(crate) fn directory() -> PathBuf {
     target().join("dist")
@@ -51,6 +57,24 @@ pub(crate) fn directory() -> PathBuf {
 /// Builds everything.
 pub(crate) fn run_all(options: &Options) -> Result<()> {
     let chosen = choose(&options.architectures)?;
+    make(&chosen, options.no_rpm)?;
+    if options.twice {
+        let first = fs::read_to_string(directory().join(SUMS))?;
+        for architecture in &chosen {
+            fs::remove_dir_all(target().join(architecture.target))?;
+        }
+        make(&chosen, options.no_rpm)?;
+        let second = fs::read_to_string(directory().join(SUMS))?;
+        if first != second {
+            bail!("the second build differs:\n{first}\n{second}");
+        }
+        println!("built twice: the same bytes");
+    }
+    println!("{}", directory().display());
+    Ok(())
+}
+
+fn make(chosen: &[Architecture], no_rpm: bool) -> Result<()> {
     tools::set_up()?;
     tools::set_up_dist()?;
     let directory = directory();
@@ -62,19 +86,17 @@ pub(crate) fn run_all(options: &Options) -> Result<()> {
         _ => fs::create_dir_all(&directory)?,
     }
     let source = Source::find()?;
-    for architecture in &chosen {
+    for architecture in chosen {
         build(*architecture, &source)?;
     }
     document(&source, &directory)?;
-    for architecture in &chosen {
+    for architecture in chosen {
         let executable = executable(*architecture);
         let name = format!("portwatch-{}-linux", architecture.name);
         fs::copy(executable, directory.join(name))?;
-        package(*architecture, &source, &directory, options.no_rpm)?;
+        package(*architecture, &source, &directory, no_rpm)?;
     }
-    sums(&directory)?;
-    println!("{}", directory.display());
-    Ok(())
+    sums(&directory)
 }
 
 /// The Debian package for this machine.
@@ -82,6 +104,7 @@ pub(crate) fn debian_package() -> Result<PathBuf> {
     run_all(&Options {
         architectures: vec![env::consts::ARCH.to_owned()],
         no_rpm: true,
+        twice: false,
     })?;
     let mut entries = fs::read_dir(directory())?.flatten().map(|one| one.path());
     let found = entries.find(|path| path.extension().is_some_and(|one| one == "deb"));
@@ -270,7 +293,7 @@ fn sums(directory: &Path) -> Result<()> {
             .args(&names)
             .current_dir(directory),
     )?;
-    fs::write(directory.join("SHA256SUMS"), sums + "\n")?;
+    fs::write(directory.join(SUMS), sums + "\n")?;
     Ok(())
 }
 

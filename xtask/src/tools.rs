@@ -76,10 +76,11 @@ const VM_PROGRAMS: [(&str, &str); 4] = [
 const DIST_PROGRAMS: [(&str, &str); 2] = [("git", "git"), ("lowdown", "lowdown")];
 
 /// Programs that boot a Debian system, and the Debian packages that they come in.
-const BOOT_PROGRAMS: [(&str, &str); 4] = [
+const BOOT_PROGRAMS: [(&str, &str); 5] = [
     ("dpkg-deb", "dpkg"),
     ("lintian", "lintian"),
     ("mmdebstrap", "mmdebstrap"),
+    ("systemd-analyze", "systemd"),
     ("systemd-nspawn", "systemd-container"),
 ];
 

@@ -48,6 +48,14 @@ pub(crate) fn run_all(options: &Options) -> Result<()> {
         Some(deb) => deb.clone(),
         None => dist::debian_package()?,
     };
+    run(Command::new("lintian")
+        .args(["--fail-on", "error", "--allow-root"])
+        .arg(&deb))?;
+    // Tenths of the exposure.
+    run(Command::new("systemd-analyze")
+        .args(["security", "--offline=true", "--no-pager", "--threshold=40"])
+        .arg("contrib/systemd/portwatch.service")
+        .stdout(Stdio::null()))?;
     let chosen: Vec<&str> = match &*options.releases {
         [] => RELEASES.to_vec(),
         some => some.iter().map(|name| &**name).collect(),
