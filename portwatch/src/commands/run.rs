@@ -69,6 +69,12 @@ pub struct Args {
     /// Needs a BPF file system at /sys/fs/bpf. `portwatch unpin` stops it; the next run replaces it.
     #[arg(long, conflicts_with = "dry_run")]
     fail_closed: bool,
+    /// Do not read the ring with real-time priority
+    ///
+    /// Otherwise alerts come before the other work of a busy host, as long as that takes less than a
+    /// twentieth of a core.
+    #[arg(long)]
+    no_realtime: bool,
     /// Keep all privileges after arming; for debugging only
     ///
     /// Otherwise the monitor gives up the capabilities and system calls that it no longer needs.
@@ -115,6 +121,7 @@ pub fn run(args: Args, _out: &mut impl io::Write) -> Result<()> {
         },
         health_interval: Duration::from_secs(args.health_interval),
         sandbox: !args.no_sandbox,
+        realtime: !args.no_realtime,
     };
     monitor::run(&options, registry)
 }

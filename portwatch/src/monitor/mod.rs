@@ -1,11 +1,11 @@
 //! The monitor says *when*: it arms the sensor, and gives what the ring and scans bring to the
 //! pipeline until it is stopped by a signal.
-#![cfg_attr(not(target_env = "gnu"), forbid(unsafe_code))]
 
 mod canary;
 mod cgroups;
 mod gaps;
 mod memory;
+mod priority;
 mod receive;
 mod reload;
 mod ring;
@@ -27,6 +27,7 @@ use self::{
     canary::Canary,
     cgroups::CgroupWatch,
     gaps::Gaps,
+    priority::Priority,
     reload::Reloader,
     ring::BATCH,
     rules::scope,
@@ -63,6 +64,8 @@ pub struct Options {
     pub health_interval: Duration,
     /// Whether to give up privileges once armed.
     pub sandbox: bool,
+    /// Whether the ring is read with real-time priority.
+    pub realtime: bool,
 }
 
 /// How long a reader of stdout that takes nothing delays the end.
@@ -104,13 +107,19 @@ async fn watch(
     let mut resume = signal(SignalKind::from_raw(libc::SIGCONT)).context("waiting for SIGCONT")?;
     let watched = config.watched(&registry, &Transport::ALL);
     let mut sensor = Sensor::arm(&options.sensor, watched, &config.deny_rules(&registry))?;
-    let (sandbox, unsandboxed) = enter(sandbox, options.sensor.fail_closed);
+    let (priority, no_priority) = Priority::raise(options.realtime);
+    let (sandbox, unsandboxed) = enter(
+        sandbox,
+        options.sensor.fail_closed,
+        priority.needs_capability(),
+    );
     sensor.count_repeats(config.aggregate.enabled);
     sensor.set_receive(config.receive);
     sensor.wake_for_sessions(config.reports_sessions());
     let armed = armed(&config, &registry, &sensor);
     console::log(&armed);
     let mut limits = limits(options, &sensor);
+    limits.extend(no_priority);
     let canary = canary
         .map_err(|why| {
             limits.push(format!(
@@ -170,6 +179,7 @@ async fn watch(
         canary,
         cgroups,
         service,
+        priority,
     };
     let mut reloader = Reloader::new();
     loop {
@@ -234,6 +244,7 @@ struct Monitor {
     gaps: Gaps,
     canary: Canary,
     service: Service,
+    priority: Priority,
 }
 
 impl Monitor {
@@ -246,7 +257,9 @@ impl Monitor {
             let (counted_due, receive_due) = (self.counted_due, self.receive_due);
             self.release_canary();
             self.service.alive();
+            self.priority.adapt();
             let alive_due = self.service.due().map(Instant::from_std);
+            let priority_due = self.priority.due();
             let canary_due = self.canary.due();
             tokio::select! {
                 // A signal can have come between the end of a scan and its join.
@@ -270,6 +283,7 @@ impl Monitor {
                 () = until(due), if !self.has_more && self.scan.is_none() => {}
                 () = until(flush_due) => {}
                 () = until(alive_due) => {}
+                () = until(priority_due) => {}
                 gone = self.pipeline.sinks().gone() => return Err(gone.into()),
             }
             self.has_more = self.take_batches().await?;

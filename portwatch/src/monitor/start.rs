@@ -115,13 +115,14 @@ pub(super) fn missing_cgroups(sensor: &Sensor) -> Vec<String> {
 pub(super) fn enter(
     prepared: Option<Prepared>,
     keeps_pins: bool,
+    raises_priority: bool,
 ) -> (Option<Sandbox>, Vec<String>) {
     let Some(prepared) = prepared else {
         let warning = "WARNING: --no-sandbox: this monitor keeps all privileges that it was started \
                        with; use it for debugging only";
         return (None, vec![warning.to_owned()]);
     };
-    let (sandbox, messages) = prepared.enter(keeps_pins);
+    let (sandbox, messages) = prepared.enter(keeps_pins, raises_priority);
     #[cfg(feature = "testing")]
     let messages = [
         messages,

@@ -281,6 +281,12 @@ pub(super) fn of_monitor(pid: u32, keeps_pins: bool) -> Vec<Call> {
         (SYS_prlimit64, vec![vec![(0, INT, 0), (2, ALL, 0)]]),
         // abort(3).
         (SYS_tgkill, vec![vec![(0, INT, u64::from(pid))]]),
+        // The priority of the thread that reads the ring: its own alone, within the resource limits.
+        (libc::SYS_sched_setscheduler, one_of(0, &[0])),
+        (
+            libc::SYS_setpriority,
+            vec![vec![(0, INT, libc::PRIO_PROCESS as u64), (1, INT, 0)]],
+        ),
     ]);
     #[cfg(target_arch = "x86_64")]
     calls.push((libc::SYS_open, vec![vec![(1, writes, 0)]]));

@@ -17,9 +17,12 @@ pub(super) const KEPT: [Capability; 5] = [
     Capability::CAP_DAC_READ_SEARCH,
 ];
 
-/// Gives up all but those in [`KEPT`], of the calling thread and of threads that it starts.
-pub(super) fn drop_others() -> Result<(), String> {
-    keep(&KEPT)
+/// Gives up all but those in [`KEPT`], of the calling thread and of threads that it starts. Where the
+/// monitor `raises_priority` by a capability, it keeps that one too.
+pub(super) fn drop_others(raises_priority: bool) -> Result<(), String> {
+    let further = raises_priority.then_some(Capability::CAP_SYS_NICE);
+    let kept: Vec<Capability> = KEPT.into_iter().chain(further).collect();
+    keep(&kept)
 }
 
 /// Gives up all capabilities but `kept`, also in the sets from which a new program would get some.

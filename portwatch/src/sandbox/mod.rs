@@ -61,9 +61,9 @@ pub fn prepare() -> Prepared {
 impl Prepared {
     /// Gives up what an armed monitor does not need, in all threads to come. Also what the operator
     /// should know: what could not be given up, and what is missing. A monitor that `keeps_pins` of
-    /// programs may put them back. To be called while there is one thread.
+    /// programs may put them back, one that `raises_priority` by a capability keeps that. To be called while there is one thread.
     #[must_use]
-    pub fn enter(self, keeps_pins: bool) -> (Sandbox, Vec<String>) {
+    pub fn enter(self, keeps_pins: bool, raises_priority: bool) -> (Sandbox, Vec<String>) {
         let mut kept = Vec::new();
         let mut note = |what: &str, result: Result<(), String>| {
             kept.extend(result.err().map(|error| format!("{what} ({error})")));
@@ -78,7 +78,7 @@ impl Prepared {
         );
         // Capabilities are a thread's own: those of a second thread would stay.
         note("capabilities of other threads", is_only_thread());
-        note("capabilities", capabilities::drop_others());
+        note("capabilities", capabilities::drop_others(raises_priority));
         note(
             "new privileges",
             set_no_new_privs().map_err(|error| error.to_string()),
@@ -181,7 +181,7 @@ pub fn limits() -> Vec<String> {
 /// Confines the calling thread as an armed monitor is.
 #[cfg(test)]
 pub fn confine_thread() -> Result<(), String> {
-    capabilities::drop_others()?;
+    capabilities::drop_others(false)?;
     denied::watch();
     filter::Filters::of_monitor(false)?.install()
 }

@@ -22,7 +22,7 @@ pub fn probe() -> Vec<Finding> {
             name: "sandbox: capabilities",
             result: on_thread(|| {
                 let before = permitted().len();
-                capabilities::drop_others()?;
+                capabilities::drop_others(false)?;
                 let kept = permitted();
                 let names = capabilities::KEPT.into_iter();
                 let names: Vec<String> = names

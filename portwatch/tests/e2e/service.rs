@@ -179,3 +179,51 @@ fn a_demo_is_an_alert() {
         drop(listener);
     });
 }
+
+/// Scheduling policy and real-time priority of a thread (proc_pid_stat(5), fields 41 and 40).
+fn policy(pid: u32, tid: &str) -> (u32, u32) {
+    let stat = fs::read_to_string(format!("/proc/{pid}/task/{tid}/stat")).unwrap();
+    let fields: Vec<&str> = stat.rsplit_once(") ").unwrap().1.split(' ').collect();
+    (fields[38].parse().unwrap(), fields[37].parse().unwrap())
+}
+
+fn eventually(what: &str, is_it: impl Fn() -> bool) {
+    let began = std::time::Instant::now();
+    while !is_it() {
+        assert!(began.elapsed() < TIMEOUT, "never: {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+#[test]
+fn the_ring_is_read_with_real_time_priority_but_not_under_a_flood() {
+    const REAL_TIME: (u32, u32) = (libc::SCHED_RR as u32, 1);
+    const ORDINARY: (u32, u32) = (libc::SCHED_OTHER as u32, 0);
+    in_namespace(|_| {
+        let cgroup = Cgroup::new("priority");
+        let path = cgroup.path().to_str().unwrap();
+        let monitor = Monitor::start(&["--cgroup", path, "--health-interval", "1"]);
+        let pid = monitor.pid();
+        let main = pid.to_string();
+        eventually("real-time priority", || policy(pid, &main) == REAL_TIME);
+        let threads = fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
+        for thread in threads {
+            let tid = thread.file_name().into_string().unwrap();
+            if tid != main {
+                assert_eq!(policy(pid, &tid), ORDINARY, "{tid}");
+            }
+        }
+        let flood = cgroup.start_perl(FLOOD);
+        eventually("ordinary under a flood", || policy(pid, &main) == ORDINARY);
+        drop(flood);
+        eventually("real-time after it", || policy(pid, &main) == REAL_TIME);
+
+        let monitor = Monitor::start(&["--cgroup", path, "--no-realtime"]);
+        let pid = monitor.pid();
+        assert_eq!(policy(pid, &pid.to_string()), ORDINARY);
+    });
+}
+
+/// Binds and closes without end; the monitor prints each.
+const FLOOD: &str = "use Socket; while (1) { socket(my $s, PF_INET, SOCK_DGRAM, 0) or die; \
+     bind($s, sockaddr_in(976, INADDR_LOOPBACK)) }";
