@@ -328,7 +328,7 @@ impl Processes {
             ]
             .concat();
         }
-        process.cgroup = in_v2(&cgroups).map(|path| limited(path, MAX_CGROUP));
+        process.cgroup = in_v2(&cgroups).map(|path| Printable::limited(path, MAX_CGROUP));
         process.unit = cgroup::unit(&cgroups);
         process.container = container::of(&cgroups);
         process.verified = self.claims.verify(&cgroups);
@@ -350,17 +350,15 @@ impl Processes {
 /// The thread id, unless it is the main thread, and the thread's name.
 fn name_of(task: &Task) -> (Option<u32>, Printable) {
     let tid = (task.tid != task.pid).then_some(task.tid);
-    (tid, limited(&task.comm, MAX_COMM))
-}
-
-/// See [`Printable::limited`].
-fn limited(bytes: &[u8], max: usize) -> Printable {
-    Printable::limited(bytes, max)
+    (tid, Printable::limited(&task.comm, MAX_COMM))
 }
 
 /// Adds executable, script and arguments.
 fn set_exec_info(process: &mut Process, info: &ExecInfo) {
-    process.exe = info.exe.as_deref().map(|exe| limited(exe, MAX_EXE));
+    process.exe = info
+        .exe
+        .as_deref()
+        .map(|exe| Printable::limited(exe, MAX_EXE));
     process.exe_flags.clear();
     if info.deleted {
         process.exe_flags.push(ExeFlag::Deleted);
@@ -431,12 +429,12 @@ fn script(info: &ExecInfo, cwd: Option<&str>) -> Option<Printable> {
     if !is_argument || interpreter == execfn || info.exe.as_ref() == Some(execfn) {
         return None;
     }
-    let name = limited(execfn, MAX_SCRIPT);
+    let name = Printable::limited(execfn, MAX_SCRIPT);
     match cwd {
         Some(cwd) if !name.starts_with('/') => {
             let name = name.strip_prefix("./").unwrap_or(&name);
             let path = format!("{}/{name}", cwd.trim_end_matches('/'));
-            Some(limited(path.as_bytes(), MAX_SCRIPT))
+            Some(Printable::limited(path.as_bytes(), MAX_SCRIPT))
         }
         _ => Some(name),
     }
@@ -465,8 +463,11 @@ fn set_ancestors(process: &mut Process, mut start_ns: u64) {
         }
         let one = Ancestor {
             pid,
-            comm: limited(entry.comm(), MAX_COMM),
-            exe: entry.exe().0.map(|exe| limited(&exe, MAX_ANCESTOR_EXE)),
+            comm: Printable::limited(entry.comm(), MAX_COMM),
+            exe: entry
+                .exe()
+                .0
+                .map(|exe| Printable::limited(&exe, MAX_ANCESTOR_EXE)),
         };
         match left.checked_sub(one.json_bytes()) {
             Some(rest) => {

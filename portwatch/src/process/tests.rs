@@ -266,7 +266,7 @@ fn a_name_that_is_cut_within_a_character_hides_no_process() {
         let context = name.escape_ascii();
         let process = Processes::default().look_up(child.0.id());
         let process = process.unwrap_or_else(|| panic!("{context} not found"));
-        let comm = limited(&name[..name.len().min(15)], MAX_COMM);
+        let comm = Printable::limited(&name[..name.len().min(15)], MAX_COMM);
         assert_eq!(process.comm, comm, "{context}");
         assert_eq!(process.ppid, Some(std::process::id()), "{context}");
         assert_eq!(process.exe, Some(Printable::from(path.as_os_str())));
@@ -400,20 +400,20 @@ pub(crate) fn longest(text: &[u8]) -> Process {
         ..task(1 << 30, &long)
     };
     let mut process = Process::clone(&Processes::default().identify(&task, Timestamp::now()));
-    let some = |max| Some(limited(&long, max));
+    let some = |max| Some(Printable::limited(&long, max));
     process.script = some(MAX_SCRIPT);
     process.cwd = some(MAX_CWD);
     process.user = some(users::MAX_NAME);
     process.cgroup = some(MAX_CGROUP);
     process.unit = some(MAX_UNIT);
     process.container = Some(Container {
-        id: limited(&long, MAX_CONTAINER),
+        id: Printable::limited(&long, MAX_CONTAINER),
         runtime: Some("systemd-nspawn"),
     });
     process.capabilities = Some(vec!["CAP_NET_BIND_SERVICE"]);
     let ancestor = Ancestor {
         pid: u32::MAX,
-        comm: limited(&long, MAX_COMM),
+        comm: Printable::limited(&long, MAX_COMM),
         exe: some(MAX_ANCESTOR_EXE),
     };
     let fit = MAX_ANCESTORS / ancestor.json_bytes();
