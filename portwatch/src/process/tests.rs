@@ -1,4 +1,8 @@
-use super::*;
+use super::{
+    cache::{MAX_CACHE_PER_PROCESS, MAX_THREADS},
+    *,
+};
+use crate::model::ExecInfo;
 
 fn task(pid: u32, comm: &[u8]) -> Task {
     Task {
@@ -179,54 +183,6 @@ fn a_process_that_executes_another_program_is_shown_with_that_one() {
         std::fs::metadata(sleep).ok().map(|file| file.ino())
     );
     assert!(found.exe_verified);
-}
-
-#[test]
-fn a_script_is_named_beside_its_interpreter() {
-    let info = |execfn: &str, exe: &str, args: &[&str]| ExecInfo {
-        exe: Some(exe.into()),
-        execfn: Some(execfn.into()),
-        args: Some(args.iter().map(|word| word.as_bytes().to_vec()).collect()),
-        ..ExecInfo::default()
-    };
-    let cases = [
-        (
-            info(
-                "/opt/x.py",
-                "/usr/bin/python3.11",
-                &["/usr/bin/python3", "/opt/x.py", "-v"],
-            ),
-            Some("/opt/x.py"),
-        ),
-        (
-            info("./x", "/usr/bin/perl", &["/usr/bin/perl", "-w", "./x"]),
-            Some("/work/x"),
-        ),
-        (
-            info(
-                "/usr/bin/python3",
-                "/usr/bin/python3.11",
-                &["python3", "/opt/x.py"],
-            ),
-            None,
-        ),
-        (
-            info("/usr/bin/nc", "/usr/bin/nc.openbsd", &["nc", "-l", "976"]),
-            None,
-        ),
-        (
-            info("/usr/bin/grep", "/usr/bin/grep", &["grep", "/usr/bin/grep"]),
-            None,
-        ),
-        (info("/bin/x", "/bin/y", &[]), None),
-    ];
-    for (info, expected) in cases {
-        assert_eq!(
-            script(&info, Some("/work")).as_deref(),
-            expected,
-            "{info:?}"
-        );
-    }
 }
 
 /// A child that sleeps until it is dropped.
