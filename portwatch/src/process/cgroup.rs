@@ -6,7 +6,7 @@ use std::{
     path::PathBuf,
 };
 
-use super::{MAX_UNIT, limited};
+use super::MAX_UNIT;
 use crate::{
     linux::cgroup::{in_v2, open_by_id, root},
     model::Printable,
@@ -73,7 +73,7 @@ pub(super) fn unit(cgroups: &[u8]) -> Option<Printable> {
     paths(cgroups).find_map(|(_, path)| {
         path.rsplit(|byte| *byte == b'/')
             .find(|name| is_unit(name))
-            .map(|name| limited(name, MAX_UNIT))
+            .map(|name| Printable::limited(name, MAX_UNIT))
     })
 }
 

@@ -4,7 +4,7 @@
 
 use serde::Serialize;
 
-use super::{MAX_CGROUP, MAX_UNIT, cgroup, container, limited, runtime_state};
+use super::{MAX_CGROUP, MAX_UNIT, cgroup, container, runtime_state};
 use crate::{
     linux::hierarchy::{self, Hierarchy},
     model::Printable,
@@ -85,7 +85,7 @@ impl Claims {
             if is_v2 {
                 let names: Vec<&[u8]> = steps.iter().map(|step| step.name).collect();
                 let prefix = [b"/", &*names.join(&b'/')].concat();
-                verified.cgroup = Some(limited(&prefix, MAX_CGROUP));
+                verified.cgroup = Some(Printable::limited(&prefix, MAX_CGROUP));
             }
             // Units within a container are those of its own service manager.
             let hosts = container
@@ -102,7 +102,7 @@ impl Claims {
                     .chain(marked)
                     .filter(|step| cgroup::is_unit(step.name));
                 verified.unit = units.next_back().map(|step| VerifiedUnit {
-                    name: limited(step.name, MAX_UNIT),
+                    name: Printable::limited(step.name, MAX_UNIT),
                     by: "systemd",
                 });
             }

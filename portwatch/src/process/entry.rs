@@ -12,7 +12,7 @@ use std::{
 use nix::unistd::{SysconfVar, sysconf};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, openat, readlinkat_raw, statat};
 
-use super::{MAX_CMDLINE, MAX_CWD, limited, verify};
+use super::{MAX_CMDLINE, MAX_CWD, verify};
 use crate::{
     linux::stat::{Stat, Status},
     model::{ExecInfo, FileId, Printable},
@@ -86,7 +86,7 @@ impl ProcEntry {
     }
 
     pub(super) fn cwd(&self) -> Option<Printable> {
-        Some(limited(&self.link("cwd")?, MAX_CWD))
+        Some(Printable::limited(&self.link("cwd")?, MAX_CWD))
     }
 
     /// The text of proc_pid_cgroup(5).

@@ -2,21 +2,32 @@
 //! still shows. Each text from outside is limited in bytes when it is read.
 #![forbid(unsafe_code)]
 
+mod ancestors;
+mod cache;
 mod cgroup;
 mod claims;
 mod container;
 mod entry;
+mod exec_info;
 mod record;
 mod runtime_state;
 mod users;
 mod verify;
 
-use std::{cell::RefCell, rc::Rc, sync::Arc, time::Duration};
+use std::{rc::Rc, time::Duration};
 
 use jiff::{SignedDuration, Timestamp};
 use nix::time::{ClockId, clock_gettime};
 
-use self::{cgroup::Cgroups, claims::Claims, entry::ProcEntry, users::Users};
+use self::{
+    ancestors::set_ancestors,
+    cache::{CachedProcess, MAX_CACHE},
+    cgroup::Cgroups,
+    claims::Claims,
+    entry::ProcEntry,
+    exec_info::{begins_with, cmdline, set_exec_info},
+    users::Users,
+};
 pub use self::{
     claims::Verified,
     container::Container,
@@ -25,7 +36,7 @@ pub use self::{
 };
 use crate::{
     linux::cgroup::in_v2,
-    model::{ExecInfo, Printable, Task},
+    model::{Printable, Task},
     util::ByteBounded,
 };
 
@@ -41,18 +52,6 @@ const MAX_UNIT: usize = 256;
 const MAX_CONTAINER: usize = 160;
 const MAX_ANCESTORS: usize = 1280;
 const MAX_ANCESTOR_EXE: usize = 256;
-
-/// Ancestors that are looked for.
-const MAX_GENERATIONS: usize = 16;
-
-/// Bytes of cached records: about a thousand of usual size. See [`Process::bytes`].
-const MAX_CACHE: usize = 1 << 20;
-
-/// Threads of one process in the cache.
-const MAX_THREADS: usize = 32;
-
-/// Bytes of cached records of one process with more than one thread.
-const MAX_CACHE_PER_PROCESS: usize = 64 << 10;
 
 /// By how much the two clocks of start time and event may differ: a tick of proc_pid_stat(5), and as
 /// much again for reading them one after the other.
@@ -81,72 +80,6 @@ pub struct Processes {
     cache: ByteBounded<u32, CachedProcess>,
     /// The record that was read last, for its texts.
     last: Option<Box<Process>>,
-}
-
-/// A process in the cache. The record is read again when one of the keys differs.
-#[derive(Debug)]
-struct CachedProcess {
-    start_ns: u64,
-    exec_info: Rc<ExecInfo>,
-    cgroup_id: Option<u64>,
-    /// One record for each thread, credentials and user name, the last one identified last. Never
-    /// empty.
-    threads: Vec<Rc<Process>>,
-}
-
-impl CachedProcess {
-    fn is_for(&self, task: &Task) -> bool {
-        // Each execve(2) has an exec info of its own, which is kept while it is in the cache.
-        let is_same = |info: &Rc<ExecInfo>| Rc::ptr_eq(&self.exec_info, info);
-        Some(self.start_ns) == task.start_ns
-            && task.exec_info.as_ref().is_some_and(is_same)
-            && self.cgroup_id == task.cgroup_id
-    }
-
-    /// The record of the thread; None when there is none yet.
-    fn find(&mut self, task: &Task, user: &Option<Printable>) -> Option<Rc<Process>> {
-        let (tid, comm) = name_of(task);
-        let index = self.threads.iter().position(|one| {
-            (one.tid, &one.comm) == (tid, &comm)
-                && (one.uid, one.gid) == (task.uid, task.gid)
-                && one.user == *user
-        })?;
-        let process = self.threads.remove(index);
-        self.threads.push(Rc::clone(&process));
-        Some(process)
-    }
-
-    /// A record of the thread, made from that of another one; None when the process must be read.
-    fn derive(&mut self, task: &Task, user: &Option<Printable>) -> Option<Rc<Process>> {
-        let (tid, comm) = name_of(task);
-        let mut threads = self.threads.iter();
-        let other = threads.find(|one| (one.uid, one.gid) == (task.uid, task.gid))?;
-        let process = Rc::new(Process {
-            tid,
-            comm,
-            user: user.clone(),
-            ..Process::clone(other)
-        });
-        // Outdated when the user has another name by now.
-        self.threads
-            .retain(|one| one.uid != task.uid || one.user == *user);
-        self.threads.push(Rc::clone(&process));
-        while self.threads.len() > 1
-            && (self.threads.len() > MAX_THREADS || self.bytes() > MAX_CACHE_PER_PROCESS)
-        {
-            self.threads.remove(0);
-        }
-        Some(process)
-    }
-
-    fn bytes(&self) -> usize {
-        let threads = self.threads.iter().map(|one| one.bytes());
-        let info = &self.exec_info;
-        let args = info.args.iter().flatten();
-        let texts = info.exe.iter().chain(&info.execfn).chain(args);
-        let texts = texts.map(|text| text.len() + size_of::<Vec<u8>>());
-        size_of::<Self>() + threads.chain(texts).sum::<usize>()
-    }
 }
 
 impl Default for Processes {
@@ -328,7 +261,7 @@ impl Processes {
             ]
             .concat();
         }
-        process.cgroup = in_v2(&cgroups).map(|path| limited(path, MAX_CGROUP));
+        process.cgroup = in_v2(&cgroups).map(|path| Printable::limited(path, MAX_CGROUP));
         process.unit = cgroup::unit(&cgroups);
         process.container = container::of(&cgroups);
         process.verified = self.claims.verify(&cgroups);
@@ -350,148 +283,7 @@ impl Processes {
 /// The thread id, unless it is the main thread, and the thread's name.
 fn name_of(task: &Task) -> (Option<u32>, Printable) {
     let tid = (task.tid != task.pid).then_some(task.tid);
-    (tid, limited(&task.comm, MAX_COMM))
-}
-
-/// See [`Printable::limited`].
-fn limited(bytes: &[u8], max: usize) -> Printable {
-    Printable::limited(bytes, max)
-}
-
-/// Adds executable, script and arguments.
-fn set_exec_info(process: &mut Process, info: &ExecInfo) {
-    process.exe = info.exe.as_deref().map(|exe| limited(exe, MAX_EXE));
-    process.exe_flags.clear();
-    if info.deleted {
-        process.exe_flags.push(ExeFlag::Deleted);
-    }
-    let is_memfd = |exe: &[u8]| exe.starts_with(b"/memfd:");
-    if info.deleted && info.exe.as_deref().is_some_and(is_memfd) {
-        process.exe_flags.push(ExeFlag::Memfd);
-    }
-    process.exe_device = info.exe_file.map(|file| file.device);
-    process.exe_inode = info.exe_file.map(|file| file.inode);
-    let args = info.args.as_deref();
-    process.cmdline = args.map(|args| cmdline(args, info.args_unread));
-    process.script = script(info, process.cwd.as_deref());
-}
-
-/// Whether the arguments are those of `beginning`, of which the last can be cut.
-fn begins_with(args: &[Vec<u8>], beginning: &[Vec<u8>]) -> bool {
-    let Some((last, whole)) = beginning.split_last() else {
-        return false;
-    };
-    args.get(..whole.len()) == Some(whole)
-        && args
-            .get(whole.len())
-            .is_some_and(|arg| arg.starts_with(last))
-}
-
-/// The arguments, cut after [`MAX_CMDLINE`] bytes in total. `unread`: bytes that follow them.
-fn cmdline(args: &[Vec<u8>], unread: u64) -> Vec<Printable> {
-    /// Quotes and comma.
-    const PUNCTUATION: usize = 3;
-    let mut left = MAX_CMDLINE;
-    let mut words = Vec::new();
-    let mut args = args.iter();
-    while let Some(arg) = args.next() {
-        let word = (left > PUNCTUATION).then(|| Printable::from_bytes(arg));
-        let word = word.filter(|word| word.json_bytes() + PUNCTUATION <= left);
-        let Some(word) = word else {
-            let rest = args.map(|arg| arg.len() as u64 + 1).sum::<u64>() + unread;
-            words.push(beginning(arg, left.saturating_sub(PUNCTUATION), rest));
-            return words;
-        };
-        left -= word.json_bytes() + PUNCTUATION;
-        words.push(word);
-    }
-    if unread > 0 {
-        let last = words.pop().unwrap_or_else(|| Printable::from(""));
-        let text = format!("{last}{}", Printable::cut_mark(unread));
-        words.push(Printable::from(text.as_str()));
-    }
-    words
-}
-
-/// As much of `bytes` as [`Printable::limited`] leaves, with a note that counts `more` bytes, too.
-fn beginning(bytes: &[u8], max: usize, more: u64) -> Printable {
-    let (text, cut) = Printable::split(bytes, max);
-    let text = format!("{text}{}", Printable::cut_mark(cut + more));
-    Printable::from(text.as_str())
-}
-
-/// The script in execve(2), where the executable is its interpreter. The kernel inserts the
-/// interpreter and at most one argument before the script's name (fs/binfmt_script.c).
-fn script(info: &ExecInfo, cwd: Option<&str>) -> Option<Printable> {
-    let (execfn, args) = (info.execfn.as_ref()?, info.args.as_ref()?);
-    let [interpreter, rest @ ..] = args.as_slice() else {
-        return None;
-    };
-    let is_argument = rest.iter().take(2).any(|word| word == execfn);
-    if !is_argument || interpreter == execfn || info.exe.as_ref() == Some(execfn) {
-        return None;
-    }
-    let name = limited(execfn, MAX_SCRIPT);
-    match cwd {
-        Some(cwd) if !name.starts_with('/') => {
-            let name = name.strip_prefix("./").unwrap_or(&name);
-            let path = format!("{}/{name}", cwd.trim_end_matches('/'));
-            Some(limited(path.as_bytes(), MAX_SCRIPT))
-        }
-        _ => Some(name),
-    }
-}
-
-/// Adds the parents of a process that started at `start_ns`, up to the first that has ended.
-fn set_ancestors(process: &mut Process, mut start_ns: u64) {
-    let mut parent = process.ppid;
-    let mut ancestors = Vec::new();
-    process.ancestors_omitted = 0;
-    let mut left = MAX_ANCESTORS;
-    for generation in 0..=MAX_GENERATIONS {
-        // A parent is older than its child; a younger process has reused the pid.
-        let Some((pid, entry)) = parent
-            .filter(|pid| *pid != 0)
-            .and_then(|pid| Some((pid, ProcEntry::open(pid)?)))
-            .filter(|(_, entry)| entry.start_ns() <= start_ns)
-        else {
-            break;
-        };
-        start_ns = entry.start_ns() + *entry::TICK_NS;
-        parent = Some(entry.ppid());
-        if generation == MAX_GENERATIONS || process.ancestors_omitted > 0 {
-            process.ancestors_omitted += 1;
-            continue;
-        }
-        let one = Ancestor {
-            pid,
-            comm: limited(entry.comm(), MAX_COMM),
-            exe: entry.exe().0.map(|exe| limited(&exe, MAX_ANCESTOR_EXE)),
-        };
-        match left.checked_sub(one.json_bytes()) {
-            Some(rest) => {
-                left = rest;
-                ancestors.push(one);
-            }
-            None => process.ancestors_omitted += 1,
-        }
-    }
-    process.ancestors = shared(ancestors);
-}
-
-thread_local! {
-    /// The last ancestors: many processes have the same.
-    static ANCESTORS: RefCell<Arc<[Ancestor]>> = RefCell::new(Arc::default());
-}
-
-/// The same list once, as far as possible.
-fn shared(ancestors: Vec<Ancestor>) -> Arc<[Ancestor]> {
-    ANCESTORS.with_borrow_mut(|last| {
-        if **last != *ancestors {
-            *last = ancestors.into();
-        }
-        Arc::clone(last)
-    })
+    (tid, Printable::limited(&task.comm, MAX_COMM))
 }
 
 /// The host's clock when `CLOCK_BOOTTIME` was at that many nanoseconds.

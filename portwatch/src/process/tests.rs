@@ -1,4 +1,11 @@
+//! Processes of this host, as the agent identifies them.
+
+mod cache;
+mod limits;
+
+pub(crate) use self::limits::longest;
 use super::*;
+use crate::model::ExecInfo;
 
 fn task(pid: u32, comm: &[u8]) -> Task {
     Task {
@@ -114,41 +121,6 @@ fn a_reused_pid_is_not_named() {
 }
 
 #[test]
-fn a_process_that_acts_again_is_read_once_until_it_runs_something_else() {
-    let me = std::process::id();
-    let mut processes = Processes::default();
-    let started = Task {
-        start_ns: Some(start_of(me)),
-        exec_info: Some(unread()),
-        ..task(me, b"x")
-    };
-    let first = processes.identify(&started, Timestamp::now());
-    assert!(Rc::ptr_eq(
-        &first,
-        &processes.identify(&started, Timestamp::now())
-    ));
-    let other_thread = Task {
-        tid: me + 1,
-        ..started.clone()
-    };
-    assert_eq!(
-        processes.identify(&other_thread, Timestamp::now()).tid,
-        Some(me + 1)
-    );
-    let info = ExecInfo {
-        exe: Some(b"/other".to_vec()),
-        args: Some(vec![b"other".to_vec()]),
-        ..ExecInfo::default()
-    };
-    let executed = Task {
-        exec_info: Some(Rc::new(info)),
-        ..started
-    };
-    let second = processes.identify(&executed, Timestamp::now());
-    assert_eq!(second.exe.as_deref(), Some("/other"));
-}
-
-#[test]
 fn a_process_that_executes_another_program_is_shown_with_that_one() {
     use std::{io::Write as _, os::unix::fs::MetadataExt as _};
     let mut child = std::process::Command::new("/bin/sh")
@@ -179,54 +151,6 @@ fn a_process_that_executes_another_program_is_shown_with_that_one() {
         std::fs::metadata(sleep).ok().map(|file| file.ino())
     );
     assert!(found.exe_verified);
-}
-
-#[test]
-fn a_script_is_named_beside_its_interpreter() {
-    let info = |execfn: &str, exe: &str, args: &[&str]| ExecInfo {
-        exe: Some(exe.into()),
-        execfn: Some(execfn.into()),
-        args: Some(args.iter().map(|word| word.as_bytes().to_vec()).collect()),
-        ..ExecInfo::default()
-    };
-    let cases = [
-        (
-            info(
-                "/opt/x.py",
-                "/usr/bin/python3.11",
-                &["/usr/bin/python3", "/opt/x.py", "-v"],
-            ),
-            Some("/opt/x.py"),
-        ),
-        (
-            info("./x", "/usr/bin/perl", &["/usr/bin/perl", "-w", "./x"]),
-            Some("/work/x"),
-        ),
-        (
-            info(
-                "/usr/bin/python3",
-                "/usr/bin/python3.11",
-                &["python3", "/opt/x.py"],
-            ),
-            None,
-        ),
-        (
-            info("/usr/bin/nc", "/usr/bin/nc.openbsd", &["nc", "-l", "976"]),
-            None,
-        ),
-        (
-            info("/usr/bin/grep", "/usr/bin/grep", &["grep", "/usr/bin/grep"]),
-            None,
-        ),
-        (info("/bin/x", "/bin/y", &[]), None),
-    ];
-    for (info, expected) in cases {
-        assert_eq!(
-            script(&info, Some("/work")).as_deref(),
-            expected,
-            "{info:?}"
-        );
-    }
 }
 
 /// A child that sleeps until it is dropped.
@@ -266,88 +190,10 @@ fn a_name_that_is_cut_within_a_character_hides_no_process() {
         let context = name.escape_ascii();
         let process = Processes::default().look_up(child.0.id());
         let process = process.unwrap_or_else(|| panic!("{context} not found"));
-        let comm = limited(&name[..name.len().min(15)], MAX_COMM);
+        let comm = Printable::limited(&name[..name.len().min(15)], MAX_COMM);
         assert_eq!(process.comm, comm, "{context}");
         assert_eq!(process.ppid, Some(std::process::id()), "{context}");
         assert_eq!(process.exe, Some(Printable::from(path.as_os_str())));
-    }
-}
-
-#[test]
-fn a_process_in_another_cgroup_is_read_again() {
-    use std::os::unix::fs::MetadataExt as _;
-    struct Cgroup(std::path::PathBuf);
-    impl Drop for Cgroup {
-        fn drop(&mut self) {
-            let _ = std::fs::remove_dir(&self.0);
-        }
-    }
-    let root = crate::linux::cgroup::root().expect("needs a mounted cgroup v2 hierarchy");
-    let name = |unit: &str| format!("portwatch-move-{}-{unit}.service", std::process::id());
-    let groups = ["a", "b"].map(|unit| {
-        let path = root.join(name(unit));
-        std::fs::create_dir(&path).unwrap();
-        Cgroup(path)
-    });
-    let child = Sleeper::start("/bin/sleep".as_ref());
-    let mut processes = Processes::default();
-    let exec_info = Some(unread());
-    for (group, unit) in groups.iter().zip(["a", "b"]) {
-        let members = group.0.join("cgroup.procs");
-        std::fs::write(members, child.0.id().to_string()).unwrap();
-        let moved = Task {
-            cgroup_id: Some(std::fs::metadata(&group.0).unwrap().ino()),
-            exec_info: exec_info.clone(),
-            ..child.task()
-        };
-        let first = processes.identify(&moved, Timestamp::now());
-        assert_eq!(first.unit.as_deref(), Some(&*name(unit)));
-        let again = processes.identify(&moved, Timestamp::now());
-        assert!(Rc::ptr_eq(&first, &again), "{unit}");
-    }
-    drop(child);
-}
-
-#[test]
-fn each_text_is_cut_at_its_limit() {
-    let long = vec![b'a'; 10_000];
-    let info = ExecInfo {
-        exe: Some(long.clone()),
-        execfn: Some([b"/", &*long].concat()),
-        args: Some(vec![long.clone(), [b"/", &*long].concat()]),
-        ..ExecInfo::default()
-    };
-    let gone = Task {
-        exec_info: Some(Rc::new(info)),
-        ..task(1 << 30, &long)
-    };
-    let process = Processes::default().identify(&gone, Timestamp::now());
-    let cut = |max: usize, len: usize| format!("{}...(+{} bytes)", "a".repeat(max), len - max);
-    assert_eq!(*process.comm, *cut(MAX_COMM, 10_000));
-    assert_eq!(**process.exe.as_ref().unwrap(), *cut(MAX_EXE, 10_000));
-    let script = format!("/{}", cut(MAX_SCRIPT - 1, 10_000));
-    assert_eq!(**process.script.as_ref().unwrap(), *script);
-    let big = MAX_CMDLINE - 3;
-    for (lens, unread, words, note) in [
-        (vec![big], 0, vec![big], None),
-        (vec![big], 7, vec![big], Some(7)),
-        (vec![big + 1], 0, vec![big], Some(1)),
-        (vec![big, 0, 5], 0, vec![big, 0], Some(6)),
-        (vec![100, big - 103, 2], 1, vec![100, big - 103, 0], Some(3)),
-        (
-            vec![100, 5000, 5],
-            1000,
-            vec![100, big - 103],
-            Some(6109 - big),
-        ),
-    ] {
-        let args: Vec<Vec<u8>> = lens.iter().map(|len| vec![b'x'; *len]).collect();
-        let printed = cmdline(&args, unread);
-        let xs = printed.iter().map(|word| word.matches('x').count());
-        assert_eq!(xs.collect::<Vec<_>>(), words, "{lens:?}");
-        let note = note.map(|bytes| format!("...(+{bytes} bytes)"));
-        let last = printed.last().unwrap().trim_start_matches('x');
-        assert_eq!(last, note.unwrap_or_default(), "{lens:?}");
     }
 }
 
@@ -382,108 +228,4 @@ fn a_long_command_line_is_not_cut_where_the_bpf_programs_cut_it() {
     child.wait().unwrap();
     assert_eq!(whole, long);
     assert_eq!(other, "xxx...(+900 bytes)");
-}
-
-/// A record whose texts are all as long as they can be, made of `text` again and again.
-pub(crate) fn longest(text: &[u8]) -> Process {
-    let long = text.repeat(10_000);
-    let info = ExecInfo {
-        exe: Some(long.clone()),
-        execfn: Some(long.clone()),
-        args: Some(vec![text.to_vec(), long.clone()]),
-        deleted: true,
-        args_unread: u64::from(u32::MAX),
-        ..ExecInfo::default()
-    };
-    let task = Task {
-        exec_info: Some(Rc::new(info)),
-        ..task(1 << 30, &long)
-    };
-    let mut process = Process::clone(&Processes::default().identify(&task, Timestamp::now()));
-    let some = |max| Some(limited(&long, max));
-    process.script = some(MAX_SCRIPT);
-    process.cwd = some(MAX_CWD);
-    process.user = some(users::MAX_NAME);
-    process.cgroup = some(MAX_CGROUP);
-    process.unit = some(MAX_UNIT);
-    process.container = Some(Container {
-        id: limited(&long, MAX_CONTAINER),
-        runtime: Some("systemd-nspawn"),
-    });
-    process.capabilities = Some(vec!["CAP_NET_BIND_SERVICE"]);
-    let ancestor = Ancestor {
-        pid: u32::MAX,
-        comm: limited(&long, MAX_COMM),
-        exe: some(MAX_ANCESTOR_EXE),
-    };
-    let fit = MAX_ANCESTORS / ancestor.json_bytes();
-    process.ancestors = vec![ancestor; fit].into();
-    process.ancestors_omitted = 99;
-    let json = process.json().unwrap().get().len();
-    assert!(json <= 9 << 10, "{json}");
-    process
-}
-
-#[test]
-fn the_cache_is_bounded_in_bytes_whatever_processes_and_threads_call_themselves() {
-    let pids: Vec<u32> = (0..50).map(|index| (1 << 30) + index * 64).collect();
-    let mut processes = Processes::default();
-    for pid in &pids {
-        let long = |name: &str| format!("/{name}{pid}/{}", "d\u{1}".repeat(1500)).into_bytes();
-        let info = Rc::new(ExecInfo {
-            exe: Some(long("exe")),
-            args: Some(vec![long("arg")]),
-            ..ExecInfo::default()
-        });
-        for thread in 0..MAX_THREADS as u32 {
-            let event = Task {
-                tid: pid + thread,
-                start_ns: Some(1),
-                exec_info: Some(Rc::clone(&info)),
-                ..task(*pid, format!("thread-{thread}").as_bytes())
-            };
-            let process = processes.identify(&event, Timestamp::now());
-            let exe = process.exe.as_ref().unwrap().len();
-            assert!(process.bytes() > 2 * exe, "{}", process.bytes());
-            assert!(Rc::ptr_eq(
-                &process,
-                &processes.identify(&event, Timestamp::now())
-            ));
-        }
-    }
-    let cached: Vec<usize> = pids
-        .iter()
-        .filter_map(|pid| processes.cache.get(pid).map(CachedProcess::bytes))
-        .collect();
-    assert!(cached.len() > 10);
-    assert!(cached.iter().all(|bytes| *bytes <= MAX_CACHE_PER_PROCESS));
-    assert!(cached.iter().sum::<usize>() <= MAX_CACHE);
-}
-
-#[test]
-fn a_user_name_that_is_known_later_is_shown_from_then_on() {
-    let directory = tempfile::tempdir().unwrap();
-    let passwd = directory.path().join("passwd");
-    let mut processes = Processes {
-        users: Users::of(passwd.clone(), |_| None),
-        ..Processes::default()
-    };
-    let me = std::process::id();
-    let event = Task {
-        start_ns: Some(start_of(me)),
-        exec_info: Some(unread()),
-        ..task(me, b"x")
-    };
-    for name in [None, Some("first"), Some("second")] {
-        if let Some(name) = name {
-            std::fs::write(&passwd, format!("{name}:x:0:0::/:\n")).unwrap();
-        }
-        let deadline = std::time::Instant::now() + Duration::from_millis(1500);
-        while processes.identify(&event, Timestamp::now()).user.as_deref() != name {
-            assert!(std::time::Instant::now() < deadline, "{name:?}");
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        let threads = &processes.cache.get(&me).unwrap().threads;
-        assert_eq!(threads.len(), 1, "outdated records are dropped");
-    }
 }

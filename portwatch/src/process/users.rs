@@ -17,7 +17,6 @@ use std::{
 
 use nix::unistd::{Uid, User};
 
-use super::limited;
 use crate::{model::Printable, util::Bounded};
 
 /// Bytes of `/etc/passwd` that are read; ids in the rest are resolved by getpwuid(3).
@@ -136,14 +135,14 @@ pub(super) fn name_in(line: &[u8], uid: u32) -> Option<Printable> {
     let id: u32 = std::str::from_utf8(fields.nth(1)?).ok()?.parse().ok()?;
     // Comments, and inclusions from NIS (nsswitch.conf(5), compat).
     let is_user = !matches!(name.first(), None | Some(b'#' | b'+' | b'-'));
-    (is_user && id == uid).then(|| limited(name, MAX_NAME))
+    (is_user && id == uid).then(|| Printable::limited(name, MAX_NAME))
 }
 
 /// The resolver of this process. Its thread is started by the first id that it gets and never ends.
 static SYSTEM: LazyLock<Arc<Resolver>> = LazyLock::new(|| {
     Resolver::new(|uid| {
         let user = User::from_uid(Uid::from_raw(uid)).ok().flatten()?;
-        Some(limited(user.name.as_bytes(), MAX_NAME))
+        Some(Printable::limited(user.name.as_bytes(), MAX_NAME))
     })
 });
 
@@ -302,7 +301,10 @@ mod tests {
             while !IS_ANSWERING.load(Ordering::Acquire) {
                 thread::sleep(Duration::from_millis(1));
             }
-            Some(limited(format!("user{uid}").as_bytes(), MAX_NAME))
+            Some(Printable::limited(
+                format!("user{uid}").as_bytes(),
+                MAX_NAME,
+            ))
         }
         let mut users = Users::of("/nonexistent".into(), slow);
         // While it does not answer, a caller that waited for it would wait for ever.

@@ -5,6 +5,7 @@
 mod crowd;
 mod defer;
 mod handover;
+mod holders;
 mod host;
 mod receive;
 mod reconcile;
@@ -18,14 +19,15 @@ use std::{collections::HashSet, rc::Rc};
 use jiff::Timestamp;
 
 #[cfg(test)]
-pub(crate) use self::socket::Holders;
+pub(crate) use self::holders::Holders;
 pub use self::{
     crowd::Crowded,
+    holders::Holder,
     host::{Host, ThisHost},
     reconcile::has_cookies,
-    socket::{Holder, LASTING, Stage, TrackedEvent, TrackedSocket},
+    socket::{LASTING, Stage, TrackedEvent, TrackedSocket},
 };
-use self::{defer::Deferred, sessions::Sessions, socket::Found, steered::Steered, table::Table};
+use self::{defer::Deferred, holders::Found, sessions::Sessions, steered::Steered, table::Table};
 use crate::{
     inventory::{Scope, Targets},
     model::{CloseKind, Event, EventKind, Origin, PortKey, SocketKey},

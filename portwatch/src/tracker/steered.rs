@@ -11,7 +11,7 @@ use std::{
 
 use jiff::{SignedDuration, Timestamp};
 
-use super::{Host, TrackedEvent, Tracker, socket::Found};
+use super::{Host, TrackedEvent, Tracker, holders::Found};
 use crate::{
     inventory::FoundSocket,
     model::{Event, EventKind, PortKey, SocketKey},
