@@ -123,12 +123,11 @@ fn a_reused_pid_is_not_named() {
 #[test]
 fn a_process_that_executes_another_program_is_shown_with_that_one() {
     use std::{io::Write as _, os::unix::fs::MetadataExt as _};
-    let mut child = std::process::Command::new("/bin/sh")
-        .args(["-c", "read go; exec sleep 1000"])
-        .stdin(std::process::Stdio::piped())
-        .spawn()
-        .map(Sleeper)
-        .unwrap();
+    let mut child = Sleeper(started(
+        std::process::Command::new("/bin/sh")
+            .args(["-c", "read go; exec sleep 1000"])
+            .stdin(std::process::Stdio::piped()),
+    ));
     let mut processes = Processes::default();
     // The BPF programs have seen it start, but their exec info was lost.
     let event = child.task();
@@ -153,13 +152,23 @@ fn a_process_that_executes_another_program_is_shown_with_that_one() {
     assert!(found.exe_verified);
 }
 
+/// A child that executes its program: the kernel lets its parent go on a moment before the child has its
+/// arguments (begin_new_exec in fs/exec.c, Linux 6.18).
+fn started(command: &mut std::process::Command) -> std::process::Child {
+    let child = command.spawn().unwrap();
+    let cmdline = format!("/proc/{}/cmdline", child.id());
+    while std::fs::read(&cmdline).unwrap().is_empty() {
+        std::thread::yield_now();
+    }
+    child
+}
+
 /// A child that sleeps until it is dropped.
 struct Sleeper(std::process::Child);
 
 impl Sleeper {
     fn start(program: &std::path::Path) -> Self {
-        let child = std::process::Command::new(program).arg("1000").spawn();
-        Self(child.unwrap())
+        Self(started(std::process::Command::new(program).arg("1000")))
     }
 
     fn task(&self) -> Task {
@@ -200,11 +209,11 @@ fn a_name_that_is_cut_within_a_character_hides_no_process() {
 #[test]
 fn a_long_command_line_is_not_cut_where_the_bpf_programs_cut_it() {
     let long = "x".repeat(1000);
-    let mut child = std::process::Command::new("/bin/sh")
-        .args(["-c", "read line; exit", &long])
-        .stdin(std::process::Stdio::piped())
-        .spawn()
-        .unwrap();
+    let mut child = started(
+        std::process::Command::new("/bin/sh")
+            .args(["-c", "read line; exit", &long])
+            .stdin(std::process::Stdio::piped()),
+    );
     let pid = child.id();
     let read = |args: &[&[u8]]| {
         let info = ExecInfo {
