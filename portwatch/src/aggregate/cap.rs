@@ -1,6 +1,9 @@
 //! The most alerts a second. What it holds back is reported as fast as it allows, or counted.
+#![forbid(unsafe_code)]
 
 use std::time::{Duration, Instant};
+
+use super::{Aggregator, Output};
 
 /// For how many seconds' worth of alerts nothing is held back after a time without any.
 const SAVINGS: u32 = 5;
@@ -35,6 +38,15 @@ impl Cap {
         self.full?.checked_sub(savings).filter(|_| rate > 0)
     }
 
+    /// Whether there is room for an alert now; if so, it is taken.
+    pub(super) fn take(&mut self, rate: u32, now: Instant) -> bool {
+        let is_room = self.allows(rate, now);
+        if is_room {
+            self.spend(rate, now);
+        }
+        is_room
+    }
+
     /// Notes an alert.
     pub(super) fn spend(&mut self, rate: u32, now: Instant) {
         if let Some(each) = Duration::from_secs(1).checked_div(rate) {
@@ -66,5 +78,34 @@ impl Cap {
     /// Notes that nothing is held back any more; how many were, if any.
     pub(super) const fn end(&mut self) -> Option<u64> {
         self.held.take()
+    }
+}
+
+impl Aggregator {
+    /// Whether there is room for one more alert, which is counted otherwise.
+    pub fn admits(&mut self, now: Instant, out: &mut Vec<Output>) -> bool {
+        let is_room = self.take_room(now, out);
+        if !is_room {
+            self.cap.count();
+        }
+        is_room
+    }
+
+    /// Whether the cap leaves room for one more alert that is not `critical`; if so, it is taken. What
+    /// waits comes first.
+    pub(super) fn take_room(&mut self, now: Instant, out: &mut Vec<Output>) -> bool {
+        let waits = self.cap.is_on() && self.pending.is_due(now);
+        let is_room = !waits && self.cap.take(self.settings.max_rate, now);
+        if !is_room {
+            self.hold_back(out);
+        }
+        is_room
+    }
+
+    /// Notes that alerts are held back, which is reported when it begins.
+    pub(super) fn hold_back(&mut self, out: &mut Vec<Output>) {
+        if self.cap.begin() {
+            out.push(Output::Capped(Capped::Began(self.settings.max_rate)));
+        }
     }
 }

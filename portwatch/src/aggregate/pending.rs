@@ -137,6 +137,11 @@ impl PendingSockets {
         self.deadlines.front().map(|(deadline, _)| *deadline)
     }
 
+    /// Whether the deadline of one is over.
+    pub(super) fn is_due(&self, now: Instant) -> bool {
+        self.due().is_some_and(|due| due <= now)
+    }
+
     /// Takes out the socket that has waited longest.
     pub(super) fn take(&mut self) -> Option<Pending> {
         while let Some((_, key)) = self.deadlines.pop_front() {

@@ -1,6 +1,11 @@
 //! The connections of each listener that ended, in sums.
+#![forbid(unsafe_code)]
 
+use std::time::Instant;
+
+use super::Aggregator;
 use crate::{
+    decide::Decided,
     model::{Direction, EventKind, PortKey, Session, Sessions, SocketKey},
     tracker::TrackedEvent,
     util::Bounded,
@@ -112,5 +117,46 @@ impl SessionSums {
             open: sums.accepted.saturating_sub(sums.ended.ended),
             ..sums.ended
         })
+    }
+}
+
+impl Aggregator {
+    /// Sums up the connections of each listener, whatever becomes of their events. False where a
+    /// connection has outlived its listener: it is for a summary.
+    pub fn sum_sessions(&mut self, event: &TrackedEvent) -> bool {
+        self.sessions.add(event)
+    }
+
+    /// As [`sum_sessions`](Self::sum_sessions), for what the BPF programs counted as `times` such events.
+    pub fn sum_counted_sessions(&mut self, event: &TrackedEvent, times: u64) -> bool {
+        self.sessions.add_counted(event, times)
+    }
+
+    /// The sums of a listener that there was no more room for: they are for a summary.
+    pub fn take_dropped_sessions(&mut self) -> Option<Dropped> {
+        self.sessions.take_dropped()
+    }
+
+    /// Counts a connection, or the sums of several, in a summary. One without any bytes is no news: the
+    /// close of its listener has counted it as open.
+    pub fn count_session(&mut self, decided: &Decided, now: Instant) {
+        let session = decided.event.session.filter(|_| self.settings.enabled);
+        let is_news = |session: &Session| session.is_sum || session.is_one() && session.has_bytes();
+        if let Some(session) = session.filter(is_news) {
+            self.bursts
+                .add_counted(decided, session.ended, &self.settings, now);
+        }
+    }
+
+    /// The connections of a socket that closes; None without any.
+    pub fn take_sessions(&mut self, event: &TrackedEvent) -> Option<Sessions> {
+        let key = event.key.filter(|_| event.kind == EventKind::Close)?;
+        self.sessions.close(key)
+    }
+
+    /// Whether the end of a connection is an alert, or else in a summary.
+    #[must_use]
+    pub const fn wants_sessions(&self, decided: &Decided) -> bool {
+        self.settings.sessions || decided.reports_sessions
     }
 }

@@ -2,6 +2,7 @@
 
 mod control;
 pub(super) mod decode;
+mod exec_info;
 mod positions;
 mod sessions;
 mod wake;
