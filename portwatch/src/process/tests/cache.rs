@@ -1,4 +1,5 @@
 //! What is read once, and when it is read again.
+#![forbid(unsafe_code)]
 
 use super::{Sleeper, start_of, task, unread};
 use crate::model::ExecInfo;

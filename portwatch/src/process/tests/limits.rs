@@ -1,4 +1,5 @@
 //! How long the texts of a record can be.
+#![forbid(unsafe_code)]
 
 use super::task;
 use crate::{model::ExecInfo, process::*};
