@@ -16,7 +16,7 @@ const SHARE: u32 = 20;
 const WINDOW: Duration = Duration::from_millis(100);
 
 /// For how long it must have taken less than that to get it back.
-const QUIET: Duration = Duration::from_secs(1);
+const CALM: Duration = Duration::from_secs(1);
 
 /// The lowest real-time priority (sched(7)).
 const REAL_TIME: libc::c_int = 1;
@@ -68,7 +68,7 @@ impl Priority {
 
     /// When [`adapt`](Self::adapt) is to be called at the latest.
     pub(super) fn due(&self) -> Option<Instant> {
-        (self.kind != Kind::None && !self.is_raised).then(|| self.began + QUIET)
+        (self.kind != Kind::None && !self.is_raised).then(|| self.began + CALM)
     }
 
     /// To be called in each turn of the loop that reads the ring.
@@ -78,7 +78,7 @@ impl Priority {
         }
         let window = match self.is_raised {
             true => WINDOW,
-            false => QUIET,
+            false => CALM,
         };
         let now = Instant::now();
         let elapsed = now - self.began;
@@ -101,7 +101,7 @@ fn first() -> (Kind, bool, Option<String>) {
     let Err(error) = set(Kind::RealTime, true) else {
         return (Kind::RealTime, is_within_limit, None);
     };
-    let refused = format!("no real-time priority ({error})");
+    let denied = format!("no real-time priority ({error})");
     // 20 minus the lowest nice value (getrlimit(2)).
     let limit = (20 - NICE) as u64;
     let is_within_limit = setrlimit(Resource::RLIMIT_NICE, limit, limit).is_ok();
@@ -110,14 +110,14 @@ fn first() -> (Kind, bool, Option<String>) {
             Kind::Nice,
             is_within_limit,
             Some(format!(
-                "{refused}: nice {NICE} instead; alerts can be late on a busy host"
+                "{denied}: nice {NICE} instead; alerts can be late on a busy host"
             )),
         ),
         Err(error) => (
             Kind::None,
             false,
             Some(format!(
-                "{refused}, and no nice value ({error}): alerts can be late on a busy host"
+                "{denied}, and no nice value ({error}): alerts can be late on a busy host"
             )),
         ),
     }
