@@ -33,3 +33,4 @@ mod snapshot;
 mod support;
 mod tamper;
 mod where_reached;
+mod who;
