@@ -4,7 +4,7 @@ use std::{fmt::Write as _, io, str::FromStr};
 
 use anyhow::{Context as _, Result};
 
-use super::{args::RegistryArgs, write};
+use super::{args::RegistryArgs, peers, write};
 use crate::{
     alert,
     inventory::{self, SocketEntry, State},
@@ -53,7 +53,7 @@ pub struct Args {
     registry: RegistryArgs,
 }
 
-/// Writes the registry entry and the sockets.
+/// Writes the registry entry, the sockets and the peers of open connections.
 ///
 /// # Errors
 ///
@@ -61,6 +61,9 @@ pub struct Args {
 pub fn run(args: Args, out: &mut impl io::Write) -> Result<()> {
     explain(args.port, &args.registry.read()?, out)
 }
+
+/// Connected sockets that are shown one by one.
+const MAX_CONNECTED: usize = 100;
 
 fn explain(spec: PortSpec, registry: &Registry, out: &mut impl io::Write) -> Result<()> {
     let PortSpec { port, transport } = spec;
@@ -96,7 +99,14 @@ fn explain(spec: PortSpec, registry: &Registry, out: &mut impl io::Write) -> Res
     }
     let here = inode_of(std::process::id());
     let mut names = Processes::patient();
+    let mut connected = 0_usize;
     for held in &sockets {
+        if matches!(held.state, State::Connected(_)) {
+            connected += 1;
+            if connected > MAX_CONNECTED {
+                continue;
+            }
+        }
         write!(text, "  {}", socket(held))?;
         if Some(held.netns) != here {
             write!(text, " in network namespace {}", held.netns)?;
@@ -115,6 +125,12 @@ fn explain(spec: PortSpec, registry: &Registry, out: &mut impl io::Write) -> Res
         {
             writeln!(text, "      by {}", describe_holder(&holder))?;
         }
+    }
+    if let Some(more @ 1..) = connected.checked_sub(MAX_CONNECTED) {
+        writeln!(text, "  {more} more connected sockets")?;
+    }
+    if transports.contains(&Transport::Tcp) {
+        text.push_str(&peers::describe(port, here)?);
     }
     if !nix::unistd::geteuid().is_root() {
         writeln!(

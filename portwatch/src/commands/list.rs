@@ -4,7 +4,10 @@ use std::{io, net::SocketAddr, sync::Arc};
 
 use anyhow::{Context as _, Result};
 
-use super::args::{self, ConfigArgs, RegistryArgs};
+use super::{
+    args::{self, ConfigArgs, RegistryArgs},
+    connections,
+};
 use crate::{
     aggregate::Settings,
     alert::Alert,
@@ -16,7 +19,7 @@ use crate::{
     output::{FormatName, Sink, Sinks},
     pipeline::Pipeline,
     tracker::ThisHost,
-    util::{parallel, quote},
+    util::{console, parallel, quote},
 };
 
 /// Its arguments.
@@ -31,6 +34,9 @@ pub struct Args {
     /// Exit with 8 when a watched port is in use, for cron and health checks
     #[arg(long)]
     check: bool,
+    /// List the open TCP connections on watched ports, accepted and outgoing, with the bytes of each
+    #[arg(long, conflicts_with = "check")]
+    connections: bool,
     #[command(flatten)]
     config: ConfigArgs,
     #[command(flatten)]
@@ -43,7 +49,7 @@ pub struct Args {
 pub struct Taken(pub usize);
 
 /// Writes the watched ports in use: a table, or the alerts that a monitor started now would print
-/// first.
+/// first. With `--connections`, the open connections.
 ///
 /// # Errors
 ///
@@ -56,6 +62,9 @@ pub fn run(args: Args, out: &mut impl io::Write) -> Result<()> {
     };
     let config = args::load(&args.config.source(overrides))?;
     let watched = config.watched(&registry, &Transport::ALL);
+    if args.connections {
+        return connections::run(watched, args.format, out);
+    }
     let scope = Scope {
         watched: watched.collect(),
         ..Scope::default()
@@ -84,16 +93,21 @@ pub fn run(args: Args, out: &mut impl io::Write) -> Result<()> {
         }
     }
     super::write(bytes, out)?;
-    for namespace in &coverage.unread {
-        crate::util::console::log(&format!("network namespace {namespace} could not be read"));
-    }
-    if !nix::unistd::geteuid().is_root() {
-        crate::util::console::log("not root: only what this user may see is listed");
-    }
+    warn_of_limits(&coverage.unread);
     if args.check && !alerts.is_empty() {
         return Err(Taken(alerts.len()).into());
     }
     Ok(())
+}
+
+/// Logs what this user may not see.
+pub(super) fn warn_of_limits(unread: &[u64]) {
+    for namespace in unread {
+        console::log(&format!("network namespace {namespace} could not be read"));
+    }
+    if !nix::unistd::geteuid().is_root() {
+        console::log("not root: only what this user may see is listed");
+    }
 }
 
 const TITLES: [&str; 8] = [

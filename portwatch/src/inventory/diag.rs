@@ -17,9 +17,11 @@ use nix::sys::socket::{
 
 use rustix::net::netdevice::index_to_name;
 
+#[cfg(feature = "testing")]
+use super::connections::{Connection, Listeners};
 use super::{
     SocketEntry, State,
-    wire::{HEADER, Header, Message, both_families, bound_connections, one_family},
+    wire::{HEADER, Header, LISTEN, Message, both_families, bound_connections, one_family},
 };
 use crate::{
     linux::{
@@ -75,9 +77,6 @@ impl Row {
     }
 }
 
-/// `TCP_LISTEN` in include/net/tcp_states.h.
-const LISTEN: u8 = 10;
-
 /// The sockets of one network namespace.
 #[derive(Default)]
 pub(super) struct Dump {
@@ -125,14 +124,18 @@ pub(super) fn dump(
     }
     for row in &dump.rows {
         if row.interface != 0 && !dump.devices.contains_key(&row.interface) {
-            // A device can be gone, its socket bound to it all the same.
-            let name = index_to_name(netlink, row.interface);
-            let name = name.unwrap_or_else(|_| format!("if{}", row.interface));
-            dump.devices
-                .insert(row.interface, Printable::from(name.as_str()));
+            let name = device_name(netlink, row.interface);
+            dump.devices.insert(row.interface, name);
         }
     }
     Ok(dump)
+}
+
+/// The name of the device with that index in the namespace of `netlink`.
+pub(super) fn device_name(netlink: &OwnedFd, index: u32) -> Printable {
+    // A device can be gone, its socket bound to it all the same.
+    let name = index_to_name(netlink, index).unwrap_or_else(|_| format!("if{index}"));
+    Printable::from(name.as_str())
 }
 
 /// Adds the sockets that `request` selects to `rows`, each once.
@@ -145,8 +148,11 @@ fn read(
     let before = rows.len();
     // Between two packets of one dump a socket can move within the table and be skipped, so that a
     // long dump is repeated.
-    if query(netlink, transport, request, rows)? > 2 {
-        query(netlink, transport, request, rows)?;
+    let mut add = |message: &Message, attributes: &[u8]| {
+        rows.extend(row(transport, message, attributes));
+    };
+    if query(netlink, request, &mut add)? > 2 {
+        query(netlink, request, &mut add)?;
         let mut seen = HashSet::new();
         let mut index = 0;
         rows.retain(|row| {
@@ -170,13 +176,11 @@ pub(super) fn outgoing(netlink: &OwnedFd, ports: &RangeInclusive<u16>) -> io::Re
     Ok(rows.into_iter().map(|row| row.cookie).collect())
 }
 
-/// Adds the sockets of one dump to `rows` and returns the number of packets, `NLMSG_DONE` included.
-fn query(
-    netlink: &OwnedFd,
-    transport: Transport,
-    request: &[u8],
-    rows: &mut Vec<Row>,
-) -> io::Result<usize> {
+/// Takes the sockets of one dump, each with its attributes.
+type Take<'a> = &'a mut dyn FnMut(&Message, &[u8]);
+
+/// Gives the sockets of one dump to `take` and returns the number of packets, `NLMSG_DONE` included.
+pub(super) fn query(netlink: &OwnedFd, request: &[u8], take: Take<'_>) -> io::Result<usize> {
     sendto(
         netlink.as_raw_fd(),
         request,
@@ -188,14 +192,14 @@ fn query(
     loop {
         let received = recv(netlink.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
         packets += 1;
-        if parse(transport, buffer.get(..received).unwrap_or(&[]), rows)? {
+        if parse(buffer.get(..received).unwrap_or(&[]), take)? {
             return Ok(packets);
         }
     }
 }
 
-/// Adds the sockets of one packet to `rows`; whether it was the dump's last one.
-fn parse(transport: Transport, packet: &[u8], rows: &mut Vec<Row>) -> io::Result<bool> {
+/// Gives the sockets of one packet to `take`; whether it was the dump's last one.
+fn parse(packet: &[u8], take: Take<'_>) -> io::Result<bool> {
     let mut rest = packet;
     while let Some((header, payload)) = rest.split_at_checked(HEADER) {
         let Header { length, kind, .. } = bytemuck::pod_read_unaligned(header);
@@ -213,8 +217,7 @@ fn parse(transport: Transport, packet: &[u8], rows: &mut Vec<Row>) -> io::Result
         let length = (length as usize).max(HEADER);
         let message = payload.get(..length - HEADER).unwrap_or(payload);
         if let Some((message, attributes)) = message.split_at_checked(size_of::<Message>()) {
-            let message = bytemuck::pod_read_unaligned(message);
-            rows.extend(row(transport, &message, attributes));
+            take(&bytemuck::pod_read_unaligned(message), attributes);
         }
         // `NLMSG_ALIGN` in include/uapi/linux/netlink.h.
         rest = rest.get(length.next_multiple_of(4)..).unwrap_or(&[]);
@@ -226,7 +229,12 @@ fn parse(transport: Transport, packet: &[u8], rows: &mut Vec<Row>) -> io::Result
 #[cfg(feature = "testing")]
 pub fn parse_packet(packet: &[u8]) -> io::Result<Vec<SocketEntry>> {
     let mut rows = Vec::new();
-    parse(Transport::Tcp, packet, &mut rows)?;
+    parse(packet, &mut |message, attributes| {
+        rows.extend(row(Transport::Tcp, message, attributes));
+        // With whatever attributes: no packet may end the program.
+        let _ = Connection::decode(message, attributes, 0, false, &Listeners::default());
+        let _ = listener(message, attributes);
+    })?;
     Ok(rows
         .into_iter()
         .map(|row| row.entry(0, &HashMap::new()))
@@ -234,7 +242,7 @@ pub fn parse_packet(packet: &[u8]) -> io::Result<Vec<SocketEntry>> {
 }
 
 /// The value of one of the attributes (`struct nlattr`) of a message.
-fn attribute(mut attributes: &[u8], wanted: u16) -> Option<&[u8]> {
+pub(super) fn attribute(mut attributes: &[u8], wanted: u16) -> Option<&[u8]> {
     loop {
         let length: u16 = bytemuck::pod_read_unaligned(attributes.get(..2)?);
         let kind: u16 = bytemuck::pod_read_unaligned(attributes.get(2..4)?);
@@ -245,12 +253,21 @@ fn attribute(mut attributes: &[u8], wanted: u16) -> Option<&[u8]> {
     }
 }
 
+/// The address of a TCP listener, and whether an IPv6 one takes no IPv4.
+pub(super) fn listener(message: &Message, attributes: &[u8]) -> Option<(SocketAddr, bool)> {
+    let ip = address::ip(message.family, message.id.local)?;
+    let local = SocketAddr::new(ip, u16::from_be_bytes(message.id.local_port));
+    let v6only = attribute(attributes, V6ONLY).and_then(|value| value.first());
+    Some((local, v6only.is_some_and(|value| *value != 0)))
+}
+
+/// `INET_DIAG_SKV6ONLY` in include/uapi/linux/inet_diag.h, of sockets that listen or are only bound.
+const V6ONLY: u16 = 11;
+
 /// None for a socket without inode, which no process has open: a connection that waits for
 /// accept(2), or that was closed.
 fn row(transport: Transport, message: &Message, attributes: &[u8]) -> Option<Row> {
-    /// `INET_DIAG_SKV6ONLY` (of sockets that listen or are only bound) and `INET_DIAG_CGROUP_ID` (from
-    /// Linux 5.8) in include/uapi/linux/inet_diag.h.
-    const V6ONLY: u16 = 11;
+    /// `INET_DIAG_CGROUP_ID` in include/uapi/linux/inet_diag.h, from Linux 5.8.
     const CGROUP_ID: u16 = 21;
     if message.inode == 0 {
         return None;
@@ -302,7 +319,9 @@ pub(super) fn shows_bound() -> bool {
         };
         let mut rows = Vec::new();
         let request = one_family(Transport::Tcp, libc::AF_INET, &(port..=port));
-        query(&sock_diag()?, Transport::Tcp, &request, &mut rows)?;
+        query(&sock_diag()?, &request, &mut |message, attributes| {
+            rows.extend(row(Transport::Tcp, message, attributes));
+        })?;
         Ok(rows.iter().any(|row| row.state == State::Bound))
     };
     *RESULT.get_or_init(|| probe().unwrap_or(false))

@@ -221,8 +221,60 @@ pub(super) fn socket_of(pid: u32, fd: i32) -> io::Result<OwnedFd> {
 /// Whether the holder still has the socket open.
 #[must_use]
 pub fn is_held_by(entry: &SocketEntry, holder: Holder) -> bool {
+    has_open(holder, entry.inode)
+}
+
+/// Whether that descriptor is of the socket with that inode.
+pub(super) fn has_open(holder: Holder, socket: u64) -> bool {
     let link = std::fs::read_link(format!("/proc/{}/fd/{}", holder.pid, holder.fd));
-    link.is_ok_and(|target| inode(target.as_os_str().as_bytes(), b"socket:[") == Some(entry.inode))
+    link.is_ok_and(|target| inode(target.as_os_str().as_bytes(), b"socket:[") == Some(socket))
+}
+
+/// The first process that has a socket open, and the number of all.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct FirstHolder {
+    pub(super) first: Option<Holder>,
+    pub(super) count: u32,
+    last: u32,
+}
+
+/// Sets the holders of the sockets with these inodes from the descriptors of all processes. Returns the
+/// network namespaces that descriptors refer to, or the sockets in them, as far as they are not `known`.
+pub(super) fn find_first(
+    wanted: &mut HashMap<u64, FirstHolder>,
+    known: &HashSet<u64>,
+    threads: usize,
+) -> io::Result<Namespaces> {
+    /// Whose descriptors are in memory at once.
+    const PROCESSES: usize = 256;
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let proc = openat(rustix::fs::CWD, "/proc", flags, Mode::empty())?;
+    let mut namespaces = Namespaces::default();
+    for holder in wanted.values_mut() {
+        *holder = FirstHolder::default();
+    }
+    for batch in pids()?.chunks(PROCESSES) {
+        let all = parallel::map(threads, batch.to_vec(), |pid| {
+            let is_wanted = |inode| wanted.contains_key(&inode);
+            descriptors(&proc, pid, is_wanted, Some(known))
+        });
+        for (pid, (of_sockets, of_namespaces)) in batch.iter().copied().zip(all) {
+            for (inode, path) in of_namespaces {
+                namespaces.add(inode, path);
+            }
+            for (inode, fd) in of_sockets {
+                let Some(holder) = wanted.get_mut(&inode) else {
+                    continue;
+                };
+                if holder.last != pid {
+                    holder.first = holder.first.or(Some(Holder { pid, fd }));
+                    holder.count += 1;
+                    holder.last = pid;
+                }
+            }
+        }
+    }
+    Ok(namespaces)
 }
 
 #[cfg(test)]

@@ -2,9 +2,11 @@
 //! `/proc/PID/net` where sock_diag is not available; and the processes that have them open.
 #![forbid(unsafe_code)]
 
+pub mod connections;
 mod diag;
 mod holders;
 mod namespaces;
+pub mod peers;
 pub mod redirects;
 mod scan;
 mod tables;

@@ -10,7 +10,7 @@ use std::{
 
 use portwatch_common::{FAMILY_IPV4, FAMILY_IPV6};
 
-use super::{SocketEntry, State};
+use super::{SocketEntry, State, wire::LISTEN};
 use crate::{linux::address::ip, model::Transport};
 
 const TABLES: [(&str, Transport); 6] = [
@@ -22,23 +22,11 @@ const TABLES: [(&str, Transport); 6] = [
     ("udplite6", Transport::UdpLite),
 ];
 
-/// `TCP_LISTEN` in include/net/tcp_states.h.
-const LISTEN: u8 = 10;
-
 /// The sockets on `ports` in the network namespace `netns`, which `pid` is in.
 pub(super) fn read(pid: u32, netns: u64, ports: &RangeInclusive<u16>) -> Vec<SocketEntry> {
     let mut sockets = Vec::new();
     for (table, transport) in TABLES {
-        // Missing without IPv6 or UDP-Lite, or when the process has ended.
-        let Ok(file) = File::open(format!("/proc/{pid}/net/{table}")) else {
-            continue;
-        };
-        for line in BufReader::new(file).lines().map_while(Result::ok) {
-            let Some(row) =
-                parse(&line).filter(|row| ports.contains(&row.local.port()) && row.inode != 0)
-            else {
-                continue;
-            };
+        each(pid, table, ports, |row| {
             let state = match (transport, row.state) {
                 (Transport::Tcp, LISTEN) => State::Listening,
                 _ if row.remote.port() == 0 => State::Bound,
@@ -60,16 +48,41 @@ pub(super) fn read(pid: u32, netns: u64, ports: &RangeInclusive<u16>) -> Vec<Soc
                 device: None,
                 v6only: None,
             });
-        }
+        });
     }
     sockets
 }
 
-struct Row {
-    local: SocketAddr,
-    remote: SocketAddr,
-    state: u8,
-    inode: u64,
+/// The TCP sockets on `ports` in the network namespace that `pid` is in.
+pub(super) fn read_tcp(pid: u32, ports: &RangeInclusive<u16>) -> Vec<Row> {
+    let mut rows = Vec::new();
+    for (table, _) in TABLES.iter().filter(|(_, one)| *one == Transport::Tcp) {
+        each(pid, table, ports, |row| rows.push(row));
+    }
+    rows
+}
+
+/// Gives the sockets on `ports` to `take` that have an inode.
+fn each(pid: u32, table: &str, ports: &RangeInclusive<u16>, mut take: impl FnMut(Row)) {
+    // Missing without IPv6 or UDP-Lite, or when the process has ended.
+    let Ok(file) = File::open(format!("/proc/{pid}/net/{table}")) else {
+        return;
+    };
+    for line in BufReader::new(file).lines().map_while(Result::ok) {
+        if let Some(row) =
+            parse(&line).filter(|row| ports.contains(&row.local.port()) && row.inode != 0)
+        {
+            take(row);
+        }
+    }
+}
+
+/// One socket of a table.
+pub(super) struct Row {
+    pub(super) local: SocketAddr,
+    pub(super) remote: SocketAddr,
+    pub(super) state: u8,
+    pub(super) inode: u64,
 }
 
 /// One line: slot, local, remote, state, and the inode in the tenth column; None for the heading.

@@ -91,6 +91,28 @@ pub(super) struct Message {
     pub(super) inode: u32,
 }
 
+/// The first fields of `struct tcp_info` (include/uapi/linux/tcp.h), those that Linux 5.10 has.
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+pub(super) struct TcpInfo {
+    states_and_timers: [u32; 11],
+    /// Milliseconds since data was sent; since the handshake when none was.
+    pub(super) last_data_sent: u32,
+    last_ack_sent: u32,
+    /// Milliseconds since data came; since the handshake when none did.
+    pub(super) last_data_received: u32,
+    last_ack_received: u32,
+    metrics: [u32; 11],
+    rates: [u64; 2],
+    pub(super) bytes_acked: u64,
+    pub(super) bytes_received: u64,
+    segments: [u32; 6],
+    limits: [u64; 4],
+    delivered: [u32; 2],
+    /// Bytes of data sent, repeated ones included; no SYN and no FIN.
+    pub(super) bytes_sent: u64,
+}
+
 pub(super) const HEADER: usize = size_of::<Header>();
 /// The request type from before `SOCK_DIAG_BY_FAMILY`.
 const TCPDIAG_GETSOCK: u16 = 18;
@@ -105,6 +127,15 @@ const IS_AUTOBOUND: u8 = 6;
 /// sockets no process has open. `TCP_BOUND_INACTIVE` (13) selects sockets that are only bound
 /// (Linux 6.8).
 const STATES: u32 = 0x3fff & !(1 << 6) & !(1 << 3) & !(1 << 12);
+/// `TCP_LISTEN` in include/net/tcp_states.h.
+pub(super) const LISTEN: u8 = 10;
+/// `TCP_LISTEN` and `TCP_BOUND_INACTIVE`.
+const UNCONNECTED: u32 = 1 << LISTEN | 1 << 13;
+/// A connection is open from `TCP_ESTABLISHED` until both ends have closed it (the states of
+/// [`TcpState`](super::connections::TcpState)).
+const OPEN: u32 = 1 << 1 | 1 << 4 | 1 << 5 | 1 << 8 | 1 << 9 | 1 << 11;
+/// `INET_DIAG_INFO`: the attribute with `struct tcp_info`.
+pub(super) const INFO: u16 = 2;
 
 /// A dump request for the sockets of one address family.
 pub(super) fn one_family(
@@ -118,7 +149,7 @@ pub(super) fn one_family(
         states: STATES,
         ..Zeroable::zeroed()
     };
-    request(SOCK_DIAG_BY_FAMILY, bytes_of(&payload), ports, false)
+    request(SOCK_DIAG_BY_FAMILY, bytes_of(&payload), ports, Bound::Any)
 }
 
 /// A dump request for the TCP sockets of both families: the older request
@@ -128,23 +159,52 @@ pub(super) fn both_families(ports: &RangeInclusive<u16>) -> Vec<u8> {
         states: STATES,
         ..Zeroable::zeroed()
     };
-    request(TCPDIAG_GETSOCK, bytes_of(&payload), ports, false)
+    request(TCPDIAG_GETSOCK, bytes_of(&payload), ports, Bound::Any)
 }
 
 /// As [`both_families`], but only connections whose socket was bound to its port: these are outgoing,
 /// since an accepted one does not inherit that it was (`sk_clone` in net/core/sock.c clears
 /// `SOCK_BINDPORT_LOCK`, Linux 5.10 to 6.18).
 pub(super) fn bound_connections(ports: &RangeInclusive<u16>) -> Vec<u8> {
-    /// `TCP_LISTEN` and `TCP_BOUND_INACTIVE`.
-    const UNCONNECTED: u32 = 1 << 10 | 1 << 13;
     let payload = BothFamilies {
         states: STATES & !UNCONNECTED,
         ..Zeroable::zeroed()
     };
-    request(TCPDIAG_GETSOCK, bytes_of(&payload), ports, true)
+    request(TCPDIAG_GETSOCK, bytes_of(&payload), ports, Bound::Only)
 }
 
-fn request(kind: u16, payload: &[u8], ports: &RangeInclusive<u16>, only_bound: bool) -> Vec<u8> {
+/// The TCP listeners of both families.
+pub(super) fn listeners(ports: &RangeInclusive<u16>) -> Vec<u8> {
+    let payload = BothFamilies {
+        states: 1 << LISTEN,
+        ..Zeroable::zeroed()
+    };
+    request(TCPDIAG_GETSOCK, bytes_of(&payload), ports, Bound::Any)
+}
+
+/// The TCP connections of both families that are open, with their counters: those whose socket was
+/// bound to its port, or the others. A connection is in one of the two, whenever they are asked for.
+pub(super) fn open_connections(ports: &RangeInclusive<u16>, is_bound: bool) -> Vec<u8> {
+    /// `INET_DIAG_INFO` in include/uapi/linux/inet_diag.h; the request has a bit for each, from 1 on.
+    const WITH_INFO: u8 = 1 << (INFO - 1);
+    let payload = BothFamilies {
+        extensions: WITH_INFO,
+        states: OPEN,
+        ..Zeroable::zeroed()
+    };
+    let bound = if is_bound { Bound::Only } else { Bound::Never };
+    request(TCPDIAG_GETSOCK, bytes_of(&payload), ports, bound)
+}
+
+/// What a request selects by whether the socket was bound to its port.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Bound {
+    Any,
+    Only,
+    Never,
+}
+
+fn request(kind: u16, payload: &[u8], ports: &RangeInclusive<u16>, bound: Bound) -> Vec<u8> {
     let compare = |code, port, left: u16| {
         let test = Step {
             code,
@@ -158,22 +218,29 @@ fn request(kind: u16, payload: &[u8], ports: &RangeInclusive<u16>, only_bound: b
         };
         [test, operand]
     };
-    let after = if only_bound { 8 } else { 0 };
+    let after = match bound {
+        Bound::Any => 0,
+        Bound::Never => 4,
+        Bound::Only => 8,
+    };
     let mut steps = Vec::from(compare(PORT_AT_LEAST, *ports.start(), after + 16));
     steps.extend(compare(PORT_AT_MOST, *ports.end(), after + 8));
-    if only_bound {
+    let is_autobound = |no| Step {
+        code: IS_AUTOBOUND,
+        yes: 4,
+        no,
+    };
+    if bound == Bound::Never {
+        steps.push(is_autobound(8));
+    }
+    if bound == Bound::Only {
         // The kernel follows `yes` to check that it ends (`inet_diag_bc_audit`); a jump takes `no`.
-        let test = Step {
-            code: IS_AUTOBOUND,
-            yes: 4,
-            no: 8,
-        };
         let reject = Step {
             code: JUMP,
             yes: 4,
             no: 8,
         };
-        steps.extend([test, reject]);
+        steps.extend([is_autobound(8), reject]);
     }
     let steps: &[u8] = bytemuck::cast_slice(&steps);
     let length = size_of::<Attribute>() + steps.len();
@@ -202,5 +269,13 @@ mod tests {
         assert_eq!(size_of::<BothFamilies>(), 60);
         assert_eq!((size_of::<Attribute>(), size_of::<Step>()), (4, 4));
         assert_eq!(size_of::<Message>(), 72);
+        let offsets = [
+            std::mem::offset_of!(TcpInfo, last_data_sent),
+            std::mem::offset_of!(TcpInfo, last_data_received),
+            std::mem::offset_of!(TcpInfo, bytes_acked),
+            std::mem::offset_of!(TcpInfo, bytes_received),
+            std::mem::offset_of!(TcpInfo, bytes_sent),
+        ];
+        assert_eq!(offsets, [44, 52, 120, 128, 200]);
     }
 }

@@ -34,3 +34,4 @@ mod snapshot;
 mod support;
 mod tamper;
 mod where_reached;
+mod who;
