@@ -49,9 +49,9 @@ const ARCHITECTURES: [Architecture; 2] = [
 /// What sha256sum(1) checks.
 const SUMS: &str = "SHA256SUMS";
 
-/// Where everything is left.
-pub(crate) fn directory() -> PathBuf {
-    target().join("dist")
+/// Where everything is left, wherever cargo builds: portwatch/Cargo.toml names files in it.
+fn directory() -> PathBuf {
+    "target/dist".into()
 }
 
 /// Builds everything.
