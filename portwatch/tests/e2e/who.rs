@@ -12,7 +12,7 @@ use jsonschema::Validator;
 use serde_json::{Value, json};
 use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 
-use crate::support::{binary, finish, in_namespace, run};
+use crate::support::{Helper, binary, finish, in_namespace, run};
 
 static SCHEMA: LazyLock<Validator> = LazyLock::new(|| {
     let schema = include_str!("../../../docs/connection.schema.json");
@@ -292,6 +292,47 @@ fn explain_sums_the_connections_of_each_peer() {
         drop(open);
         until(&vec!["none".to_owned()], peers);
         assert!(!run(&["explain", "4976/udp"]).stdout.contains("Peers"));
+    });
+}
+
+#[test]
+fn names_are_quoted_and_link_local_addresses_have_their_scope() {
+    in_namespace(|namespace| {
+        namespace.ip("link add here0 type veth peer name here1");
+        namespace.ip("link set here0 up");
+        namespace.ip("link set here1 up");
+        namespace.ip("addr add fe80::1/64 dev here0 nodad");
+        let scope = nix::net::if_::if_nametoindex("here0").unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let program = directory.path().join("in 9 0 host");
+        crate::support::copy_program(std::path::Path::new("/usr/bin/perl"), &program);
+        let script = format!(
+            "use Socket qw(:all); socket(my $l, PF_INET6, SOCK_STREAM, 0) or die; \
+             bind($l, pack_sockaddr_in6(976, inet_pton(AF_INET6, 'fe80::1'), {scope})) or die \"$!\"; \
+             listen($l, 5) or die; socket(my $c, PF_INET6, SOCK_STREAM, 0) or die; \
+             connect($c, getsockname($l)) or die \"$!\"; accept(my $s, $l) or die; \
+             $| = 1; print \"ready\\n\"; sleep 600"
+        );
+        let mut server = Helper::start(Command::new(&program).args(["-e", &script]));
+        server.wait_for("ready");
+        let rows = connections(namespace.inode);
+        assert_eq!(rows.len(), 1, "{rows:?}");
+        let facts = ["device", "direction"].map(|key| &rows[0][key]);
+        assert_eq!(facts, ["here0", "in"]);
+        assert_eq!(rows[0]["process"]["comm"], "in 9 0 host");
+        let text = run(&["list", "--connections"]).stdout;
+        let process = format!("'in 9 0 host'[{}]", server.pid());
+        for expected in ["[fe80::1%here0]:976 on here0  [fe80::1%here0]:", &process] {
+            assert!(text.contains(expected), "{expected} is not in {text}");
+        }
+        let text = run(&["explain", "976/tcp"]).stdout;
+        // Beside those of other tests.
+        let is_it = |line: &str| {
+            line.split_ascii_whitespace()
+                .take(3)
+                .eq(["fe80::1%here0", "in", "1"])
+        };
+        assert!(text.lines().any(is_it), "{text}");
     });
 }
 
