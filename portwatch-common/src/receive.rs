@@ -106,7 +106,7 @@ mod tests {
         address[8..].fill(0);
         assert_eq!((ipv6.address, ipv6.prefix), (bytemuck::cast(address), 64));
         let ipv4 = key(2, [10, 1, 2, 3, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]).prefix();
-        let expected = [10, 1, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+        let expected: [u8; 16] = [10, 1, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
         assert_eq!((ipv4.address, ipv4.prefix), (bytemuck::cast(expected), 24));
         assert_eq!(ipv4.cookie, 1);
     }
