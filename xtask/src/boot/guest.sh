@@ -20,7 +20,9 @@ wait_for ActiveState=active active
 active
 systemctl show portwatch --property StatusText | grep -q armed || fail "no status"
 systemctl is-enabled portwatch || fail "not enabled"
-alerts --output cat
+alerts --output cat >/boot-test/start
+cat /boot-test/start
+if grep -q 'could not be given up\|no real-time priority\|no canary\|without CAP_' /boot-test/start; then fail "not whole"; fi
 
 step "an alert in the journal, with its priority"
 take 976
