@@ -8,6 +8,7 @@ use nix::{
 };
 use serde_json::Value;
 
+use super::sandbox::children;
 use crate::support::{
     Cgroup, Monitor, REBIND, Unread, binary, bind_and_close, in_namespace, listed, perl,
 };
@@ -15,16 +16,21 @@ use crate::support::{
 #[test]
 fn lost_events_are_counted_exactly() {
     const SOCKETS: usize = 300;
-    in_namespace(|_| {
+    in_namespace(|namespace| {
         // Watches one cgroup, so that no other test's events are in the ring.
         let cgroup = Cgroup::new("loss");
         let path = cgroup.path().to_str().unwrap();
-        // The reports of a canary could be lost as well.
+        // Reports of the canary would take room as well.
         let interval = ["--health-interval", "3600"];
         let options = ["--ring-size", "4096", "--cgroup", path];
         let mut monitor = Monitor::start(&[&interval[..], &options].concat());
         assert!(monitor.start_line.contains(path), "{}", monitor.start_line);
         drop(UdpSocket::bind("127.0.0.1:976").unwrap());
+        let [canary, _] = children(monitor.pid());
+        kill(Pid::from_raw(canary as i32), Signal::SIGSTOP).unwrap();
+        // What it has done until then is taken before this.
+        cgroup.perl(&bind_and_close(1));
+        monitor.alerts(namespace.inode, 2);
         monitor.signal(Signal::SIGSTOP);
         cgroup.perl(&bind_and_close(SOCKETS));
         monitor.signal(Signal::SIGTERM);
@@ -36,8 +42,11 @@ fn lost_events_are_counted_exactly() {
             .lines()
             .map(|line| serde_json::from_str(line).unwrap())
             .collect();
-        let (losses, reported): (Vec<&Value>, Vec<&Value>) =
-            alerts.iter().partition(|alert| alert["event"] == "loss");
+        // That the canary does not answer is reported too.
+        let (losses, reported): (Vec<&Value>, Vec<&Value>) = alerts
+            .iter()
+            .filter(|alert| alert["event"] != "health")
+            .partition(|alert| alert["event"] == "loss");
         let lost: u64 = losses
             .iter()
             .filter_map(|alert| alert["lost"].as_u64())
