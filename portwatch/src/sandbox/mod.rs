@@ -12,7 +12,7 @@ mod probe;
 #[cfg(feature = "testing")]
 pub mod testing;
 
-use std::{fs, io};
+use std::{fs, io, thread, time::Duration};
 
 use caps::Capability;
 use nix::sys::{
@@ -140,11 +140,20 @@ fn share(helper: io::Result<Helper>) -> Option<&'static Helper> {
     helper
 }
 
+/// For how many milliseconds a thread that was joined can still be seen: the kernel wakes who joins it
+/// before it removes it (mm_release in kernel/fork.c, Linux 6.18).
+const LINGERING_MS: u32 = 1000;
+
 fn is_only_thread() -> Result<(), String> {
-    let threads = fs::read_dir("/proc/self/task").map_err(|error| error.to_string())?;
-    match threads.count() {
-        1 => Ok(()),
-        threads => Err(format!("{threads} threads")),
+    let mut waited = 0;
+    loop {
+        let threads = fs::read_dir("/proc/self/task").map_err(|error| error.to_string())?;
+        match threads.count() {
+            1 => return Ok(()),
+            threads if waited == LINGERING_MS => return Err(format!("{threads} threads")),
+            _ => waited += 1,
+        }
+        thread::sleep(Duration::from_millis(1));
     }
 }
 
