@@ -2,7 +2,6 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    fmt::Write as _,
     io,
     net::{IpAddr, SocketAddr},
 };
@@ -10,7 +9,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use serde::Serialize;
 
-use super::{list::warn_of_limits, write};
+use super::{list::warn_of_limits, table::Widths, write};
 use crate::{
     alert,
     inventory::connections::{self, Connection, Connections},
@@ -225,22 +224,10 @@ impl<'a> Listing<'a> {
             let cells = rows.map(|(row, owner)| self.cells(row, *owner));
             std::iter::once(TITLES.map(String::from)).chain(cells)
         };
-        let mut widths = [0; COLUMNS];
-        for row in rows() {
-            for (width, cell) in widths.iter_mut().zip(&row) {
-                *width = (*width).max(cell.chars().count());
-            }
-        }
+        let widths = Widths::of(rows());
         let mut text = String::new();
         for row in rows() {
-            let mut line = String::new();
-            for ((column, cell), width) in row.iter().enumerate().zip(widths) {
-                match NUMBERS.contains(&column) {
-                    true => write!(line, "{cell:>width$}  ")?,
-                    false => write!(line, "{cell:width$}  ")?,
-                }
-            }
-            text.push_str(line.trim_end());
+            text.push_str(&widths.line(&row, &NUMBERS));
             text.push('\n');
             if text.len() >= CHUNK {
                 write(std::mem::take(&mut text), out)?;

@@ -7,6 +7,7 @@ use anyhow::{Context as _, Result};
 use super::{
     args::{self, ConfigArgs, RegistryArgs},
     connections,
+    table::Widths,
 };
 use crate::{
     aggregate::Settings,
@@ -119,23 +120,10 @@ fn table(alerts: &[Alert]) -> String {
     let rows: Vec<[String; 8]> = std::iter::once(TITLES.map(String::from))
         .chain(alerts.iter().map(row))
         .collect();
-    let mut widths = [0; 8];
-    for row in &rows {
-        for (width, cell) in widths.iter_mut().zip(row) {
-            *width = (*width).max(cell.chars().count());
-        }
-    }
-    let mut text = String::new();
-    for row in &rows {
-        let cells: Vec<String> = row
-            .iter()
-            .zip(widths)
-            .map(|(cell, width)| format!("{cell:<width$}"))
-            .collect();
-        text.push_str(cells.join("  ").trim_end());
-        text.push('\n');
-    }
-    text
+    let widths = Widths::of(&rows);
+    rows.iter()
+        .map(|row| widths.line(row, &[]) + "\n")
+        .collect()
 }
 
 fn row(alert: &Alert) -> [String; 8] {

@@ -20,6 +20,7 @@ mod peers;
 pub mod registry;
 pub mod run;
 pub mod run_scenario;
+mod table;
 pub mod unpin;
 
 /// An argument that is invalid for a reason that clap cannot check.

@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 
 use anyhow::{Context as _, Result};
 
+use super::table::Widths;
 use crate::{
     inventory::peers::{self, MAX_PEERS, Peer, Peers, Sums},
     util::{parallel, quote},
@@ -42,20 +43,9 @@ fn text(peers: &Peers, here: Option<u64>) -> Result<String, std::fmt::Error> {
         let mut rows = vec![titles.map(String::from)];
         let shown = peers.rows.iter().take(SHOWN);
         rows.extend(shown.map(|(peer, sums)| cells(peer, sums)));
-        let width = |column: usize| {
-            let cells = rows.iter().map(|row| row[column].chars().count());
-            cells.max().unwrap_or(0)
-        };
-        let widths: [usize; 5] = std::array::from_fn(width);
+        let widths = Widths::of(&rows);
         for row in &rows {
-            let mut line = String::new();
-            for ((column, cell), width) in row.iter().enumerate().zip(widths) {
-                match column {
-                    0 | 1 => write!(line, "  {cell:width$}")?,
-                    _ => write!(line, "  {cell:>width$}")?,
-                }
-            }
-            writeln!(text, "{line}")?;
+            writeln!(text, "  {}", widths.line(row, &[2, 3, 4]))?;
         }
     }
     let hidden = peers.rows.get(SHOWN..).unwrap_or(&[]);
