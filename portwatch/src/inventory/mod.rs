@@ -18,10 +18,7 @@ use std::{
     io,
     net::{IpAddr, SocketAddr},
     ops::RangeInclusive,
-    time::Duration,
 };
-
-use nix::time::{ClockId, clock_gettime};
 
 pub use self::holders::{Holder, duplicate, is_held_by};
 use self::namespaces::Namespace;
@@ -36,11 +33,6 @@ use crate::{
     model::{PortKey, Printable, Transport},
     util::parallel,
 };
-
-/// The processor time of the calling thread so far.
-fn thread_time() -> Duration {
-    clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map_or(Duration::ZERO, Duration::from)
-}
 
 /// The state of a socket on its port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -12,8 +12,9 @@ use std::{
 
 use jiff::Timestamp;
 
-use super::{Inventory, LeftOut, Reach, SocketEntry, State, is_held_by, read_within, thread_time};
+use super::{Inventory, LeftOut, Reach, SocketEntry, State, is_held_by, read_within};
 use crate::{
+    linux::clock::thread_time,
     model::{CloseKind, Direction, Event, EventKind, PortKey, SocketKey, Transport},
     process::{Process, Processes, is_running},
     registry::LAST_SYSTEM_PORT,

@@ -2,7 +2,7 @@
 //! its offsets (time_namespaces(7)).
 #![forbid(unsafe_code)]
 
-use std::sync::OnceLock;
+use std::{sync::OnceLock, time::Duration};
 
 use nix::time::{ClockId, clock_gettime};
 
@@ -23,6 +23,12 @@ pub fn offsets() -> Offsets {
         let text = std::fs::read_to_string("/proc/self/timens_offsets").unwrap_or_default();
         parse(&text)
     })
+}
+
+/// The processor time of the calling thread so far.
+#[must_use]
+pub fn thread_time() -> Duration {
+    clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map_or(Duration::ZERO, Duration::from)
 }
 
 /// Lines of a clock's name, seconds and nanoseconds.

@@ -3,11 +3,10 @@
 
 use std::{io, time::Duration};
 
-use nix::{
-    sys::resource::{Resource, setrlimit},
-    time::{ClockId, clock_gettime},
-};
+use nix::sys::resource::{Resource, setrlimit};
 use tokio::time::Instant;
+
+use crate::linux::clock::thread_time;
 
 /// How much of a core the thread may take and keep its priority, in one of so many.
 const SHARE: u32 = 20;
@@ -150,8 +149,4 @@ fn set(kind: Kind, raised: bool) -> io::Result<()> {
         }
     }
     Ok(())
-}
-
-fn thread_time() -> Duration {
-    clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map_or(Duration::ZERO, Duration::from)
 }
