@@ -299,13 +299,6 @@ fn sums(directory: &Path) -> Result<()> {
 
 /// A command's output without the last newline.
 fn output(command: &mut Command) -> Result<String> {
-    let name = format!("{command:?}").replace('"', "");
-    let output = command
-        .output()
-        .with_context(|| format!("starting {name}"))?;
-    if !output.status.success() {
-        let message = String::from_utf8_lossy(&output.stderr);
-        bail!("{name}: {}: {}", output.status, message.trim());
-    }
+    let output = crate::output(command)?;
     Ok(String::from_utf8(output.stdout)?.trim_end().to_owned())
 }

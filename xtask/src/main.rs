@@ -16,7 +16,7 @@ use std::{
     fs,
     os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
-    process::{Command, ExitCode},
+    process::{Command, ExitCode, Output},
 };
 
 use anyhow::{Context as _, Result, bail};
@@ -188,6 +188,18 @@ fn as_root(program: impl AsRef<OsStr>) -> Command {
 
 fn cargo() -> Command {
     Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+}
+
+/// Runs a command to its end, and takes its output.
+fn output(command: &mut Command) -> Result<Output> {
+    let output = command
+        .output()
+        .with_context(|| format!("starting {command:?}"))?;
+    if !output.status.success() {
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        bail!("{command:?}: {}: {}", output.status, stderr.trim());
+    }
+    Ok(output)
 }
 
 /// Runs a command to its end; its output goes to the terminal.

@@ -1,12 +1,12 @@
 //! The monitor's parts, in instructions, which other load on the machine does not change.
 
-use std::process::{Command, Output};
+use std::process::Command;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use serde_json::Value;
 
 use super::{Figure, Profile, Row};
-use crate::cargo;
+use crate::{cargo, output};
 
 /// Iterations of a part under callgrind in the first run; the second has twice as many, so that the
 /// difference excludes the start.
@@ -81,15 +81,4 @@ fn instructions(program: &str, name: &str, times: u32) -> Result<u64> {
         .lines()
         .find_map(|line| line.split_once("Collected : ")?.1.parse().ok())
         .with_context(|| format!("no instruction count in valgrind's output: {stderr}"))
-}
-
-fn output(command: &mut Command) -> Result<Output> {
-    let output = command
-        .output()
-        .with_context(|| format!("starting {command:?}"))?;
-    if !output.status.success() {
-        let stderr = String::from_utf8_lossy(&output.stderr);
-        bail!("{command:?}: {}: {}", output.status, stderr.trim());
-    }
-    Ok(output)
 }
