@@ -272,6 +272,28 @@ pub struct SocketMark {
     pub opened_ns: u64,
 }
 
+impl SocketMark {
+    /// Of a socket whose bind was reported, by an unknown process, and that has not connected.
+    #[inline(always)]
+    #[must_use]
+    pub const fn new(cookie: u64, address: [u32; 4], port: u16, family: u8, protocol: u8) -> Self {
+        Self {
+            cookie,
+            address,
+            port,
+            family,
+            protocol,
+            closed: closed::NO,
+            counted: 0,
+            binder: 0,
+            connection: connection::NONE,
+            session: 0,
+            reserved: [0; 2],
+            opened_ns: 0,
+        }
+    }
+}
+
 const _: () = assert!(size_of::<Report>() == 120 && align_of::<Report>() == 8);
 
 #[cfg(test)]

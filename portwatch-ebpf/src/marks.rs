@@ -29,7 +29,7 @@ use aya_ebpf::{
     helpers::generated::bpf_sk_storage_get,
     macros::btf_map,
 };
-use portwatch_common::{SocketMark, closed, connection};
+use portwatch_common::SocketMark;
 
 use crate::{control::count_marked_socket, field::put, report::Local};
 
@@ -92,6 +92,17 @@ pub unsafe fn mark_of(socket: *mut c_void) -> Option<NonNull<SocketMark>> {
     unsafe { SOCKET_MARKS.get(socket, ptr::null_mut(), 0) }
 }
 
+#[inline(always)]
+const fn new(cookie: u64, local: Local) -> SocketMark {
+    let Local {
+        family,
+        protocol,
+        address,
+        port,
+    } = local;
+    SocketMark::new(cookie, address, port, family, protocol)
+}
+
 /// Marks `socket` as the one on `local`, in place of what it had or inherited. `cookie` is its own,
 /// `counted` its [`portwatch_common::counted`] bits.
 ///
@@ -101,18 +112,9 @@ pub unsafe fn mark_of(socket: *mut c_void) -> Option<NonNull<SocketMark>> {
 #[inline(always)]
 pub unsafe fn mark(socket: *mut c_void, cookie: u64, local: Local, counted: u16, binder: u32) {
     let mark = SocketMark {
-        cookie,
-        address: local.address,
-        port: local.port,
-        family: local.family,
-        protocol: local.protocol,
-        closed: closed::NO,
         counted,
         binder,
-        connection: connection::NONE,
-        session: 0,
-        reserved: [0; 2],
-        opened_ns: 0,
+        ..new(cookie, local)
     };
     // No socket's: what distinguishes a new mark from an existing one.
     let mut initial = SocketMark { cookie: 0, ..mark };
@@ -138,20 +140,7 @@ pub unsafe fn mark(socket: *mut c_void, cookie: u64, local: Local, counted: u16,
 /// As for [`SocketMarks::get`].
 #[inline(always)]
 pub unsafe fn mark_accepted(socket: *mut c_void, local: Local) -> Option<NonNull<SocketMark>> {
-    let mut initial = SocketMark {
-        cookie: 0,
-        address: local.address,
-        port: local.port,
-        family: local.family,
-        protocol: local.protocol,
-        closed: closed::NO,
-        counted: 0,
-        binder: 0,
-        connection: connection::NONE,
-        session: 0,
-        reserved: [0; 2],
-        opened_ns: 0,
-    };
+    let mut initial = new(0, local);
     // SAFETY: the caller's promise; `initial` is initialised and without padding.
     unsafe { SOCKET_MARKS.get(socket, &raw mut initial, BPF_SK_STORAGE_GET_F_CREATE) }
 }

@@ -8,7 +8,7 @@ use aya::{
     Ebpf,
     maps::{MapData, SkStorage},
 };
-use portwatch_common::{FAMILY_IPV4, FAMILY_IPV6, SocketMark, connection, names};
+use portwatch_common::{FAMILY_IPV4, FAMILY_IPV6, SocketMark, names};
 
 use super::{Plain, map};
 use crate::{
@@ -70,20 +70,13 @@ impl SocketMarks {
             }
             SocketAddr::V6(local) => (FAMILY_IPV6, local.ip().octets()),
         };
-        let mark = Plain(SocketMark {
-            cookie: existing.cookie,
-            address: bytemuck::cast(address),
-            port: existing.local.port(),
+        let mark = Plain(SocketMark::new(
+            existing.cookie,
+            bytemuck::cast(address),
+            existing.local.port(),
             family,
-            protocol: existing.transport.protocol(),
-            closed: 0,
-            counted: 0,
-            binder: 0,
-            connection: connection::NONE,
-            session: 0,
-            reserved: [0; 2],
-            opened_ns: 0,
-        });
+            existing.transport.protocol(),
+        ));
         // Before the mark is there, so that the count is never too low: the socket can be closed at
         // once. Where a mark was there, whoever made it has counted it.
         let marked_sockets = self.control.marked_sockets();
